@@ -1,0 +1,314 @@
+"""The fast entropy coder: interleaved rANS in one stream that a CPU core or a GPU warp can read.
+
+The stream
+----------
+All integers are little endian. `n` is the number of lanes: 1, 2, 4, 8, 16 or 32.
+
+    offset      size    field
+    0           4 n     states: uint32 for lane 0 … n - 1; each at least L = 2^16
+    4 n         2 w     words: uint16, read forwards
+    4 n + 2 w   e       escapes: bytes, read BACKWARDS from the end
+    last        1       bits 0-2: log2 n, at most 5; bits 3-7: zero
+
+Neither w nor e is stored: words are taken from the front and escape bytes from the back, and after the last
+symbol the two cursors must have met. The shortest stream is 5 bytes.
+
+Symbols come in segments, whose lengths the reader knows. Symbol i of a segment belongs to lane i mod n: each
+segment starts again at lane 0, and lane states carry over. With a table's frequencies f and their running
+sums c (`TableSet`), one symbol is read from a lane's state x so:
+
+    slot = x mod 2^14
+    s    = the entry with c[s] <= slot < c[s] + f[s]
+    x    = f[s] * floor(x / 2^14) + slot - c[s]
+    if x < 2^16:  x = x * 2^16 + next word              (once is always enough)
+
+Lanes take words in the order of the symbols, which within a round of n symbols is lane order. Entry s is the
+value low + s; the last entry is ESCAPE. Its value lies outside [low, high] and follows in the escape bytes
+as an unsigned LEB128 (7 bits a byte, lowest first, bit 7 = more follow; no needless byte, at most 5):
+
+    u even: value = high + 1 + u / 2         u odd: value = low - 1 - (u - 1) / 2
+
+A value that does not fit in int32 is an error. After the last symbol every lane's state must be 2^16, where
+the writer began: a check on the whole stream that costs nothing.
+
+A lane costs about 3 bytes (16 bits of start, 8 of end), so a writer is free to choose n; this one spends at
+most 0.4 % of the payload on it, which on a CPU makes no difference to the speed.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from histocodec.entropy.tables import COARSE_SHIFT, COST_UNIT, PRECISION, TOTAL, TableSet
+from histocodec.errors import FormatError, UsageError
+
+LOWER = 1 << 16  # L: the smallest state between symbols, and the state that the writer starts with
+MAX_LANES = 32  # a GPU warp
+BYTES_PER_LANE = 768  # payload that earns a lane: 3 bytes of overhead are 0.4 % of it
+MAX_ESCAPE_BYTES = 5  # LEB128 of 32 bits
+
+OK, BAD_TABLE, NO_WORD, NO_ESCAPE, BAD_ESCAPE = range(5)  # what a kernel returns
+_COMPLAINT = {
+    BAD_TABLE: "a symbol names a frequency table that does not exist",
+    NO_WORD: "the stream ends before its symbols do",
+    NO_ESCAPE: "the stream ends within an escaped value",
+    BAD_ESCAPE: "an escaped value is not written as the format demands, or does not fit in int32",
+}
+
+Row = NDArray[Any]  # for the kernels, whose types numba infers
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+
+
+def _jit(kernel: Kernel) -> Kernel:
+    """Compile on the first call and keep the machine code on disk; where nothing can be written (a read-only
+    installation without a home), numba refuses to cache and the code lives for this process only."""
+    try:
+        return cast(Kernel, numba.njit(kernel, nogil=True, error_model="numpy", cache=True))
+    except RuntimeError:
+        return cast(Kernel, numba.njit(kernel, nogil=True, error_model="numpy"))
+
+
+# The kernels. numba has no bounds checks: what keeps every index inside is the validation in TableSet, the
+# table number's check, and the two cursors, which stop at each other. Arrays arrive with fixed types and
+# read-only (see `_row`), since each new combination of types would be compiled anew.
+
+
+@_jit
+def _find_entries(
+    symbols: Row, tables: Row, low: Row, size: Row, offset: Row, cost: Row, entries: Row, escapes: Row
+) -> tuple[int, int, int]:
+    """Fill `entries` with places in `freq` and `escapes` in reading order; (status, cost, escape bytes)."""
+    total = 0
+    used = 0
+    for i in range(symbols.size):
+        t = tables[i]
+        if t >= low.size:
+            return BAD_TABLE, 0, 0
+        s = np.int64(symbols[i]) - low[t]
+        regular = np.int64(size[t])
+        if s < 0 or s >= regular:
+            u = 2 * (s - regular) if s >= 0 else 2 * (-1 - s) + 1
+            s = regular
+            while u >= 128:
+                escapes[used] = np.uint8(u & 127 | 128)
+                u >>= 7
+                used += 1
+            escapes[used] = np.uint8(u)
+            used += 1
+        entry = offset[t] + s
+        entries[i] = entry
+        total += cost[entry]
+    return OK, total, used
+
+
+@_jit
+def _encode(entries: Row, bounds: Row, freq: Row, cdf: Row, states: Row, words: Row) -> int:
+    """Code all segments from the last symbol to the first; words fill from the end. First word's index."""
+    position = words.size
+    mask = states.size - 1
+    for segment in range(bounds.size - 2, -1, -1):
+        first = bounds[segment]
+        for i in range(bounds[segment + 1] - 1, first - 1, -1):
+            lane = (i - first) & mask
+            f = np.uint32(freq[entries[i]])
+            x = states[lane]
+            if (x >> (32 - PRECISION)) >= f:  # else x would leave 32 bits
+                position -= 1
+                words[position] = np.uint16(x & 0xFFFF)
+                x = np.uint32(x >> 16)
+            q = np.uint32(x // f)
+            states[lane] = np.uint32((q << PRECISION) + (x - q * f) + cdf[entries[i]])
+    return position
+
+
+@_jit
+def _decode(
+    data: Row, cursors: Row, states: Row, tables: Row,
+    mode: Row, low: Row, size: Row, freq: Row, cdf: Row, coarse: Row, out: Row,
+) -> int:  # fmt: skip
+    """Read one segment into `out`; moves `cursors` (next word, end of escapes) and `states`."""
+    position = cursors[0]
+    tail = cursors[1]
+    mask = states.size - 1
+    for i in range(tables.size):
+        t = tables[i]
+        if t >= low.size:
+            return BAD_TABLE
+        lane = i & mask
+        x = states[lane]
+        slot = np.int64(x & (TOTAL - 1))
+        above = slot - mode[t, 0]
+        f = np.int64(mode[t, 1])
+        if above >= 0 and above < f:  # most symbols are the most likely one
+            out[i] = mode[t, 2]
+        else:
+            base = np.int64(mode[t, 3])
+            s = np.int64(coarse[t, slot >> COARSE_SHIFT])
+            while slot >= np.int64(cdf[base + s]) + freq[base + s]:
+                s += 1
+            f = np.int64(freq[base + s])
+            above = slot - cdf[base + s]
+            value = low[t] + s
+            if s == size[t]:
+                u = np.int64(0)
+                shift = 0
+                while True:
+                    if tail <= position:
+                        return NO_ESCAPE
+                    tail -= 1
+                    byte = np.int64(data[tail])
+                    u |= (byte & 127) << shift
+                    shift += 7
+                    if byte < 128:
+                        break
+                    if shift == 7 * MAX_ESCAPE_BYTES:
+                        return BAD_ESCAPE
+                if byte == 0 and shift > 7:
+                    return BAD_ESCAPE
+                value = value + (u >> 1) if u & 1 == 0 else low[t] - 1 - (u >> 1)
+                if value < -(1 << 31) or value >= 1 << 31:
+                    return BAD_ESCAPE
+            out[i] = value
+        rest = f * np.int64(x >> PRECISION) + above
+        if rest < LOWER:
+            if tail - position < 2:
+                return NO_WORD
+            rest = rest << 16 | np.int64(data[position]) | np.int64(data[position + 1]) << 8
+            position += 2
+        states[lane] = rest
+    cursors[0] = position
+    cursors[1] = tail
+    return OK
+
+
+class Encoder:
+    """Collects segments and codes them all at once, since rANS writes from the last symbol to the first.
+
+    >>> encoder = Encoder(table_set)
+    >>> encoder.write(z, z_tables)
+    >>> encoder.write(y, y_tables)
+    >>> data = encoder.finish()
+    """
+
+    def __init__(self, table_set: TableSet) -> None:
+        self._tables = table_set
+        self._segments: list[tuple[NDArray[np.int32], NDArray[np.uint16]]] = []
+
+    def write(self, symbols: NDArray[np.integer[Any]], tables: NDArray[np.uint16]) -> None:
+        """Add a segment: symbols (n,), any integers within int32, and the number of each one's table (n,)."""
+        if symbols.ndim != 1 or not np.can_cast(symbols.dtype, np.int32):
+            raise UsageError(f"symbols must be (n,) int32 or narrower, not {symbols.shape} {symbols.dtype}")
+        if tables.shape != symbols.shape or tables.dtype != np.uint16:
+            raise UsageError(f"tables must be {symbols.shape} uint16, not {tables.shape} {tables.dtype}")
+        self._segments.append((symbols.astype(np.int32), tables.copy()))
+
+    def finish(self, *, lanes: int | None = None) -> bytes:
+        """The stream of all segments so far. `lanes` overrides the choice that suits the payload's size."""
+        none = (np.empty(0, np.int32), np.empty(0, np.uint16))
+        parts = self._segments or [none]
+        symbols = _row(np.concatenate([part for part, _ in parts]), np.dtype(np.int32))
+        tables = _row(np.concatenate([part for _, part in parts]), np.dtype(np.uint16))
+        bounds = np.cumsum([0, *(len(part) for part, _ in parts)], dtype=np.int64)
+        entries = np.empty(len(symbols), np.int32)
+        escapes = np.empty(MAX_ESCAPE_BYTES * len(symbols), np.uint8)  # touched only as far as needed
+        t = self._tables
+        status, cost, used = _find_entries(symbols, tables, t.low, t.size, t.offset, t.cost, entries, escapes)
+        if status != OK:
+            raise UsageError(f"cannot encode: {_COMPLAINT[status]} (there are {len(t)})")
+        n = _suitable_lanes(cost // (8 * COST_UNIT) + used) if lanes is None else _checked_lanes(lanes)
+        states = np.full(n, LOWER, np.uint32)
+        words = np.empty(len(symbols), np.uint16)  # one a symbol at most
+        first = _encode(entries, bounds, t.freq, t.cdf, states, words)
+        return b"".join(
+            (
+                states.astype("<u4").tobytes(),
+                words[first:].astype("<u2").tobytes(),
+                escapes[:used][::-1].tobytes(),
+                bytes([n.bit_length() - 1]),
+            )
+        )
+
+
+class Decoder:
+    """Reads the segments of one stream in the order in which they were written. Not for sharing by threads.
+
+    Every way in which bytes can be broken raises FormatError, here or at `finish` at the latest; what `read`
+    returned before must not be trusted until then.
+    """
+
+    def __init__(self, data: bytes | bytearray | memoryview, table_set: TableSet) -> None:
+        self._tables = table_set
+        self._data = _row(np.frombuffer(data, np.uint8), np.dtype(np.uint8))
+        if not len(self._data):
+            raise FormatError("an entropy-coded stream is empty; the shortest has 5 bytes")
+        last = int(self._data[-1])
+        if last > MAX_LANES.bit_length() - 1:
+            raise FormatError(f"an entropy-coded stream ends in byte {last}; the lane count is 0 to 5 there")
+        front = 4 << last
+        if len(self._data) <= front:
+            raise FormatError(f"an entropy-coded stream has {len(self._data)} bytes; its states need {front}")
+        self._states = self._data[:front].view("<u4").astype(np.uint32)  # (lanes,)
+        if (self._states < LOWER).any():
+            raise FormatError(f"an entropy-coded stream has a lane state below {LOWER}")
+        self._cursors = np.array([front, len(self._data) - 1], np.int64)
+
+    def read(self, tables: NDArray[np.uint16]) -> NDArray[np.int32]:
+        """The next segment: one symbol (n,) for each table number (n,)."""
+        if tables.ndim != 1 or tables.dtype != np.uint16:
+            raise UsageError(f"tables must be (n,) uint16, not {tables.shape} {tables.dtype}")
+        numbers = _row(tables, np.dtype(np.uint16))
+        out = np.empty(len(numbers), np.int32)
+        t = self._tables
+        status = _decode(
+            self._data, self._cursors, self._states, numbers,
+            t.mode, t.low, t.size, t.freq, t.cdf, t.coarse, out,
+        )  # fmt: skip
+        if status != OK:
+            raise FormatError(f"cannot decode: {_COMPLAINT[status]}")
+        return out
+
+    def finish(self) -> None:
+        """Check that the stream ends where its symbols do, and that every lane is back at its start."""
+        left = int(self._cursors[1] - self._cursors[0])
+        if left:
+            raise FormatError(f"an entropy-coded stream has {left} bytes left after its last symbol")
+        if (self._states != LOWER).any():
+            raise FormatError("an entropy-coded stream was altered: its states do not end where they began")
+
+
+def encode(symbols: NDArray[np.integer[Any]], tables: NDArray[np.uint16], table_set: TableSet) -> bytes:
+    """One segment as a whole stream."""
+    encoder = Encoder(table_set)
+    encoder.write(symbols, tables)
+    return encoder.finish()
+
+
+def decode(
+    data: bytes | bytearray | memoryview, tables: NDArray[np.uint16], table_set: TableSet
+) -> NDArray[np.int32]:
+    """The symbols of a stream of one segment."""
+    decoder = Decoder(data, table_set)
+    symbols = decoder.read(tables)
+    decoder.finish()
+    return symbols
+
+
+def _suitable_lanes(payload_bytes: int) -> int:
+    most = min(MAX_LANES, max(1, payload_bytes // BYTES_PER_LANE))
+    return 1 << (most.bit_length() - 1)
+
+
+def _checked_lanes(lanes: int) -> int:
+    if lanes not in (1, 2, 4, 8, 16, 32):
+        raise UsageError(f"{lanes} lanes; allowed are 1, 2, 4, 8, 16 and 32")
+    return lanes
+
+
+def _row(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The array as the kernels were compiled for: contiguous, aligned, native and read-only."""
+    row = np.require(array, dtype, ["C", "A"]).view()
+    row.setflags(write=False)
+    return row

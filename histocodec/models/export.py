@@ -1,0 +1,54 @@
+"""From a trained model to a model file: parameters rounded to the integers that training already used."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save as to_safetensors
+
+from histocodec.entropy import TableSet, gaussian_tables
+from histocodec.models.config import QUALITIES
+from histocodec.models.hyper import HyperModel
+from histocodec.models.prior import INPUT_BITS, LINEAR_CLIP, MEAN_BITS, SCALE_BITS, SCALES, SMALLEST_SCALE
+from histocodec.models.weights import FORMAT, ModelWeights, parse_model
+
+
+def gaussian_table_set() -> TableSet:
+    """The tables that training assumes: every scale index, every eighth of a mean."""
+    return gaussian_tables([SMALLEST_SCALE * 2 ** (i / 2**SCALE_BITS) for i in range(SCALES)], 1 << MEAN_BITS)
+
+
+@torch.no_grad()
+def export_model(
+    model: HyperModel, model_id: str, *, tables: TableSet | None = None, notes: Mapping[str, str] | None = None
+) -> ModelWeights:
+    """The model file of a trained model, parsed and checked; `.data` holds its bytes.
+
+    `notes` become metadata beside the id (training steps, commit). Transforms are stored as float16.
+    """
+    prior = model.prior
+    quality = torch.arange(QUALITIES, dtype=torch.float32)
+    log_gain, log_inverse = (gain.cpu() for gain in model.gains(quality.to(next(model.parameters()).device)))
+    prior = prior.to("cpu")
+    arrays: dict[str, NDArray[Any]] = {}
+    for layer in prior.graph.layers.values():
+        arrays[f"prior.{layer.name}.weight"] = prior.integer_weight(layer).numpy().astype(np.int8)
+        arrays[f"prior.{layer.name}.bias"] = prior.integer_bias(layer, quality).numpy().astype(np.int32)
+    arrays["prior.base_index"] = prior.base_index(log_gain).numpy().astype(np.int16)
+    mean, index = prior.hyper_parameters(quality)
+    arrays["prior.hyper_mean"] = mean.numpy().astype(np.int16)
+    arrays["prior.hyper_index"] = index.numpy().astype(np.uint8)
+    compressed = np.floor(2**INPUT_BITS * np.arcsinh(np.arange(LINEAR_CLIP + 1)) + 0.5)
+    arrays["prior.compress"] = compressed.astype(np.uint8)
+    arrays["gain"] = log_gain.exp().numpy().astype(np.float32)
+    arrays["inverse_gain"] = log_inverse.exp().numpy().astype(np.float32)
+    tables = tables or gaussian_table_set()
+    arrays |= {"tables.low": tables.low, "tables.size": tables.size, "tables.freq": tables.freq}
+    for part in ("g_a", "g_s"):
+        for name, tensor in getattr(model, part).state_dict().items():
+            arrays[f"{part}.{name}"] = tensor.detach().cpu().contiguous().numpy().astype(np.float16)
+    metadata = {**(notes or {}), "format": FORMAT, "id": model_id, "config": model.config.to_json()}
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return parse_model(to_safetensors(arrays, metadata=metadata), name=model_id)

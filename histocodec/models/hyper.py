@@ -1,0 +1,74 @@
+"""The flagship model as it trains: pixels in, pixels and bits out.
+
+    x → g_a → ·gain → round → y → prior → bits
+                              y → ·inverse gain → g_s → x̂
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from histocodec.models.config import GROUPS, HyperConfig
+from histocodec.models.prior import MEAN_BITS
+from histocodec.models.quantised import QuantisedPrior, scale_of, step_mask, straight_round
+from histocodec.models.transforms import Analysis, Gains, Synthesis
+
+
+@dataclass(frozen=True)
+class HyperOutput:
+    """What one forward pass gives: the decoded batch, and the bits of each item."""
+
+    pixels: Tensor  # (B, 3, H, W) float, normalised
+    y_bits: Tensor  # (B,)
+    z_bits: Tensor  # (B,)
+
+
+class HyperModel(nn.Module):
+    """`g_a`, `g_s`, gains and prior. Normalised pixels (B, 3, H, W), H and W multiples of 64, and one quality an
+    item in; `HyperOutput` out. In training the rate is that of uniform noise (Ballé et al. 2017) and everything
+    else sees integers; in evaluation the rate is that of the integers, an ideal coder's."""
+
+    def __init__(self, config: HyperConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.g_a = Analysis(config)
+        self.g_s = Synthesis(config)
+        self.gains = Gains(config)
+        self.prior = QuantisedPrior(config)
+
+    def forward(self, pixels: Tensor, quality: Tensor) -> HyperOutput:
+        log_gain, log_inverse = self.gains(quality)
+        y = self.g_a(pixels).float() * log_gain.exp()[:, :, None, None]
+        y_hat = straight_round(y)
+        y_rate = y + torch.rand_like(y) - 0.5 if self.training else y_hat
+
+        graph, ops = self.prior.graph, self.prior.ops(quality, log_gain)
+        z = graph.h_a(ops, y_hat)
+        mean, index = self.prior.hyper_parameters(quality)
+        z_bits = bits(z, mean[:, :, None, None], index[:, :, None, None])
+        h = graph.h_s(ops, z)
+        y_bits = torch.zeros_like(z_bits)
+        for k in range(GROUPS):
+            mask = step_mask(k, *y.shape[1:]).to(y.device)
+            mean, index = graph.step(ops, k, y_hat * mask, h)
+            y_bits = y_bits + bits(ops.cells(y_rate, k), mean, index)
+
+        x_hat = self.g_s(y_hat * log_inverse.exp()[:, :, None, None])
+        return HyperOutput(x_hat.float(), y_bits, z_bits)
+
+
+def bits(values: Tensor, mean: Tensor, index: Tensor) -> Tensor:
+    """-log2 of the Gaussian mass of [value - 1/2, value + 1/2], summed over everything but the batch: (B,)
+
+    A thin exponential tail stands for the coder's escape, and keeps a gradient where the Gaussian has none."""
+    scale = scale_of(index.float())
+    distance = (values.float() - mean.float() * 2.0**-MEAN_BITS).abs()
+    mass = normal((0.5 - distance) / scale) - normal((-0.5 - distance) / scale)
+    tail = 2.0**-12 * torch.exp(-0.25 * distance / scale)
+    return -torch.log2((mass + tail).clamp(min=2.0**-40)).flatten(1).sum(1)
+
+
+def normal(x: Tensor) -> Tensor:
+    return 0.5 * torch.erfc(x * -math.sqrt(0.5))

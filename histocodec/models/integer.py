@@ -1,0 +1,168 @@
+"""The prior as it codes: exact integers held in floats, on numpy or on torch, on any device, in any batch.
+
+Every accumulator stays below 2^23 (`check_accumulators`, at loading), so float32 sums are exact in any order and
+no choice of library, threads or batch can change a bit. float64 is the same computation with room to spare, and
+serves as the oracle. Nothing here may call a convolution: those may choose algorithms that round.
+"""
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histocodec.errors import FormatError
+from histocodec.models.config import GROUPS, HyperConfig
+from histocodec.models.prior import LINEAR_CLIP, POSITIONS, SCALES, Layer, Prior, layers
+
+ACCUMULATOR_LIMIT = 2**23
+Array = Any  # numpy.ndarray or torch.Tensor: the operations below are common to both
+
+
+class IntegerPrior:
+    """The integer parameters of one model, as arrays of one library, and the graph that uses them.
+
+    xp is `numpy` or `torch`; dtype names a float of that library, "float32" or "float64"; device is torch's.
+    """
+
+    def __init__(
+        self,
+        config: HyperConfig,
+        arrays: Mapping[str, NDArray[Any]],
+        *,
+        xp: ModuleType = np,
+        dtype: str = "float32",
+        device: str = "cpu",
+    ) -> None:
+        self.config, self.graph, self.xp = config, Prior(config), xp
+        self.dtype = getattr(xp, dtype)
+        self._where = {} if xp is np else {"device": device}
+        self.weight: dict[str, Array] = {}
+        self.bias: dict[str, Array] = {}
+        for layer in layers(config):
+            weight = arrays[f"prior.{layer.name}.weight"]
+            if layer.name.endswith(".heads"):
+                weight = weight.reshape(GROUPS, -1, layer.inputs)
+            self.weight[layer.name] = self.array(weight)
+            self.bias[layer.name] = self.array(arrays[f"prior.{layer.name}.bias"])  # (1 or Q, outputs)
+        self.base_index = self.array(arrays["prior.base_index"])  # (Q, C)
+        positive = arrays["prior.compress"].astype(np.int16)
+        self._compress = self.array(np.concatenate([-positive[:0:-1], positive]))  # by y + 1023
+
+    def array(self, values: NDArray[Any]) -> Array:
+        """Integers as this library's floats."""
+        return self.xp.asarray(np.ascontiguousarray(values, np.float64), dtype=self.dtype, **self._where)
+
+    def zeros(self, *shape: int) -> Array:
+        return self.xp.zeros(shape, dtype=self.dtype, **self._where)
+
+    def compress(self, y: Array) -> Array:
+        index = self.xp.clip(y, -LINEAR_CLIP, LINEAR_CLIP) + LINEAR_CLIP
+        return self._compress[index.astype(np.intp) if self.xp is np else index.long()]
+
+    def ops(self, quality: NDArray[np.integer[Any]]) -> "IntegerOps":
+        """Operations for a batch of chunks with these qualities (B,), each 0 … 100."""
+        return IntegerOps(self, quality)
+
+
+class IntegerOps:
+    """`Ops` on arrays (B, channels, rows, columns); see `histocodec.models.prior.Ops`."""
+
+    def __init__(self, prior: IntegerPrior, quality: NDArray[np.integer[Any]]) -> None:
+        self.prior, self.quality = prior, quality
+        self.base = prior.base_index[quality]  # (B, C)
+
+    def _bias(self, name: str) -> Array:
+        bias = self.prior.bias[name]
+        return bias if bias.shape[0] == 1 else bias[self.quality]
+
+    def linear(self, name: str, x: Array) -> Array:
+        layer = self.prior.graph.layers[name]
+        bias = self._bias(name)[:, :, None, None]
+        if layer.kind == "depthwise":
+            return self._depthwise(self.prior.weight[name], x) + bias
+        batch, _, rows, columns = x.shape
+        flat = x.reshape(batch, layer.inputs, rows * columns)
+        return self.prior.xp.matmul(self.prior.weight[name], flat).reshape(batch, -1, rows, columns) + bias
+
+    def _depthwise(self, weight: Array, x: Array) -> Array:
+        batch, channels, rows, columns = x.shape
+        padded = self.prior.zeros(batch, channels, rows + 2, columns + 2)
+        padded[:, :, 1:-1, 1:-1] = x
+        total = padded[:, :, :rows, :columns] * weight[:, :1, :1]
+        for i in range(3):
+            for j in range(3):
+                if i or j:
+                    total += padded[:, :, i : i + rows, j : j + columns] * weight[:, i : i + 1, j : j + 1]
+        return total
+
+    def activate(self, accumulator: Array, shift: int) -> Array:
+        return self.prior.xp.clip(self.rescale(accumulator, shift), 0, 255)
+
+    def rescale(self, accumulator: Array, shift: int) -> Array:
+        return self.prior.xp.floor(accumulator * 2.0**-shift + 0.5)
+
+    def clip(self, x: Array, limit: int) -> Array:
+        return self.prior.xp.clip(x, -limit, limit)
+
+    def compress(self, y: Array) -> Array:
+        return self.prior.compress(y)
+
+    def join(self, a: Array, b: Array) -> Array:
+        return self.prior.xp.concat((a, b), 1)
+
+    def fold(self, x: Array) -> Array:
+        batch, channels, rows, columns = x.shape
+        split = x.reshape(batch, channels, rows // 2, 2, columns // 2, 2)
+        return self._move(split, (0, 1, 3, 5, 2, 4)).reshape(batch, 4 * channels, rows // 2, columns // 2)
+
+    def unfold(self, x: Array) -> Array:
+        batch, channels, rows, columns = x.shape
+        split = x.reshape(batch, channels // 4, 2, 2, rows, columns)
+        return self._move(split, (0, 1, 4, 2, 5, 3)).reshape(batch, channels // 4, 2 * rows, 2 * columns)
+
+    def _move(self, x: Array, order: tuple[int, ...]) -> Array:
+        return np.transpose(x, order) if self.prior.xp is np else x.permute(order)
+
+    def heads(self, name: str, x: Array, step: int) -> tuple[Array, Array]:
+        order = [p ^ step for p in range(GROUPS)]
+        weight = self.prior.weight[name][order]  # (4, 2·C/4, n)
+        bias = self._bias(name).reshape(-1, GROUPS, weight.shape[1])[:, order]
+        batch, width, rows, columns = x.shape
+        inputs = self.prior.xp.stack([x[:, :, i::2, j::2].reshape(batch, width, -1) for i, j in POSITIONS], 1)
+        outputs = self.prior.xp.matmul(weight, inputs) + bias[..., None]
+        outputs = outputs.reshape(batch, GROUPS, 2, -1, rows // 2, columns // 2)
+        return outputs[:, :, 0], outputs[:, :, 1]
+
+    def cells(self, x: Array, step: int) -> Array:
+        return self.prior.xp.stack(
+            [x[:, p ^ step :: GROUPS, i::2, j::2] for p, (i, j) in enumerate(POSITIONS)], 1
+        )
+
+    def place(self, y: Array, cells: Array, step: int) -> None:
+        """The opposite of `cells`, into `y` (B, C, h, w) itself."""
+        for p, (i, j) in enumerate(POSITIONS):
+            y[:, p ^ step :: GROUPS, i::2, j::2] = cells[:, p]
+
+    def add(self, a: Array, b: Array) -> Array:
+        return a + b
+
+    def scale_index(self, deviation: Array, step: int) -> Array:
+        base = self.prior.xp.stack([self.base[:, p ^ step :: GROUPS] for p in range(GROUPS)], 1)
+        return self.prior.xp.clip(base[..., None, None] + deviation, 0, SCALES - 1)
+
+
+def check_accumulators(config: HyperConfig, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Raises FormatError where a layer's accumulator could reach 2^23 and float32 would no longer be exact."""
+    for layer in layers(config):
+        peak = accumulator_peak(layer, arrays[f"prior.{layer.name}.weight"], arrays[f"prior.{layer.name}.bias"])
+        if peak >= ACCUMULATOR_LIMIT:
+            raise FormatError(f"prior layer {layer.name}: its accumulator can reach {peak}; below 2^23 is allowed")
+
+
+def accumulator_peak(layer: Layer, weight: NDArray[Any], bias: NDArray[Any]) -> int:
+    """The largest |accumulator| that any input within the layer's range can give."""
+    sums = np.abs(weight.astype(np.int64)).reshape(layer.outputs, -1).sum(axis=1)
+    return int((sums * layer.input_peak + np.abs(bias.astype(np.int64)).max(axis=0)).max())
+

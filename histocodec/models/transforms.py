@@ -1,0 +1,135 @@
+"""The pixel side of `hyper`: analysis `g_a`, synthesis `g_s` and the gains between them. Floating point.
+
+    pixels (3, H, W)  →unshuffle 8→ (192, H/8, W/8) →1×1, blocks→ →2×2 stride 2→ (C, H/16, W/16) blocks → y
+    y                 → blocks →2×2 stride-2 transpose→ (192, H/8, W/8) blocks, 1×1 →shuffle 8→ pixels
+
+Both start as a Karhunen–Loève transform (`histocodec.train.klt`), i.e. at JPEG's level, and learn the rest.
+Convolutions pad with zeros at their own edges. A window that reaches `synthesis_halo` latents further than the
+wanted block, or ends where the slide ends, therefore gives exactly the block of the whole decode.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from histocodec.models.config import QUALITIES, HyperConfig
+
+
+@dataclass(frozen=True)
+class Margin:
+    """How far a window reaches beyond the wanted block on each side, in elements of the current resolution.
+
+    A side where the slide ends has what there is, down to 0, and keeps it: there the zero padding is right."""
+
+    top: int = 0
+    left: int = 0
+    bottom: int = 0
+    right: int = 0
+
+    def trim(self, x: Tensor, needed: int) -> "tuple[Tensor, Margin]":
+        """Cuts away what no later layer looks at: beyond `needed` on each side."""
+        left = Margin(*(min(have, needed) for have in (self.top, self.left, self.bottom, self.right)))
+        rows = slice(self.top - left.top, x.shape[2] - (self.bottom - left.bottom))
+        columns = slice(self.left - left.left, x.shape[3] - (self.right - left.right))
+        return x[:, :, rows, columns], left
+
+    def scaled(self, factor: float) -> "Margin":
+        return Margin(*(int(have * factor) for have in (self.top, self.left, self.bottom, self.right)))
+
+
+class Residual(nn.Module):
+    """x + W₂·relu(D·relu(W₁·x)), with D a depthwise 3×3 convolution in spatial blocks and nothing in others."""
+
+    def __init__(self, channels: int, spatial: bool) -> None:
+        super().__init__()
+        self.expand = nn.Conv2d(channels, channels, 1)
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels) if spatial else None
+        self.project = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.expand(x), inplace=True)
+        if self.depthwise is not None:
+            hidden = F.relu(self.depthwise(hidden), inplace=True)
+        return x + cast(Tensor, self.project(hidden))
+
+
+def _blocks(blocks: nn.Sequential, x: Tensor, margin: Margin, beyond: int) -> tuple[Tensor, Margin]:
+    """Runs residual blocks, trimming after each; `beyond` is what the layers after the last block need."""
+    ahead = [block.depthwise is not None for block in cast("list[Residual]", list(blocks))]
+    for i, block in enumerate(blocks):
+        x, margin = margin.trim(block(x), sum(ahead[i + 1 :]) + beyond)
+    return x, margin
+
+
+class Analysis(nn.Module):
+    """`g_a`: (B, 3, H, W) normalised float, H and W multiples of 16 → (B, C, H/16, W/16) float, before gains."""
+
+    def __init__(self, config: HyperConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.head = nn.Conv2d(192, config.width8, 1)
+        self.blocks8 = nn.Sequential(*(Residual(config.width8, spatial) for spatial in config.analysis8))
+        self.down = nn.Conv2d(config.width8, config.latent_channels, 2, stride=2)
+        self.blocks16 = nn.Sequential(*(Residual(config.latent_channels, s) for s in config.analysis16))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = F.pixel_unshuffle(pixels, 8).contiguous(memory_format=torch.channels_last)
+        return cast(Tensor, self.blocks16(self.down(self.blocks8(self.head(x)))))
+
+    def window(self, pixels: Tensor, margin: Margin) -> Tensor:
+        """As `forward`, without the margin (given in latents, at most `analysis_halo`)."""
+        x = F.pixel_unshuffle(pixels, 8).contiguous(memory_format=torch.channels_last)
+        spatial16 = sum(self.config.analysis16)
+        x, margin = _blocks(self.blocks8, self.head(x), margin.scaled(2), 2 * spatial16)
+        x, _ = _blocks(self.blocks16, self.down(x), margin.scaled(0.5), 0)
+        return x
+
+
+class Synthesis(nn.Module):
+    """`g_s`: (B, C, h, w) float, gains undone → (B, 3, 16h, 16w) normalised float."""
+
+    def __init__(self, config: HyperConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks16 = nn.Sequential(*(Residual(config.latent_channels, s) for s in config.synthesis16))
+        self.up = nn.ConvTranspose2d(config.latent_channels, config.width8, 2, stride=2)
+        self.blocks8 = nn.Sequential(*(Residual(config.width8, spatial) for spatial in config.synthesis8))
+        self.tail = nn.Conv2d(config.width8, 192, 1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = self.tail(self.blocks8(self.up(self.blocks16(latents))))
+        return F.pixel_shuffle(x, 8)
+
+    def window(self, latents: Tensor, margin: Margin) -> Tensor:
+        """As `forward`, without the margin (given in latents, at most `synthesis_halo`)."""
+        spatial8 = sum(self.config.synthesis8)
+        x, margin = _blocks(self.blocks16, latents, margin, -(-spatial8 // 2))
+        x, margin = _blocks(self.blocks8, self.up(x), margin.scaled(2), 0)
+        return F.pixel_shuffle(self.tail(x), 8)
+
+
+class Gains(nn.Module):
+    """Per-channel gain vectors, learnt at `anchors` qualities and interpolated geometrically between them
+    (Cui et al. 2021, "Asymmetric gained deep image compression with continuous rate adaptation")."""
+
+    def __init__(self, config: HyperConfig) -> None:
+        super().__init__()
+        shape = (config.anchors, config.latent_channels)
+        self.log_gain = nn.Parameter(torch.zeros(shape))
+        self.log_inverse = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, quality: Tensor) -> tuple[Tensor, Tensor]:
+        """quality (B,) float in 0 … 100 → log gain and log inverse gain, each (B, C)."""
+        return interpolate(self.log_gain, quality), interpolate(self.log_inverse, quality)
+
+
+def interpolate(anchors: Tensor, quality: Tensor) -> Tensor:
+    """(A, …) values at A evenly spaced qualities, (B,) qualities in 0 … 100 → (B, …), linear in between."""
+    last = anchors.shape[0] - 1
+    position = quality.clamp(0, QUALITIES - 1) * (last / (QUALITIES - 1))
+    below = position.floor().clamp(max=last - 1).long()
+    weight = (position - below).view(-1, *[1] * (anchors.dim() - 1))
+    return torch.lerp(anchors[below], anchors[below + 1], weight.to(anchors.dtype))

@@ -1,0 +1,178 @@
+"""Model files: one safetensors file holds a whole codec, and its SHA-256 is the codec's identity.
+
+Read with numpy alone, so that latents can be decoded without torch. Never unpickled. What each tensor means is
+written in `formats/SPEC.md`, "The model file".
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as parse_safetensors
+
+from histocodec.entropy import TableSet
+from histocodec.errors import FormatError, MissingModelError
+from histocodec.models.config import QUALITIES, HyperConfig
+from histocodec.models.integer import check_accumulators
+from histocodec.models.prior import HYPER_CLIP, LINEAR_CLIP, MEAN_BITS, SCALES, layers
+
+DEFAULT_MODEL = "hyper-1"
+MODELS_VARIABLE = "HISTOCODEC_MODELS"  # further folders with model files, as in PATH
+MAX_BYTES = 256 << 20  # a model file larger than this is none of ours
+FORMAT = "histocodec.model/1"
+
+
+@dataclass(frozen=True, eq=False)
+class ModelWeights:
+    """One validated model file. `arrays` holds its tensors by name; the tables are built once from three of them."""
+
+    id: str
+    sha256: str
+    config: HyperConfig
+    arrays: Mapping[str, NDArray[Any]]
+    data: bytes = field(repr=False)  # the file itself, for --embed-model
+    tables: TableSet = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        expected = dict(_expected(self.config))
+        for name, (shape, dtype) in expected.items():
+            array = self.arrays.get(name)
+            if array is None:
+                raise FormatError(f"model {self.id}: tensor {name} is missing")
+            if array.dtype != dtype or array.shape != shape:
+                raise FormatError(
+                    f"model {self.id}: tensor {name} is {array.dtype} {array.shape}; {dtype} {shape} is needed"
+                )
+        for name, limit in (("prior.hyper_index", SCALES - 1), ("prior.compress", 127)):
+            if self.arrays[name].max() > limit:
+                raise FormatError(f"model {self.id}: {name} has {self.arrays[name].max()}; at most {limit} is allowed")
+        if int(np.abs(self.arrays["prior.hyper_mean"].astype(np.int64)).max()) > HYPER_CLIP << MEAN_BITS:
+            raise FormatError(f"model {self.id}: prior.hyper_mean lies outside what z can be")
+        check_accumulators(self.config, self.arrays)
+        tables = TableSet(*(self.arrays[f"tables.{name}"] for name in ("low", "size", "freq")))
+        if len(tables) != SCALES << MEAN_BITS:
+            raise FormatError(f"model {self.id}: {len(tables)} frequency tables; {SCALES << MEAN_BITS} are needed")
+        object.__setattr__(self, "tables", tables)
+
+    def gain(self, quality: int) -> NDArray[np.float32]:
+        """(C,) what the analysis is multiplied by before rounding"""
+        gain: NDArray[np.float32] = self.arrays["gain"][quality]
+        return gain
+
+    def inverse_gain(self, quality: int) -> NDArray[np.float32]:
+        """(C,) what the latents are multiplied by before the synthesis"""
+        inverse: NDArray[np.float32] = self.arrays["inverse_gain"][quality]
+        return inverse
+
+
+def _expected(config: HyperConfig) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:
+    """Shape and dtype of every tensor that the entropy side needs; torch checks the rest when it loads them."""
+    for layer in layers(config):
+        kernel = (3, 3) if layer.kind == "depthwise" else (layer.inputs,)
+        yield f"prior.{layer.name}.weight", ((layer.outputs, *kernel), "int8")
+        yield f"prior.{layer.name}.bias", ((QUALITIES if layer.by_quality else 1, layer.outputs), "int32")
+    yield "prior.base_index", ((QUALITIES, config.latent_channels), "int16")
+    yield "prior.hyper_mean", ((QUALITIES, config.hyper_channels), "int16")
+    yield "prior.hyper_index", ((QUALITIES, config.hyper_channels), "uint8")
+    yield "prior.compress", ((LINEAR_CLIP + 1,), "uint8")
+    yield "gain", ((QUALITIES, config.latent_channels), "float32")
+    yield "inverse_gain", ((QUALITIES, config.latent_channels), "float32")
+
+
+def parse_model(data: bytes, *, name: str) -> ModelWeights:
+    """The model in the bytes of a file. `name` is for messages. Raises FormatError."""
+    if len(data) > MAX_BYTES:
+        raise FormatError(f"{name}: {len(data)} bytes; a model file has at most {MAX_BYTES}")
+    metadata = _metadata(data, name)
+    if metadata.get("format") != FORMAT:
+        raise FormatError(f"{name}: format {metadata.get('format')!r}; {FORMAT!r} is needed")
+    try:
+        arrays = parse_safetensors(data)
+    except (SafetensorError, ValueError, KeyError, TypeError) as exc:
+        raise FormatError(f"{name}: not a sound safetensors file: {exc}") from exc
+    for array in arrays.values():
+        array.setflags(write=False)
+    missing = [key for key in ("tables.low", "tables.size", "tables.freq") if key not in arrays]
+    if missing:
+        raise FormatError(f"{name}: tensor {missing[0]} is missing")
+    config = HyperConfig.from_json(metadata.get("config", ""))
+    return ModelWeights(metadata.get("id", ""), hashlib.sha256(data).hexdigest(), config, arrays, data)
+
+
+def _metadata(data: bytes, name: str) -> dict[str, str]:
+    """The string-to-string metadata of a safetensors header."""
+    import json
+
+    size = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or size > min(len(data) - 8, 1 << 20):
+        raise FormatError(f"{name}: not a safetensors file (its header would have {size} bytes)")
+    try:
+        header = json.loads(data[8 : 8 + size])
+        metadata = header.get("__metadata__", {})
+        return {str(k): str(v) for k, v in metadata.items()}
+    except (ValueError, AttributeError, RecursionError) as exc:
+        raise FormatError(f"{name}: not a safetensors file: {exc}") from exc
+
+
+def load_model(path: str | os.PathLike[str]) -> ModelWeights:
+    """Reads a model file. Raises MissingModelError where there is none, FormatError where it is broken."""
+    file = Path(path)
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            raise FormatError(f"{file}: {file.stat().st_size} bytes; a model file has at most {MAX_BYTES}")
+        data = file.read_bytes()
+    except OSError as exc:
+        raise MissingModelError(f"{file}: the model file cannot be read: {exc.strerror or exc}") from exc
+    return parse_model(data, name=str(file))
+
+
+def model_folders() -> list[Path]:
+    """Where model files are looked for: HISTOCODEC_MODELS first, then the package."""
+    named = [Path(part) for part in os.environ.get(MODELS_VARIABLE, "").split(os.pathsep) if part]
+    return [*named, Path(__file__).parent.parent / "weights"]
+
+
+def find_model(model_id: str = DEFAULT_MODEL, sha256: str | None = None) -> ModelWeights:
+    """The model of this id, and with this SHA-256 where one is given. A path to a .safetensors file is an id too.
+
+    Raises MissingModelError, naming what was looked for and what is there.
+    """
+    if model_id.endswith(".safetensors"):
+        found = _load_cached(model_id, _version(Path(model_id)))
+        if sha256 not in (None, found.sha256):
+            raise MissingModelError(f"{model_id}: SHA-256 {found.sha256[:16]}…; {str(sha256)[:16]}… is needed")
+        return found
+    if "/" in model_id or os.sep in model_id or model_id.startswith("."):
+        raise MissingModelError(f"model {model_id!r} is no id: letters, digits, '-' and '.' are allowed")
+    seen = []
+    for folder in model_folders():
+        file = folder / f"{model_id}.safetensors"
+        if file.is_file():
+            found = _load_cached(str(file), _version(file))
+            if sha256 in (None, found.sha256):
+                return found
+            seen.append(f"{file} has SHA-256 {found.sha256[:16]}…")
+    there = sorted({f.stem for folder in model_folders() for f in folder.glob("*.safetensors")})
+    wanted = f"model {model_id!r}" + (f" with SHA-256 {sha256[:16]}…" if sha256 else "")
+    detail = "; ".join(seen) or f"installed are {', '.join(there) or 'none'}"
+    raise MissingModelError(f"{wanted} is not installed: {detail}. Put its file into a folder of {MODELS_VARIABLE}")
+
+
+def _version(file: Path) -> tuple[int, int]:
+    try:
+        status = file.stat()
+    except OSError as exc:
+        raise MissingModelError(f"{file}: the model file cannot be read: {exc.strerror or exc}") from exc
+    return status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=8)
+def _load_cached(path: str, version: tuple[int, int]) -> ModelWeights:
+    return load_model(path)

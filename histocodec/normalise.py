@@ -1,0 +1,105 @@
+"""Standard-score normalisation: per-channel statistics of a slide's tissue, and the two directions."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histocodec.errors import UsageError
+from histocodec.geometry import Grid
+from histocodec.slide import Pixels, Slide
+from histocodec.tissue import Mask, background_of, cell_of, coarse_view, is_background, stained
+
+Vector = NDArray[np.float32]  # (3,)
+
+TILE = 256
+MOST_TILES = 64  # 4 megapixels: the mean's error is then far below a grey value, at a second's reading
+LEAST_TISSUE = 0.25  # of a tile, for it to be sampled
+LEAST_PIXELS = 4096  # of tissue in all; below, statistics would describe one speck
+LEAST_STD = 1.0  # grey values; normalised values stay finite on a slide of one colour
+
+# Typical H&E: used where a slide has no tissue to measure.
+DEFAULT_MEAN = (186.0, 145.0, 181.0)
+DEFAULT_STD = (40.0, 48.0, 36.0)
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelStats:
+    """Mean and standard deviation of red, green and blue, in grey values."""
+
+    mean: Vector
+    std: Vector
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            values = np.array(getattr(self, name), np.float32)  # a copy, so that nobody else can change it
+            if values.shape != (3,) or not np.isfinite(values).all():
+                raise UsageError(f"the {name} must be three finite numbers, found {values}")
+            values.flags.writeable = False
+            object.__setattr__(self, name, values)
+        if not (self.std > 0).all():
+            raise UsageError(f"the standard deviations must be above 0, found {self.std}")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ChannelStats):
+            return NotImplemented
+        return np.array_equal(self.mean, other.mean) and np.array_equal(self.std, other.std)
+
+    def __hash__(self) -> int:
+        return hash((self.mean.tobytes(), self.std.tobytes()))
+
+    def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(…, 3) uint8 -> (…, 3) float32 of mean 0 and deviation 1 over the tissue."""
+        return np.asarray((pixels.astype(np.float32) - self.mean) / self.std)
+
+    def denormalise(self, scores: NDArray[np.floating]) -> NDArray[np.uint8]:
+        """(…, 3) floats -> (…, 3) uint8, rounded to the nearest and clipped."""
+        return np.asarray(np.clip(np.rint(scores * self.std + self.mean), 0, 255), np.uint8)
+
+
+DEFAULT_STATS = ChannelStats(np.array(DEFAULT_MEAN, np.float32), np.array(DEFAULT_STD, np.float32))
+IDENTITY_STATS = ChannelStats(np.zeros(3, np.float32), np.ones(3, np.float32))
+
+
+def tissue_stats(slide: Slide, mask: Mask | None = None) -> ChannelStats:
+    """The statistics of the tissue at level 0, from at most 64 tiles spread evenly over it. Sums are of
+    integers, so the result is the same in every run. A slide without tissue has DEFAULT_STATS."""
+    view = coarse_view(slide)
+    background = slide.background or background_of(view)
+    mask = stained(view, background) if mask is None else mask
+    level = slide.levels[0]
+    grid = Grid(level.height, level.width, TILE)
+    blocks = [
+        block
+        for block in grid.blocks_in(level.region)
+        if cell_of(mask, level, grid.region(*block)).mean() >= LEAST_TISSUE
+    ]
+    if len(blocks) > MOST_TILES:
+        blocks = [blocks[index * len(blocks) // MOST_TILES] for index in range(MOST_TILES)]
+    count, sums, squares = 0, np.zeros(3, np.int64), np.zeros(3, np.int64)
+    for block in blocks:
+        pixels = slide.read(grid.region(*block), 0)
+        if is_background(pixels, background):
+            continue
+        values = pixels[stained(pixels, background)].astype(np.int64)  # (n, 3)
+        count += len(values)
+        sums += values.sum(axis=0)
+        squares += (values**2).sum(axis=0)
+    if count < min(LEAST_PIXELS, level.region.area // 16):
+        return DEFAULT_STATS
+    return stats_from_sums(count, sums, squares)
+
+
+def stats_from_sums(count: int, sums: NDArray[np.int64], squares: NDArray[np.int64]) -> ChannelStats:
+    """From the number of pixels, the sums of their values and of the squares; the deviation has a floor."""
+    mean = sums / count
+    variance = np.maximum(squares / count - mean**2, 0.0)
+    return ChannelStats(mean.astype(np.float32), np.maximum(np.sqrt(variance), LEAST_STD).astype(np.float32))
+
+
+def pixel_stats(pixels: Pixels) -> ChannelStats:
+    """The statistics of all pixels of an image, tissue or not."""
+    values = pixels.reshape(-1, 3).astype(np.int64)
+    if not len(values):
+        return DEFAULT_STATS
+    return stats_from_sums(len(values), values.sum(axis=0), (values**2).sum(axis=0))

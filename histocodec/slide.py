@@ -1,0 +1,173 @@
+"""The one idea that holds the package together: a slide is anything that can `read(region, level)`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histocodec.errors import UsageError
+from histocodec.geometry import Level, Region
+
+Pixels = NDArray[np.uint8]  # (H, W, 3) RGB, C-contiguous
+Colour = tuple[int, int, int]
+Mpp = tuple[float, float]  # x, y of level 0, microns per pixel
+
+WHITE: Colour = (255, 255, 255)
+
+
+@runtime_checkable
+class Slide(Protocol):
+    """A pyramid of RGB images of one specimen. Level 0 is the largest; all methods are thread-safe."""
+
+    @property
+    def name(self) -> str:
+        """What error messages call it: a path, or a short description."""
+        ...
+
+    @property
+    def levels(self) -> tuple[Level, ...]: ...
+
+    @property
+    def mpp(self) -> Mpp | None:
+        """Microns per pixel of level 0, x and y; None where the source does not say. Never a guess."""
+        ...
+
+    @property
+    def objective_power(self) -> float | None: ...
+
+    @property
+    def properties(self) -> Mapping[str, str]:
+        """What the vendor wrote, word for word."""
+        ...
+
+    @property
+    def icc_profile(self) -> bytes | None: ...
+
+    @property
+    def background(self) -> Colour | None:
+        """The colour of bare glass, only where the source states it."""
+        ...
+
+    @property
+    def associated(self) -> Mapping[str, Pixels]:
+        """Label, macro and thumbnail, where there are any; decoded only when one is looked up."""
+        ...
+
+    def read(self, region: Region, level: int) -> Pixels:
+        """The pixels of `region`, given in that level's own pixels, as a new (H, W, 3) array. What lies
+        beyond the level's edge has the declared background colour, or white. Raises SourceError where a
+        part cannot be read."""
+        ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
+
+
+class BaseSlide(ABC):
+    """What every source has in common: the facts, checked once, and the filling beyond the edge. A source
+    adds `_read_inside`."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        levels: tuple[Level, ...],
+        mpp: Mpp | None = None,
+        objective_power: float | None = None,
+        properties: Mapping[str, str] | None = None,
+        icc_profile: bytes | None = None,
+        background: Colour | None = None,
+        associated: Mapping[str, Pixels] | None = None,
+    ) -> None:
+        self.name = name
+        self.levels = levels
+        self.mpp = mpp
+        self.objective_power = objective_power
+        self.properties: Mapping[str, str] = MappingProxyType(dict(properties or {}))
+        self.icc_profile = icc_profile
+        self.background = None if background is None else checked_colour(background)
+        self.associated: Mapping[str, Pixels] = {} if associated is None else associated
+
+    @property
+    def fill(self) -> Colour:
+        """The colour of pixels that the source does not have."""
+        return self.background or WHITE
+
+    def read(self, region: Region, level: int) -> Pixels:
+        if not 0 <= level < len(self.levels):
+            raise UsageError(f"{self.name}: level {level} does not exist; it has 0 to {len(self.levels) - 1}")
+        inside = region.intersect(self.levels[level].region)
+        if inside == region and not region.empty:
+            return np.ascontiguousarray(self._read_inside(region, level))
+        pixels = np.empty((region.height, region.width, 3), np.uint8)
+        pixels[...] = self.fill
+        if not inside.empty:
+            pixels[inside.within(region)] = self._read_inside(inside, level)
+        return pixels
+
+    @abstractmethod
+    def _read_inside(self, region: Region, level: int) -> Pixels:
+        """The pixels of a region that is not empty and lies wholly inside an existing level."""
+
+    def close(self) -> None:  # noqa: B027 - most sources hold nothing that must be closed
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{level.width}x{level.height}" for level in self.levels)
+        return f"<{type(self).__name__} {self.name!r}: {sizes}>"
+
+
+class LazyImages(Mapping[str, Pixels]):
+    """Images that are listed without being decoded, and decoded anew at each look-up."""
+
+    def __init__(self, loaders: Mapping[str, Callable[[], Pixels]]) -> None:
+        self._loaders = dict(loaders)
+
+    def __getitem__(self, name: str) -> Pixels:
+        return self._loaders[name]()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._loaders  # Mapping's own would decode the image to find out
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._loaders)
+
+    def __len__(self) -> int:
+        return len(self._loaders)
+
+
+def checked_colour(colour: Colour) -> Colour:
+    """The colour as three plain ints, each from 0 to 255."""
+    values = tuple(int(value) for value in colour)
+    if len(values) != 3 or not all(0 <= value <= 255 for value in values):
+        raise UsageError(f"a colour is three values from 0 to 255, found {colour}")
+    return values[0], values[1], values[2]
+
+
+def pyramid_levels(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
+    """Levels of the given (width, height), with OpenSlide's downsample: the mean of both axes' ratios."""
+    width, height = sizes[0]
+    return tuple(Level(w, h, (width / w + height / h) / 2) for w, h in sizes)
+
+
+def composited(rgba: NDArray[np.uint8], colour: Colour, *, premultiplied: bool = False) -> Pixels:
+    """(H, W, 4) uint8 laid over a colour -> (H, W, 3) uint8, rounded half up."""
+    alpha = rgba[..., 3:]
+    if alpha.size and alpha.min() == 255:
+        return np.ascontiguousarray(rgba[..., :3])
+    weight = alpha.astype(np.uint32)
+    front = rgba[..., :3].astype(np.uint32) * (255 if premultiplied else weight)
+    mixed = front + np.array(colour, np.uint32) * (255 - weight)
+    return np.asarray(np.minimum((mixed + 127) // 255, 255), np.uint8)

@@ -1,0 +1,65 @@
+"""Where slides come from: `open_slide` finds the reader for a file or folder."""
+
+from pathlib import Path
+
+from histocodec.errors import UnsupportedError, UsageError
+from histocodec.slide import Colour, Slide
+from histocodec.sources.array import ArraySlide, open_zarr
+from histocodec.sources.image import UnidentifiedError, open_image
+from histocodec.sources.microns import checked_mpp
+from histocodec.sources.openslide import OpenSlideSlide
+from histocodec.sources.pyramid import DerivedPyramid, with_pyramid
+from histocodec.sources.tiff import TiffSlide, is_plain
+
+__all__ = ["ArraySlide", "DerivedPyramid", "OpenSlideSlide", "TiffSlide", "open_slide", "with_pyramid"]
+
+READABLE = (
+    "whole-slide files that OpenSlide reads (.svs, .ndpi, .mrxs, .scn, .bif, DICOM, …), TIFF and OME-TIFF, "
+    "PNG, JPEG, JPEG 2000, WebP, AVIF, BMP, Zarr arrays and OME-Zarr"
+)
+TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and BigTIFF, either byte order
+ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
+
+
+def open_slide(
+    path: str | Path, *, mpp: float | tuple[float, float] | None = None, background: Colour | None = None
+) -> Slide:
+    """Open a slide of any kind. `mpp` and `background` overrule what the file says, and are recorded as
+    given. Raises UsageError where there is no such file, UnsupportedError where nothing can read it."""
+    path = Path(path)
+    size = None if mpp is None else checked_mpp(mpp)
+    if not path.exists():
+        raise UsageError(f"{path}: does not exist")
+    if path.is_dir():
+        if any((path / name).exists() for name in ZARR_FILES):
+            return open_zarr(path, mpp=size, background=background)
+        path = _slide_in(path)
+    if path.stat().st_size == 0:
+        raise UnsupportedError(f"{path}: is empty. What can be read: {READABLE}")
+    vendor = OpenSlideSlide.detect(path)
+    if vendor is not None and not (vendor == "generic-tiff" and not is_plain(path)):
+        return OpenSlideSlide(path, mpp=size, background=background)
+    if _starts_as_tiff(path):
+        return TiffSlide(path, mpp=size, background=background)
+    try:
+        return open_image(path, mpp=size, background=background)
+    except UnidentifiedError as exc:
+        raise UnsupportedError(f"{path}: is no slide or image. What can be read: {READABLE}") from exc
+
+
+def _slide_in(folder: Path) -> Path:
+    """The file to open for a folder: the .mrxs beside its data, or one DICOM file of its series."""
+    beside = folder.with_name(folder.name + ".mrxs")
+    if beside.is_file():
+        return beside
+    for file in sorted(folder.glob("*.dcm")):
+        if OpenSlideSlide.detect(file) == "dicom":
+            return file
+    raise UnsupportedError(
+        f"{folder}: is a directory and no slide: no Zarr metadata, no DICOM. Read are: {READABLE}"
+    )
+
+
+def _starts_as_tiff(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) in TIFF_MAGICS

@@ -1,0 +1,87 @@
+"""Ordinary images through Pillow: PNG, JPEG, WebP, AVIF, BMP and the like, held in memory whole.
+
+Pixels come as the file stores them: an EXIF orientation is not applied, as no slide reader turns a slide,
+and coordinates would no longer be the file's. It is kept in the properties as `exif.Orientation`. The dots
+per inch that such files carry are a printer's or a default, so `mpp` is None unless the user says. Of an
+animation the first frame is read.
+"""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from histocodec.errors import SourceError, UnsupportedError
+from histocodec.slide import WHITE, Colour, Mpp, Pixels, composited
+from histocodec.sources.array import ArraySlide
+
+OPAQUE_MODES = ("RGB", "L", "P", "1", "YCbCr", "RGBX")
+ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+
+
+class UnidentifiedError(UnsupportedError):
+    """The file is none of the kinds of image that Pillow knows."""
+
+
+def open_image(path: Path, *, mpp: Mpp | None = None, background: Colour | None = None) -> ArraySlide:
+    try:
+        with warnings.catch_warnings():
+            # Between one and two times Pillow's limit it only warns; ours is where it raises.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+    except Image.DecompressionBombError as exc:
+        raise UnsupportedError(
+            f"{path}: too large to be held in memory whole ({exc}). Save it as a tiled TIFF, "
+            "or raise PIL.Image.MAX_IMAGE_PIXELS"
+        ) from exc
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as exc:
+        raise UnidentifiedError(f"{path}: no image that Pillow reads: {exc}") from exc
+    with image:
+        pixels = _pixels(image, path, background or WHITE)
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        properties = {"image.format": str(image.format), "image.mode": image.mode}
+        if orientation is not None:
+            properties["exif.Orientation"] = str(orientation)
+        profile = image.info.get("icc_profile")
+    return ArraySlide(
+        pixels,
+        name=str(path),
+        axes="yxc",
+        mpp=mpp,
+        background=background,
+        properties=properties,
+        icc_profile=profile if isinstance(profile, bytes) and profile else None,
+    )
+
+
+def _pixels(image: Image.Image, path: Path, fill: Colour) -> Pixels:
+    if image.mode not in OPAQUE_MODES + ALPHA_MODES:
+        raise UnsupportedError(f"{path}: Pillow's mode {image.mode}; 8-bit RGB, grey and palette are read")
+    bits = _bits_per_sample(image, path)
+    if bits > 8:
+        raise UnsupportedError(f"{path}: {bits} bits a sample; only 8 (uint8) are read")
+    try:
+        image.load()
+    except (OSError, ValueError, SyntaxError) as exc:
+        raise SourceError(f"{path}: the image cannot be read to its end: {exc}") from exc
+    if image.mode in ALPHA_MODES or "transparency" in image.info:
+        return composited(np.asarray(image.convert("RGBA")), fill)
+    return np.asarray(image.convert("RGB"))
+
+
+def _bits_per_sample(image: Image.Image, path: Path) -> int:
+    """What the file holds; Pillow hands out deeper samples cut to 8 bits without saying so."""
+    if image.format == "PNG":
+        return 16 if "16" in str(getattr(image, "tile", "")) else 8
+    with path.open("rb") as file:
+        head = file.read(1 << 16)
+    if image.format == "JPEG2000":
+        size_marker = head.find(b"\xff\x51")  # SIZ; its first component's depth is 40 bytes on, less one
+        if 0 <= size_marker < len(head) - 40:
+            return (head[size_marker + 40] & 0x7F) + 1
+    if image.format == "AVIF":
+        config = head.find(b"av1C")  # the third byte after it has the flag "high bit depth"
+        if 0 <= config < len(head) - 6:
+            return 10 if head[config + 6] & 0x40 else 8
+    return 8

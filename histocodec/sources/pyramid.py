@@ -1,0 +1,76 @@
+"""Reduced levels for slides that have none, averaged from level 0 on demand."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histocodec.geometry import Level, Region, ceil_div
+from histocodec.slide import BaseSlide, Pixels, Slide
+
+STEP = 4  # between levels, as most scanners do
+LONGEST = 1024  # the last level's longer side is at most this
+PIECE = 2048  # level-0 pixels read at once, on a side: 12 MiB
+
+
+class DerivedPyramid(BaseSlide):
+    """A slide's level 0 and levels of 1/4, 1/16, … of its size. Each of their pixels is the mean of the
+    level-0 pixels that exist under it, rounded half up, so a region is the crop of the whole. Nothing is
+    kept: a derived level is computed at each reading, in pieces."""
+
+    def __init__(self, slide: Slide) -> None:
+        full = slide.levels[0]
+        levels = [Level(full.width, full.height, 1.0)]
+        while max(levels[-1].width, levels[-1].height) > LONGEST:
+            factor = STEP ** len(levels)
+            levels.append(Level(ceil_div(full.width, factor), ceil_div(full.height, factor), float(factor)))
+        super().__init__(
+            name=slide.name,
+            levels=tuple(levels),
+            mpp=slide.mpp,
+            objective_power=slide.objective_power,
+            properties=slide.properties,
+            icc_profile=slide.icc_profile,
+            background=slide.background,
+            associated=slide.associated,
+        )
+        self._slide = slide
+
+    def _read_inside(self, region: Region, level: int) -> Pixels:
+        if level == 0:
+            return self._slide.read(region, 0)
+        factor = STEP**level
+        side = max(1, PIECE // factor)
+        pixels = np.empty((region.height, region.width, 3), np.uint8)
+        for y in range(region.y, region.y_end, side):
+            for x in range(region.x, region.x_end, side):
+                piece = Region(x, y, side, side).intersect(region)
+                below = Region(x * factor, y * factor, piece.width * factor, piece.height * factor)
+                source = self._slide.read(below.intersect(self.levels[0].region), 0)
+                pixels[piece.within(region)] = box_mean(source, factor)
+        return pixels
+
+    def close(self) -> None:
+        self._slide.close()
+
+
+def with_pyramid(slide: Slide) -> Slide:
+    """The slide itself where it has reduced levels or needs none, else with derived ones."""
+    full = slide.levels[0]
+    if len(slide.levels) > 1 or max(full.width, full.height) <= LONGEST:
+        return slide
+    return DerivedPyramid(slide)
+
+
+def box_mean(pixels: Pixels, factor: int) -> Pixels:
+    """Means of factor x factor boxes, rounded half up; boxes at the far edges average what is there.
+    (H, W, 3) -> (ceil(H/factor), ceil(W/factor), 3)."""
+    height, width = pixels.shape[:2]
+    rows = np.arange(0, height, factor)
+    cols = np.arange(0, width, factor)
+    sums: NDArray[np.uint32] = np.add.reduceat(pixels, rows, axis=0, dtype=np.uint32)
+    sums = np.add.reduceat(sums, cols, axis=1, dtype=np.uint32)
+    tall = np.minimum(factor, height - rows).astype(np.uint32)
+    wide = np.minimum(factor, width - cols).astype(np.uint32)
+    count = (tall[:, np.newaxis] * wide)[..., np.newaxis]
+    # A box has at most 2048² pixels while 2 * 255 * 2048² stays below 2^32, so slides up to a million wide.
+    means: Pixels = ((sums * 2 + count) // (count * 2)).astype(np.uint8)
+    return means

@@ -1,0 +1,1 @@
+"""Training: patches from slides and images, the KLT start, the loss and the loop."""

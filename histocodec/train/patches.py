@@ -1,0 +1,98 @@
+"""Training patches: random crops at random scales from images that stay in memory, on the CPU or a GPU."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+# Scales of a crop. Below 1 the source's own compression is averaged away; above 1 the tissue is smooth, as a
+# blurred or out-of-focus field is, and a block transform must learn not to lose there.
+REDUCED, ENLARGED = (0.5, 1.0), (1.0, 2.0)
+SHARE_NATIVE, SHARE_ENLARGED = 0.1, 0.3
+GROUP = 2  # patches that share one scale, and with it one resampling call
+BLANK = 0.82 * 255  # a patch whose mean is brighter shows glass (Nasr et al. 2023)
+
+
+@dataclass(frozen=True)
+class TrainingImage:
+    """One image: pixels (3, H, W) uint8, its statistics (3,) float32, and the case it belongs to."""
+
+    pixels: Tensor
+    mean: Tensor
+    std: Tensor
+    case: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """pixels (B, 3, S, S) float32 normalised by each image's own statistics; std (B, 3) undoes it."""
+
+    pixels: Tensor
+    std: Tensor
+
+
+def training_image(pixels: NDArray[np.uint8], case: str, device: torch.device) -> TrainingImage | None:
+    """(H, W, 3) uint8 → TrainingImage, or None where it shows nothing but glass."""
+    bright = pixels.mean(axis=2) > BLANK
+    tissue = pixels[~bright].astype(np.float64)
+    if len(tissue) < 4096:
+        return None
+    mean, std = tissue.mean(axis=0), np.maximum(tissue.std(axis=0), 4.0)
+    planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).to(device)
+    as_tensor = [torch.tensor(v, dtype=torch.float32, device=device) for v in (mean, std)]
+    return TrainingImage(planes, as_tensor[0], as_tensor[1], case)
+
+
+class PatchSampler:
+    """Batches by step number: batch `step` is a function of the seed and the step alone, so that a resumed run
+    sees what an undisturbed one would have seen."""
+
+    def __init__(self, images: Sequence[TrainingImage], *, batch: int, size: int, seed: int) -> None:
+        self.images = images
+        self.batch, self.size, self.seed = batch, size, seed
+        areas = np.array([min(i.pixels.shape[1] * i.pixels.shape[2], 2_000_000) for i in images], np.float64)
+        self.weights = np.sqrt(areas) / np.sqrt(areas).sum()  # large images more often, but not by their area
+
+    def __call__(self, step: int) -> Batch:
+        rng = np.random.default_rng((self.seed, step))
+        pixels, stds = [], []
+        while len(pixels) < self.batch:
+            scale = _scale(rng)
+            wanted = min(GROUP, self.batch - len(pixels))
+            chosen = [self._crop(rng, scale) for _ in range(wanted)]
+            patches = torch.stack([crop for crop, _ in chosen]).float()
+            if patches.shape[-1] != self.size:
+                patches = F.interpolate(patches, (self.size,) * 2, mode="bicubic", antialias=True, align_corners=False)
+            for patch, (_, image) in zip(patches, chosen, strict=True):
+                turned = torch.rot90(patch, int(rng.integers(4)), (1, 2))
+                turned = turned.flip(2) if rng.integers(2) else turned
+                pixels.append((turned.clamp(0, 255) - image.mean[:, None, None]) / image.std[:, None, None])
+                stds.append(image.std)
+        return Batch(torch.stack(pixels), torch.stack(stds))
+
+    def _crop(self, rng: np.random.Generator, scale: float) -> tuple[Tensor, TrainingImage]:
+        image = self.images[int(rng.choice(len(self.images), p=self.weights))]
+        side = min(round(self.size / scale), *image.pixels.shape[1:])
+        height, width = image.pixels.shape[1:]
+        for _ in range(4):  # glass is worth a little, not a fifth of all patches
+            y, x = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+            crop = image.pixels[:, y : y + side, x : x + side]
+            if float(crop[:, ::8, ::8].float().mean()) <= BLANK or rng.random() < 0.2:
+                break
+        wanted = round(self.size / scale)
+        if side < wanted:  # an image too small for this scale: the largest crop there is, resampled alike
+            crop = F.interpolate(crop[None].float(), (wanted, wanted), mode="bicubic", align_corners=False)[0]
+        return crop, image
+
+
+def _scale(rng: np.random.Generator) -> float:
+    kind = rng.random()
+    if kind < SHARE_NATIVE:
+        return 1.0
+    low, high = ENLARGED if kind < SHARE_NATIVE + SHARE_ENLARGED else REDUCED
+    return math.exp(rng.uniform(math.log(low), math.log(high)))

@@ -1,0 +1,87 @@
+"""Pixels to latents and back, with one model's networks on one device. The only part that may round differently
+from machine to machine; everything stored in a container is computed once, from integers."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from histocodec.errors import FormatError, UnsupportedError, UsageError
+from histocodec.models.config import STRIDE
+from histocodec.models.transforms import Analysis, Margin, Synthesis
+from histocodec.models.weights import ModelWeights
+from histocodec.normalise import ChannelStats
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto", "cpu", "cuda" or "cuda:N" → a device that is there. Raises UsageError or UnsupportedError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as exc:
+        raise UsageError(f"device {name!r}; auto, cpu, cuda or cuda:N is allowed") from exc
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device {name!r}; auto, cpu, cuda or cuda:N is allowed")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UnsupportedError(f"device {name!r} is not there: {torch.cuda.device_count()} CUDA devices were found")
+    return device
+
+
+class Transform:
+    """`g_a` and `g_s` of one model on one device, for windows of a level. Thread-safe once made."""
+
+    def __init__(self, weights: ModelWeights, device: torch.device) -> None:
+        self.weights, self.device = weights, device
+        self.g_a = _filled(Analysis(weights.config), weights, "g_a").to(device)
+        self.g_s = _filled(Synthesis(weights.config), weights, "g_s").to(device)
+
+    def analyse(self, pixels: NDArray[np.uint8], margin: Margin, stats: ChannelStats) -> NDArray[np.float32]:
+        """pixels (H, W, 3) uint8, H and W multiples of 16, margin in latents included → (C, h, w) float32 without
+        it, before gains."""
+        with torch.inference_mode():
+            mean, std = self._statistics(stats)
+            planes = torch.from_numpy(pixels).to(self.device).permute(2, 0, 1)[None].float()
+            y = self.g_a.window((planes - mean) / std, margin)
+            return cast("NDArray[np.float32]", y[0].float().contiguous().cpu().numpy())
+
+    def synthesise(
+        self, windows: Sequence[NDArray[np.float32]], margin: Margin, stats: ChannelStats
+    ) -> list[NDArray[np.uint8]]:
+        """Windows (C, h, w) float32, gains undone, all of one shape and margin → pixels (H, W, 3) uint8 each."""
+        with torch.inference_mode():
+            mean, std = self._statistics(stats)
+            latents = torch.from_numpy(np.stack(windows)).to(self.device, memory_format=torch.channels_last)
+            pixels = self.g_s.window(latents, margin).float() * std + mean
+            rounded = pixels.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+            return list(rounded.cpu().numpy())
+
+    def _statistics(self, stats: ChannelStats) -> tuple[Tensor, Tensor]:
+        mean, std = (torch.from_numpy(np.array(v)).to(self.device).view(1, 3, 1, 1) for v in (stats.mean, stats.std))
+        return mean, std
+
+
+def _filled(network: "Analysis | Synthesis", weights: ModelWeights, part: str) -> "Analysis | Synthesis":
+    """`network` with the tensors of the model file. Raises FormatError where they do not fit."""
+    state = {
+        name.removeprefix(f"{part}."): torch.from_numpy(array.astype(np.float32))
+        for name, array in weights.arrays.items()
+        if name.startswith(f"{part}.")
+    }
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as exc:
+        raise FormatError(f"model {weights.id}: its {part} does not fit its config: {exc}") from exc
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def quantise(y: NDArray[np.float32], gain: NDArray[np.float32], dtype: "np.dtype[np.signedinteger]") -> NDArray[np.signedinteger]:  # type: ignore[type-arg]
+    """y (C, h, w) before gains → round(gain · y), half up, within what `dtype` holds."""
+    limits = np.iinfo(dtype)
+    return np.floor(y * gain[:, None, None] + 0.5).clip(limits.min, limits.max).astype(dtype)
+
+
+__all__ = ["STRIDE", "Transform", "choose_device", "quantise"]
