@@ -19,8 +19,8 @@ BRIGHT = 180  # glass is at least this bright in every channel ...
 GREY = 40  # ... and its channels differ by no more than this
 LEAST_GLASS = 0.005  # of all pixels: fewer bright ones are lumina, not glass
 BIN_BITS = 2  # the mode is sought among colours rounded to 4 grey values, so that noise cannot split it
-# Optical densities between which the threshold has to lie. Below, Otsu would split noise from noise on a blank
-# slide; above, dark tissue from pale where there is little glass. Pale collagen starts at about 0.1.
+# Optical densities between which the threshold has to lie. Below, Otsu would split noise from noise on a
+# blank slide; above, dark tissue from pale where there is little glass. Pale collagen starts at about 0.1.
 LOWEST_THRESHOLD = 0.05
 HIGHEST_THRESHOLD = 0.08
 

@@ -1,0 +1,98 @@
+"""Reading JSON that may be hostile: every value is checked for its type and range as it is taken."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from histocodec.errors import FormatError
+
+Choice = TypeVar("Choice", bound=str)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A JSON value and where it stands, for messages: `slide.zarr/zarr.json: histocodec.levels[0].width`."""
+
+    value: object
+    where: str
+
+    def fields(self, *names: str) -> dict[str, "Node"]:
+        """The members of an object that has exactly these."""
+        found = self._object()
+        missing = [name for name in names if name not in found]
+        if missing:
+            raise FormatError(f"{self.where}: field {missing[0]!r} is missing")
+        unknown = sorted(found.keys() - set(names))
+        if unknown:
+            raise FormatError(f"{self.where}: field {unknown[0][:80]!r} is unknown; allowed are {', '.join(names)}")
+        return {name: Node(found[name], f"{self.where}.{name}") for name in names}
+
+    def member(self, name: str) -> "Node":
+        """One member of an object that may have others."""
+        found = self._object()
+        if name not in found:
+            raise FormatError(f"{self.where}: field {name!r} is missing")
+        return Node(found[name], f"{self.where}.{name}")
+
+    def items(self, least: int, most: int) -> "list[Node]":
+        if not isinstance(self.value, list) or not least <= len(self.value) <= most:
+            raise self._refusal(f"a list of {least} to {most} values")
+        return [Node(value, f"{self.where}[{i}]") for i, value in enumerate(self.value)]
+
+    def strings(self) -> dict[str, str]:
+        """An object whose members are all strings."""
+        found = self._object()
+        for name, value in found.items():
+            if not isinstance(value, str):
+                raise Node(value, f"{self.where}[{name[:80]!r}]")._refusal("a string")
+        return {name: str(value) for name, value in found.items()}
+
+    def integer(self, low: int, high: int) -> int:
+        if not isinstance(self.value, int) or isinstance(self.value, bool) or not low <= self.value <= high:
+            raise self._refusal(f"an integer from {low} to {high}")
+        return self.value
+
+    def number(self, low: float, high: float) -> float:
+        """A finite number in [low, high]."""
+        if not isinstance(self.value, int | float) or isinstance(self.value, bool):
+            raise self._refusal("a number")
+        if not (low <= self.value <= high and math.isfinite(self.value)):
+            raise self._refusal(f"a number from {low:g} to {high:g}")
+        return float(self.value)
+
+    def text(self, most: int, pattern: str = r"(?s).*") -> str:
+        if not isinstance(self.value, str) or len(self.value) > most:
+            raise self._refusal(f"a string of at most {most} characters")
+        if not re.fullmatch(pattern, self.value):
+            raise self._refusal(f"a string that matches {pattern}")
+        return self.value
+
+    def choice(self, options: Sequence[Choice]) -> Choice:
+        for option in options:
+            if self.value == option:
+                return option
+        raise self._refusal(f"one of {', '.join(options)}")
+
+    @property
+    def is_null(self) -> bool:
+        return self.value is None
+
+    def _object(self) -> dict[str, object]:
+        if not isinstance(self.value, dict):
+            raise self._refusal("an object")
+        return self.value
+
+    def _refusal(self, allowed: str) -> FormatError:
+        text = repr(self.value)
+        return FormatError(f"{self.where}: found {text[:80]}{'…' if len(text) > 80 else ''}; allowed is {allowed}")
+
+
+def parse_json(data: bytes, where: str) -> Node:
+    """The document in `data`. Raises FormatError where it is no JSON, or JSON made to exhaust the parser."""
+    try:
+        return Node(json.loads(data), where)
+    except (ValueError, RecursionError) as exc:
+        raise FormatError(f"{where}: is not JSON: {exc}") from exc
