@@ -79,7 +79,14 @@ class Trainer:
     """Model, moving average and optimiser at one step. Everything random is a function of (seed, step)."""
 
     def __init__(
-        self, config: HyperConfig, sampler: PatchSampler, *, rate: float, device: torch.device, ema: float = 0.999
+        self,
+        config: HyperConfig,
+        sampler: PatchSampler,
+        *,
+        rate: float,
+        device: torch.device,
+        ema: float = 0.999,
+        compiled: bool = False,
     ) -> None:
         torch.manual_seed(sampler.seed)
         self.sampler, self.rate, self.device, self.ema_decay = sampler, rate, device, ema
@@ -89,6 +96,7 @@ class Trainer:
         others = [p for n, p in self.model.named_parameters() if not n.startswith("gains.")]
         groups = [{"params": others, "scale": 1.0}, {"params": gains, "scale": GAIN_RATE}]
         self.optimizer = torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.99), fused=True)
+        self._objective = torch.compile(rate_distortion, dynamic=False) if compiled else rate_distortion
         self.step = 0
 
     def start(self) -> None:
@@ -118,7 +126,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * factor * group["scale"]
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            loss = rate_distortion(self.model, batch, quality)
+            loss = self._objective(self.model, batch, quality)
         if not bool(torch.isfinite(loss.total)):
             raise FormatError(f"training diverged at step {self.step}: the loss is not finite; lower --rate")
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,133 @@
+"""`histocodec`: the commands, none of them loaded before it is needed, and what their failures turn into."""
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from types import FrameType
+
+import click
+
+from histocodec.errors import HistocodecError
+
+COMMANDS = ("encode", "decode", "info", "verify", "train", "demo")
+DEBUG_VARIABLE = "HISTOCODEC_DEBUG"  # set to anything: errors come with their traceback
+FAILED, USAGE, UNSUPPORTED, INTERRUPTED = 1, 2, 4, 130
+
+
+class LazyGroup(click.Group):
+    """Finds the command `encode` as `command` in `histocodec.cli.encode`. Those modules import click alone;
+    what does the work is imported when it is to be done."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"histocodec.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+
+def _print_version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from histocodec import __version__
+
+        click.echo(f"histocodec {__version__}")
+        context.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version.",
+)
+def commands() -> None:
+    """Compress whole-slide pathology images, and read any region back.
+
+    \b
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the file is damaged,
+    4 unsupported input or something missing, 130 interrupted.
+
+    \b
+    Example:
+      histocodec encode slide.svs slide.zarr
+      histocodec decode slide.zarr region.png --region 10000,8000,1024,1024
+    """
+
+
+def main() -> None:
+    sys.exit(run())
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """One command, given as the shell would (without the program's name; sys.argv by default). Returns the
+    exit code; whatever went wrong is one line on stderr."""
+    try:
+        with _termination_as_interrupt():
+            result = commands.main(arguments, prog_name="histocodec", standalone_mode=False)
+            sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as exc:
+        exc.show()
+        return USAGE
+    except click.UsageError as exc:
+        hint = f" (see {exc.ctx.command_path} --help)" if exc.ctx is not None else ""
+        return _failed(exc.format_message() + hint, USAGE)
+    except click.ClickException as exc:
+        return _failed(exc.format_message(), exc.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return _failed("interrupted", INTERRUPTED)
+    except HistocodecError as exc:
+        return _failed(str(exc), exc.exit_code)
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain once more when it flushes at the end.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except MemoryError:
+        return _failed("not enough memory", FAILED)
+    except ModuleNotFoundError as exc:
+        return _failed(f"the Python package {exc.name} is needed for this and not installed", UNSUPPORTED)
+    except Exception as exc:
+        hint = "" if os.environ.get(DEBUG_VARIABLE) else f" ({DEBUG_VARIABLE}=1 shows where)"
+        return _failed(f"unexpected {type(exc).__name__}: {exc}{hint}", FAILED)
+    return result if isinstance(result, int) else 0
+
+
+def _failed(message: str, exit_code: int) -> int:
+    """Inside an except block."""
+    if os.environ.get(DEBUG_VARIABLE):
+        traceback.print_exc()
+    with suppress(OSError):
+        click.echo(f"histocodec: error: {' '.join(message.split())}", err=True)
+    return exit_code
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, so that it can clean up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Containers to pixels, block by block. A block is one chunk's 512×512 pixels, always computed from the same window
+of latents on one thread (or in one fixed batch on a GPU), so a pixel never depends on the region it was read in."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from histocodec.codec import LatentCoder, quality_of
+from histocodec.errors import FormatError
+from histocodec.formats.container import Container, Tile
+from histocodec.formats.shard import ShardReader
+from histocodec.models.config import STRIDE
+from histocodec.models.transforms import Margin
+from histocodec.models.weights import ModelWeights
+from histocodec.slide import Pixels
+from histocodec.transform import Transform
+from histocodec.workers import Workers
+
+GPU_BATCH = (
+    16  # blocks a launch; always this many, since a convolution may round differently in another batch
+)
+
+
+@dataclass(frozen=True)
+class BlockKey:
+    """A block's place: the level, and the chunk's row and column."""
+
+    level: int
+    row: int
+    column: int
+
+
+@dataclass(frozen=True)
+class ChunkLatents:
+    """One decoded chunk: y (C, n, n) int8 or int16, and the quality that says how to scale it."""
+
+    y: NDArray[np.signedinteger]  # type: ignore[type-arg]
+    quality: int
+
+
+class Cache:
+    """Least recently used values up to a number of bytes. Thread-safe; values must not be changed."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.bytes = limit, 0
+        self._lock = threading.Lock()
+        self._values: OrderedDict[BlockKey, tuple[object, int]] = OrderedDict()
+
+    def get(self, key: BlockKey) -> object | None:
+        with self._lock:
+            if key not in self._values:
+                return None
+            self._values.move_to_end(key)
+            return self._values[key][0]
+
+    def put(self, key: BlockKey, value: object, size: int) -> None:
+        with self._lock:
+            if key in self._values:
+                return
+            self._values[key] = (value, size)
+            self.bytes += size
+            while self.bytes > self.limit and len(self._values) > 1:
+                self.bytes -= self._values.popitem(last=False)[1][1]
+
+
+class BlockDecoder:
+    """Decodes blocks of one container. Half of `cache_bytes` keeps latents, half keeps pixels."""
+
+    def __init__(
+        self,
+        container: Container,
+        weights: ModelWeights,
+        device: torch.device,
+        workers: Workers,
+        *,
+        cache_bytes: int,
+    ) -> None:
+        self.container, self.weights, self.device, self.workers = container, weights, device, workers
+        self.coder = LatentCoder(weights, xp=torch)
+        self.transform = Transform(weights, device)
+        self.stats = container.stats()
+        self.side = container.attributes.chunk  # latents a chunk, in each direction
+        self._tiles = [container.tiles(level) for level in range(len(container.attributes.levels))]
+        self._shards = ShardReader(container)
+        self._latents, self._pixels = Cache(cache_bytes // 2), Cache(cache_bytes // 2)
+
+    def blocks(self, keys: Iterable[BlockKey]) -> Iterator[tuple[BlockKey, Pixels]]:
+        """(key, pixels (h, w, 3) uint8, cut at the level's edge), in the order of the keys. Do not write to them."""
+        if self.device.type == "cpu":
+            yield from self.workers.map(lambda key: (key, self._block(key)), keys)
+        else:
+            yield from self._in_batches(keys)
+
+    def chunk(self, key: BlockKey) -> ChunkLatents | None:
+        """The latents of a chunk, or None where it is background."""
+        if self._tiles[key.level][key.row, key.column] == Tile.BACKGROUND:
+            return None
+        known = self._latents.get(key)
+        if isinstance(known, ChunkLatents):
+            return known
+        data = self._shards.chunk(key.level, key.row, key.column)
+        if data is None:
+            raise FormatError(
+                f"{self.container.path}: level {key.level} chunk ({key.row}, {key.column}) is missing from its shard"
+            )
+        shape = (self.weights.config.latent_channels, self.side, self.side)
+        try:
+            y = self.coder.decode(data, shape)
+        except FormatError as exc:
+            where = f"{self.container.path}: level {key.level} chunk ({key.row}, {key.column})"
+            raise FormatError(f"{where}: {exc}") from exc
+        dtype = np.dtype(self.container.attributes.levels[key.level].dtype)
+        chunk = ChunkLatents(y.astype(dtype, copy=False), quality_of(data))
+        self._latents.put(key, chunk, chunk.y.nbytes)
+        return chunk
+
+    def window(self, key: BlockKey) -> tuple[NDArray[np.float32], Margin]:
+        """The scaled latents (C, h, w) float32 around a block, as far as the synthesis looks and the level goes."""
+        rows, columns = self.container.attributes.levels[key.level].latent_shape
+        side, halo = self.side, self.weights.config.synthesis_halo
+        top, bottom = max(0, key.row * side - halo), min(rows, (key.row + 1) * side + halo)
+        left, right = max(0, key.column * side - halo), min(columns, (key.column + 1) * side + halo)
+        window = np.empty((self.weights.config.latent_channels, bottom - top, right - left), np.float32)
+        for row in range(top // side, -(-bottom // side)):
+            for column in range(left // side, -(-right // side)):
+                r0, r1 = max(top, row * side), min(bottom, (row + 1) * side)
+                c0, c1 = max(left, column * side), min(right, (column + 1) * side)
+                part = window[:, r0 - top : r1 - top, c0 - left : c1 - left]
+                chunk = self.chunk(BlockKey(key.level, row, column))
+                if chunk is None:
+                    part[...] = self.stats.background_latent[:, None, None]
+                else:
+                    y = chunk.y[:, r0 - row * side : r1 - row * side, c0 - column * side : c1 - column * side]
+                    np.multiply(y, self.weights.inverse_gain(chunk.quality)[:, None, None], out=part)
+        margin = Margin(
+            key.row * side - top,
+            key.column * side - left,
+            max(0, bottom - (key.row + 1) * side),
+            max(0, right - (key.column + 1) * side),
+        )
+        return window, margin
+
+    def _block(self, key: BlockKey) -> Pixels:
+        """One block on this thread."""
+        known = self._known(key)
+        if known is not None:
+            return known
+        window, margin = self.window(key)
+        return self._keep(key, self.transform.synthesise([window], margin, self.stats.channels)[0])
+
+    def _in_batches(self, keys: Iterable[BlockKey]) -> Iterator[tuple[BlockKey, Pixels]]:
+        """The same on a GPU: windows are made by the workers, GPU_BATCH of one shape go up together."""
+        group: list[BlockKey] = []
+        for key in keys:
+            group.append(key)
+            if len(group) == 4 * GPU_BATCH:
+                yield from self._batch(group)
+                group = []
+        yield from self._batch(group)
+
+    def _batch(self, keys: Sequence[BlockKey]) -> Iterator[tuple[BlockKey, Pixels]]:
+        done = {key: pixels for key in keys if (pixels := self._known(key)) is not None}
+        missing = [key for key in dict.fromkeys(keys) if key not in done]
+        windows = list(zip(missing, self.workers.map(self.window, missing), strict=True))
+        windows.sort(key=lambda item: (item[1][0].shape, str(item[1][1])))
+        for _, same in groupby(windows, key=lambda item: (item[1][0].shape, item[1][1])):
+            alike = list(same)
+            for start in range(0, len(alike), GPU_BATCH):
+                batch = alike[start : start + GPU_BATCH]
+                padded = [window for _, (window, _) in batch] + [batch[0][1][0]] * (GPU_BATCH - len(batch))
+                results = self.transform.synthesise(padded, batch[0][1][1], self.stats.channels)
+                for (key, _), pixels in zip(batch, results, strict=False):
+                    done[key] = self._keep(key, pixels)
+        for key in keys:
+            yield key, done[key]
+
+    def _known(self, key: BlockKey) -> Pixels | None:
+        """A block that is background, or was decoded before."""
+        if self._tiles[key.level][key.row, key.column] == Tile.BACKGROUND:
+            height, width = self._size(key)
+            return np.broadcast_to(np.array(self.stats.background, np.uint8), (height, width, 3))
+        known = self._pixels.get(key)
+        return known if isinstance(known, np.ndarray) else None
+
+    def _keep(self, key: BlockKey, pixels: Pixels) -> Pixels:
+        height, width = self._size(key)
+        block = np.ascontiguousarray(pixels[:height, :width])
+        self._pixels.put(key, block, block.nbytes)
+        return block
+
+    def _size(self, key: BlockKey) -> tuple[int, int]:
+        level, side = self.container.attributes.levels[key.level], self.side * STRIDE
+        return min(side, level.height - key.row * side), min(side, level.width - key.column * side)

@@ -1,0 +1,152 @@
+"""`histocodec train`: data in, checkpoints, a log and at last a model file out."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from histocodec.errors import UsageError
+from histocodec.models.config import HyperConfig
+from histocodec.models.export import export_model
+from histocodec.train.data import case_of, held_out, load_images, training_files
+from histocodec.train.evaluate import rate_distortion_points
+from histocodec.train.loop import Progress, Schedule, Trainer, TrainingLog
+from histocodec.train.patches import PatchSampler, TrainingImage
+from histocodec.train.tables import refitted_tables, symbol_counts
+
+TABLE_BATCHES = 200  # for the refitted tables: 8 × 256² each, some 100 million symbols
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a run is. `steps` is the whole run's length: a resumed run goes on to it."""
+
+    data: tuple[Path, ...]
+    out: Path
+    steps: int = 10_000
+    batch: int = 8
+    size: int = 256
+    rate: float = 5e-4
+    schedule: str = "wsd"
+    decay: int | None = None  # None: the last quarter
+    warmup: int = 200
+    seed: int = 0
+    device: str = "auto"
+    checkpoint_every: int = 500
+    holdout: float = 0.0  # share of the cases that are kept for validation
+    validation: tuple[Path, ...] = ()
+    resume: bool = False
+    compile: bool = False
+    threads: int | None = None
+    model_id: str = "hyper-custom"
+
+    def __post_init__(self) -> None:
+        if self.size % 64 or self.size < 64:
+            raise UsageError(f"--size {self.size}: a multiple of 64 is needed")
+        if self.batch < 1 or self.steps < 1 or not self.rate > 0 or not 0 <= self.holdout < 1:
+            raise UsageError("--batch and --steps are at least 1, --rate is above 0, --holdout is from 0 to below 1")
+
+
+def run_training(
+    options: TrainOptions, report: Callable[[str], None], *, config: HyperConfig | None = None
+) -> Path:
+    """Trains and returns the path of the model file, `<out>/<model_id>.safetensors`.
+
+    In `out`: `last.pt` (the checkpoint), `log.csv` (a row every 20 steps), `validation.jsonl` (a line a checkpoint)
+    and `options.json`. Raises UsageError where a run is there already and `resume` is not set.
+    """
+    from histocodec.transform import choose_device
+
+    device = choose_device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    out, checkpoint = options.out, options.out / "last.pt"
+    out.mkdir(parents=True, exist_ok=True)
+    if checkpoint.exists() and not options.resume:
+        raise UsageError(f"{checkpoint}: a run is there already; --resume goes on with it, another --out starts anew")
+    training, validation = _images(options, device)
+    report(f"{len(training)} training images, {len(validation)} for validation, on {device}")
+    sampler = PatchSampler(training, batch=options.batch, size=options.size, seed=options.seed)
+    trainer = Trainer(config or HyperConfig(), sampler, rate=options.rate, device=device, compiled=options.compile)
+    if checkpoint.exists():
+        trainer.load(checkpoint)
+        report(f"resumed at step {trainer.step}")
+    else:
+        trainer.start()
+    described = {**asdict(options), "commit": _commit()}
+    (out / "options.json").write_text(json.dumps(described, default=_plain, indent=1))
+    decay = options.steps // 4 if options.decay is None else options.decay
+    schedule = Schedule(options.steps, warmup=options.warmup, decay=decay, kind=options.schedule)
+    log = TrainingLog(out / "log.csv", every=20)
+
+    def after_step(progress: Progress) -> None:
+        row = log.add(progress)
+        if row is not None:
+            left = (options.steps - row.step) * row.seconds_per_step / 60
+            report(f"step {row.step}/{options.steps}  loss {row.loss:.4f}  bpp {row.bpp:.3f}  mse {row.mse:.1f}  "
+                   f"{row.seconds_per_step:.2f} s/step  {left:.0f} min left")  # fmt: skip
+        if progress.step % options.checkpoint_every == 0:
+            trainer.save(checkpoint)
+            _validate(trainer, validation, out, report)
+
+    trainer.run(schedule, until=options.steps, report=after_step)
+    trainer.save(checkpoint)
+    return finish(trainer, options, report)
+
+
+def finish(trainer: Trainer, options: TrainOptions, report: Callable[[str], None]) -> Path:
+    """Refits the tables and writes the model file of the moving average."""
+    report("refitting the frequency tables")
+    batches = (trainer.sampler(trainer.step + 1 + i) for i in range(TABLE_BATCHES))
+    tables = refitted_tables(symbol_counts(trainer.average, batches, seed=options.seed))
+    notes = {"steps": str(trainer.step), "batch": f"{options.batch}x{options.size}", "commit": _commit()}
+    weights = export_model(trainer.average, options.model_id, tables=tables, notes=notes)
+    path = options.out / f"{options.model_id}.safetensors"
+    path.write_bytes(weights.data)
+    report(f"{path}: {len(weights.data)} bytes, SHA-256 {weights.sha256}")
+    return path
+
+
+def _images(options: TrainOptions, device: torch.device) -> tuple[list[TrainingImage], list[TrainingImage]]:
+    files = training_files(options.data)
+    kept = [file for file in files if not held_out(case_of(file), options.holdout)]
+    apart = [file for file in files if held_out(case_of(file), options.holdout)]
+    if options.validation:
+        apart += training_files(options.validation)
+    cases = {case_of(file) for file in kept}
+    mixed = sorted({case_of(file) for file in apart} & cases)
+    if mixed:
+        raise UsageError(f"case {mixed[0]} is in the training and in the validation data; split by case")
+    images = list(load_images(kept, device=device, seed=options.seed))
+    if not images:
+        raise UsageError("the training data shows nothing but glass")
+    return images, list(load_images(apart, device=device, seed=options.seed))
+
+
+def _validate(
+    trainer: Trainer, images: list[TrainingImage], out: Path, report: Callable[[str], None]
+) -> None:
+    if not images:
+        return
+    points = rate_distortion_points(trainer.average, images)
+    with (out / "validation.jsonl").open("a") as file:
+        file.write(json.dumps({"step": trainer.step, "points": [asdict(point) for point in points]}) + "\n")
+    report("validation  " + "  ".join(f"{p.bpp:.3f} bpp {p.psnr:.2f} dB" for p in points))
+
+
+def _commit() -> str:
+    """The commit that trains, where the package is a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def _plain(value: object) -> str:
+    return str(value)

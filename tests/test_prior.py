@@ -1,0 +1,110 @@
+"""The prior: one definition, evaluated alike by training, numpy and torch, in any precision, batch and thread."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from histocodec.codec import LatentCoder
+from histocodec.errors import FormatError
+from histocodec.models.config import GROUPS, QUALITIES, HyperConfig
+from histocodec.models.integer import IntegerPrior, accumulator_peak, check_accumulators
+from histocodec.models.prior import layers
+from histocodec.models.quantised import step_mask
+from tests.tiny import TINY, tiny_network, tiny_weights
+
+SIDE = 16
+
+
+def latents(seed: int, *, spread: float = 6.0, channels: int = TINY.latent_channels) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    decay = spread * 0.9 ** np.arange(channels)
+    return np.rint(rng.normal(0, 1, (channels, SIDE, SIDE)) * decay[:, None, None]).astype(np.int16)
+
+
+@pytest.mark.parametrize("quality", [0, 37, 100])
+def test_training_and_coding_evaluate_the_same_integers(quality: int) -> None:
+    network, weights = tiny_network(), tiny_weights()
+    y = torch.from_numpy(latents(1).astype(np.float32))[None]
+    as_tensor = torch.tensor([float(quality)])
+    log_gain, _ = network.gains(as_tensor)
+    graph, training = network.prior.graph, network.prior.ops(as_tensor, log_gain)
+    integer = IntegerPrior(weights.config, weights.arrays).ops(np.array([quality]))
+    with torch.no_grad():
+        z = graph.h_a(training, y)
+        assert np.array_equal(z.numpy(), graph.h_a(integer, y.numpy()))
+        assert np.any(z.numpy())
+        h = graph.h_s(training, z)
+        assert np.array_equal(h.numpy(), graph.h_s(integer, z.numpy()))
+        for k in range(GROUPS):
+            so_far = y * step_mask(k, *y.shape[1:])
+            expected = graph.step(training, k, so_far, h)
+            found = graph.step(integer, k, so_far.numpy(), h.numpy())
+            for a, b in zip(expected, found, strict=True):
+                assert np.array_equal(a.numpy(), b)
+
+
+@pytest.mark.parametrize("options", [{"dtype": "float64"}, {"xp": torch}, {"xp": torch, "dtype": "float64"}])
+def test_every_library_and_precision_writes_and_reads_the_same_bytes(options: dict) -> None:
+    reference, other = LatentCoder(tiny_weights()), LatentCoder(tiny_weights(), **options)
+    for seed, spread in ((1, 2.0), (2, 40.0), (3, 3000.0)):
+        y = latents(seed, spread=spread)
+        data = reference.encode(y, 50)
+        assert other.encode(y, 50) == data
+        assert np.array_equal(other.decode(data, y.shape), y)
+
+
+def test_a_batch_gives_what_its_items_give_alone() -> None:
+    weights = tiny_weights()
+    prior = IntegerPrior(weights.config, weights.arrays)
+    items = np.stack([latents(seed) for seed in range(5)]).astype(np.float32)
+    qualities = np.array([0, 20, 50, 99, 100])
+    together = prior.graph.h_a(prior.ops(qualities), items)
+    for i, quality in enumerate(qualities):
+        alone = prior.graph.h_a(prior.ops(np.array([quality])), items[i : i + 1])
+        assert np.array_equal(together[i : i + 1], alone)
+
+
+def test_eight_threads_write_what_one_writes() -> None:
+    coder = LatentCoder(tiny_weights())
+    chunks = [latents(seed) for seed in range(16)]
+    alone = [coder.encode(y, 60) for y in chunks]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda y: coder.encode(y, 60), chunks)) == alone
+
+
+def test_the_context_of_a_step_sees_nothing_that_is_coded_later() -> None:
+    weights = tiny_weights()
+    prior = IntegerPrior(weights.config, weights.arrays)
+    ops = prior.ops(np.array([50]))
+    covered = np.zeros((TINY.latent_channels, SIDE, SIDE), int)
+    for k in range(GROUPS):
+        earlier = step_mask(k, TINY.latent_channels, SIDE, SIDE).numpy()
+        now = np.zeros((1, TINY.latent_channels, SIDE, SIDE), np.float32)
+        ops.place(now, np.ones_like(ops.cells(now, k)), k)
+        assert not np.any(earlier * now[0])
+        covered += now[0].astype(int)
+    assert (covered == 1).all()
+
+
+def test_accumulators_of_the_full_size_stay_exact_at_any_weight_the_fan_in_allows() -> None:
+    for layer in layers(HyperConfig()):
+        taps = 9 if layer.kind == "depthwise" else layer.inputs
+        if taps <= 256:
+            weight = np.full((layer.outputs, taps), 127, np.int8)
+            assert accumulator_peak(layer, weight, np.zeros((1, layer.outputs))) < 2**23, layer.name
+
+
+def test_a_model_whose_accumulators_could_round_is_refused() -> None:
+    arrays = dict(tiny_weights().arrays)
+    name = "prior.h_a.1.bias"
+    arrays[name] = np.full_like(arrays[name], 2**23)
+    with pytest.raises(FormatError, match=r"h_a\.1"):
+        check_accumulators(TINY, arrays)
+
+
+def test_every_quality_has_its_own_parameters() -> None:
+    weights = tiny_weights()
+    assert weights.arrays["gain"].shape == (QUALITIES, TINY.latent_channels)
+    assert (np.diff(weights.arrays["gain"], axis=0) > 0).all()

@@ -1,0 +1,54 @@
+"""A tiny model for tests: the whole machinery, a KLT start on made-up tissue, no training. About a second."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from histocodec.models.config import HyperConfig
+from histocodec.models.export import export_model
+from histocodec.models.hyper import HyperModel
+from histocodec.models.weights import ModelWeights
+from histocodec.synthetic import synthetic_slide
+from histocodec.train.klt import start_from_klt
+from histocodec.train.patches import PatchSampler, training_image
+
+TINY = HyperConfig(
+    latent_channels=48,
+    hyper_channels=8,
+    hyper_width=16,
+    context_width=16,
+    analysis8=(True,),
+    analysis16=(True, False),
+    synthesis16=(True, False),
+    synthesis8=(True,),
+    anchors=3,
+)
+
+
+def tiny_network(seed: int = 0, config: HyperConfig = TINY) -> HyperModel:
+    """A seeded network after its KLT start, in evaluation mode."""
+    torch.manual_seed(seed)
+    image = training_image(synthetic_slide(512, 512, seed=seed), "tiny", torch.device("cpu"))
+    assert image is not None
+    model = HyperModel(config)
+    start_from_klt(model, PatchSampler([image], batch=4, size=128, seed=seed), blocks=1000)
+    with torch.no_grad():  # a prior that knows something: random weights, so that every path is exercised
+        for name, weight in model.prior.weights.items():
+            if "heads" in name or "predict" in name:
+                weight.normal_(0, 0.05)
+        for bias in model.prior.biases.values():
+            bias.normal_(0, 0.05)
+    return model.eval()
+
+
+@lru_cache(maxsize=2)
+def tiny_weights(seed: int = 0) -> ModelWeights:
+    return export_model(tiny_network(seed), f"tiny-{seed}")
+
+
+def tiny_model(folder: Path, seed: int = 0) -> Path:
+    """The model file, usable as `--model PATH`."""
+    path = folder / f"tiny-{seed}.safetensors"
+    path.write_bytes(tiny_weights(seed).data)
+    return path
