@@ -13,34 +13,30 @@ DEVICE_HELP = "Where the network runs; auto takes a GPU where there is one."
 
 
 class Positive(click.ParamType):
-    """A finite number above 0, or from `least` on."""
+    """A finite number above 0."""
 
     name = "number"
-
-    def __init__(self, least: float | None = None) -> None:
-        self.least = least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
             number = float(value)
         except ValueError:
             self.fail(f"{value!r} is no number", param, ctx)
-        if not math.isfinite(number) or number <= 0 or (self.least is not None and number < self.least):
-            allowed = "above 0" if self.least is None else f"of at least {self.least:g}"
-            self.fail(f"{value} is not allowed; a finite number {allowed} is", param, ctx)
+        if not math.isfinite(number) or number <= 0:
+            self.fail(f"{value} is not allowed; a finite number above 0 is", param, ctx)
         return number
 
 
-class Ratio(Positive):
+class Ratio(click.ParamType):
     """32 or 1:32."""
 
     name = "ratio"
 
-    def __init__(self) -> None:
-        super().__init__(least=1.0)
-
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        return super().convert(str(value).removeprefix("1:"), param, ctx)
+        try:
+            return float(str(value).removeprefix("1:"))
+        except ValueError:
+            self.fail(f"{value!r} is no ratio; 32 and 1:32 are", param, ctx)
 
 
 class Levels(click.ParamType):

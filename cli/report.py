@@ -65,6 +65,8 @@ def plain(value: object) -> object:
         return [plain(one) for one in value]
     if isinstance(value, PathLike):
         return fspath(value)
+    if hasattr(value, "item"):  # numpy's numbers
+        value = value.item()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value

@@ -1,8 +1,8 @@
 """The container's plain arrays: Zarr v3 with core codecs only, read without zarr and within known bounds.
 
-Every such array is little endian, in C order, gzip-compressed. All but `lossless/N` are one chunk. The bytes are
-written here and not by zarr because its gzip stores the time of day, so that the same slide would never give
-the same container twice.
+Every such array is little endian, in C order, gzip-compressed. All but `lossless/N` are one chunk. The bytes
+are written here and not by zarr because its gzip stores the time of day, so that the same slide would never
+give the same container twice.
 """
 
 import json
@@ -104,8 +104,9 @@ def check_metadata(folder: Path, expected: Json) -> None:
     expected = {key: value for key, value in expected.items() if key not in TOLERATED}
     for key in (*expected, *found):
         if key not in found or key not in expected or not _same(found[key], expected[key]):
+            wanted = _short(expected.get(key))
             raise FormatError(
-                f"{node.where}: {str(key)[:80]} is {_short(found.get(key))}; {_short(expected.get(key))} is needed"
+                f"{node.where}: {str(key)[:80]} is {_short(found.get(key))}; {wanted} is needed"
             )
 
 
@@ -153,13 +154,14 @@ def unpack_values(data: bytes, form: Form, name: str) -> Values:
         raise FormatError(f"{name}: is not sound gzip data: {exc}") from exc
     if len(raw) != form.chunk_bytes or not unpacker.eof or unpacker.unused_data:
         raise FormatError(
-            f"{name}: does not hold the {form.chunk_bytes} bytes of {form.dtype} {form.chunk_shape}, or is cut short"
+            f"{name}: is cut short, or does not hold {form.dtype} {form.chunk_shape} "
+            f"({form.chunk_bytes} bytes)"
         )
     return np.frombuffer(raw, form.stored).reshape(form.chunk_shape).astype(form.dtype)
 
 
 def write_plain(folder: Path, form: Form, values: Values) -> None:
-    """A whole array of one chunk; its metadata comes last, so that an array which can be opened is complete."""
+    """A whole array of one chunk. Metadata comes last: an array that can be opened is complete."""
     write_atomically(chunk_path(folder, (0,) * len(form.shape)), pack_values(values, form))
     write_metadata(folder, form.metadata())
 

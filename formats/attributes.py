@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 from histocodec.errors import FormatError, UnsupportedError
 from histocodec.formats.fields import Node
 from histocodec.geometry import ceil_div
-from histocodec.models.config import QUALITIES
+from histocodec.models.config import QUALITIES, STRIDE
 from histocodec.slide import Colour, Mpp
 
 VERSION = 1
@@ -47,21 +47,21 @@ Json = dict[str, object]
 
 @dataclass(frozen=True)
 class ModelReference:
-    """The weights that the latents need. `channels` is C; `embedded` the size of the file in model/weights."""
+    """The weights that the latents need. `channels` is C, `embedded` the size of model/weights."""
 
     id: str
     sha256: str
     channels: int
-    stride: int = 16
+    stride: int = STRIDE
     family: str = "hyper"
     embedded: int | None = None
 
 
 @dataclass(frozen=True)
 class LevelAttributes:
-    """One coded level. `downsample` is source level-0 pixels per pixel; `quality` the gain index that was asked
-    for; `bytes` those of its shards; `psnr` in dB over all coded pixels, infinite where nothing was lost.
-    The last two are None until the level is finished."""
+    """One coded level. `downsample` is source level-0 pixels per pixel; `quality` the gain index that was
+    asked for; `bytes` those of its shards; `psnr` in dB over all pixels, infinite where nothing was lost.
+    `bytes` is None until the level is finished, `psnr` where it was not measured."""
 
     width: int
     height: int
@@ -70,6 +70,11 @@ class LevelAttributes:
     quality: int
     bytes: int | None = None
     psnr: float | None = None
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """Rows and columns of the latents."""
+        return ceil_div(self.height, STRIDE), ceil_div(self.width, STRIDE)
 
     @property
     def bpp(self) -> float | None:
@@ -95,7 +100,7 @@ class LevelGrid:
 
 @dataclass(frozen=True)
 class BackgroundAttributes:
-    """`skip`: chunks of bare glass are absent and decode to `colour`; `code`: they are coded like all others."""
+    """`skip`: chunks of bare glass are absent and decode to `colour`; `code`: they are coded like others."""
 
     mode: BackgroundMode
     colour: Colour
@@ -103,8 +108,8 @@ class BackgroundAttributes:
 
 @dataclass(frozen=True)
 class SourceAttributes:
-    """Where the pixels came from. `bytes` is None where that was no file; `vendor` as OpenSlide names it, or the
-    kind of file."""
+    """Where the pixels came from. `bytes` is None where that was no file; `vendor` as OpenSlide names it, or
+    the kind of file."""
 
     name: str
     bytes: int | None
@@ -112,17 +117,8 @@ class SourceAttributes:
 
 
 @dataclass(frozen=True)
-class ImageAttributes:
-    """An associated image that was kept, stored as associated/<name>."""
-
-    name: str
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
 class Attributes:
-    """Everything. Values are checked when they cross the border: `from_json`, and `checked` before writing."""
+    """Everything. Values are checked at the border: by `from_json`, and by `checked` before writing."""
 
     generator: str
     model: ModelReference
@@ -134,14 +130,13 @@ class Attributes:
     properties: Mapping[str, str] = field(default_factory=dict)
     icc: int | None = None  # bytes of metadata/icc
     overview: tuple[int, int] | None = None  # width, height of overview/0
-    associated: tuple[ImageAttributes, ...] = ()
-    dropped: tuple[str, ...] = ()  # associated images of the source that were left out, such as the label
+    associated: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # (width, height) of those kept
+    dropped: tuple[str, ...] = ()  # names of those left out, such as the label
     chunk: int = 32  # latents a side
     shard: int = 8  # chunks a side
 
     def grid(self, level: int) -> LevelGrid:
-        size = self.levels[level]
-        latents = ceil_div(size.height, self.model.stride), ceil_div(size.width, self.model.stride)
+        latents = self.levels[level].latent_shape
         chunks = ceil_div(latents[0], self.chunk), ceil_div(latents[1], self.chunk)
         return LevelGrid(*latents, *chunks, ceil_div(chunks[0], self.shard), ceil_div(chunks[1], self.shard))
 
@@ -179,15 +174,14 @@ class Attributes:
             "icc": self.icc,
             "overview": None if self.overview is None else list(self.overview),
             "associated": [
-                {"name": image.name, "width": image.width, "height": image.height}
-                for image in self.associated
+                {"name": name, "width": w, "height": h} for name, (w, h) in self.associated.items()
             ],
             "dropped": list(self.dropped),
         }
 
     @classmethod
     def from_json(cls, node: Node) -> "Attributes":
-        """Raises UnsupportedError for a later version, FormatError for everything else that is not allowed."""
+        """Raises UnsupportedError for a later version, FormatError for all else that is not allowed."""
         version = node.member("version").integer(1, MAX_SIDE)
         if version > VERSION:
             raise UnsupportedError(
@@ -195,8 +189,8 @@ class Attributes:
                 f"version {VERSION}"
             )
         f = node.fields(
-            "version", "generator", "model", "chunk", "shard", "levels", "mpp", "objective_power", "background",
-            "source", "properties", "icc", "overview", "associated", "dropped",
+            "version", "generator", "model", "chunk", "shard", "levels", "mpp", "objective_power",
+            "background", "source", "properties", "icc", "overview", "associated", "dropped",
         )  # fmt: skip
         chunk = f["chunk"].integer(4, 64)
         if chunk % 4:
@@ -212,20 +206,17 @@ class Attributes:
             properties=f["properties"].strings(),
             icc=_optional(f["icc"], lambda n: n.integer(1, MAX_ICC)),
             overview=_optional(f["overview"], _overview),
-            associated=tuple(_image(item) for item in f["associated"].items(0, MAX_ASSOCIATED)),
+            associated=_associated(f["associated"]),
             dropped=tuple(item.text(MAX_TEXT) for item in f["dropped"].items(0, MAX_ASSOCIATED)),
             chunk=chunk,
             shard=f["shard"].integer(1, 32),
         )
-        names = [image.name for image in attributes.associated]
-        if len({name.casefold() for name in names}) != len(names):  # folders, on disks that may ignore case
-            raise FormatError(f"{f['associated'].where}: two images have the same name: {names}")
         for index in range(len(attributes.levels)):
             grid = attributes.grid(index)
             if grid.chunk_rows * grid.chunk_columns > MAX_CHUNKS:
                 raise FormatError(
-                    f"{f['levels'].where}[{index}]: has {grid.chunk_rows} x {grid.chunk_columns} chunks; at most "
-                    f"{MAX_CHUNKS} are allowed"
+                    f"{f['levels'].where}[{index}]: has {grid.chunk_rows} x {grid.chunk_columns} chunks; "
+                    f"at most {MAX_CHUNKS} are allowed"
                 )
         return attributes
 
@@ -254,7 +245,7 @@ def _model(node: Node) -> ModelReference:
         id=f["id"].text(64, MODEL_ID),
         sha256=f["sha256"].text(64, SHA256),
         family=family,
-        stride=f["stride"].integer(16, 16),
+        stride=f["stride"].integer(STRIDE, STRIDE),
         channels=channels,
         embedded=_optional(f["embedded"], lambda n: n.integer(1, MAX_MODEL)),
     )
@@ -299,7 +290,15 @@ def _overview(node: Node) -> tuple[int, int]:
     return width, height
 
 
-def _image(node: Node) -> ImageAttributes:
-    f = node.fields("name", "width", "height")
-    sides = (f[name].integer(1, MAX_SIDE_ASSOCIATED) for name in ("width", "height"))
-    return ImageAttributes(f["name"].text(64, IMAGE_NAME), *sides)
+def _associated(node: Node) -> dict[str, tuple[int, int]]:
+    images: dict[str, tuple[int, int]] = {}
+    for item in node.items(0, MAX_ASSOCIATED):
+        f = item.fields("name", "width", "height")
+        name = f["name"].text(64, IMAGE_NAME)
+        if name.casefold() in {other.casefold() for other in images}:  # folders, and disks may ignore case
+            raise FormatError(f"{item.where}: the name {name!r} occurs twice")
+        images[name] = (
+            f["width"].integer(1, MAX_SIDE_ASSOCIATED),
+            f["height"].integer(1, MAX_SIDE_ASSOCIATED),
+        )
+    return images

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.errors import FormatError, OutputError, UnsupportedError, UsageError
+from histocodec.errors import FormatError, UnsupportedError, UsageError
 from histocodec.formats.arrays import (
     METADATA,
     Form,
@@ -77,7 +77,7 @@ class Sizes:
 
 
 def create_skeleton(root: Path, attributes: Attributes) -> None:
-    """Groups, attributes and the latents' metadata: from here on zarr opens `root`, and shards can be added."""
+    """Groups, attributes and the latents' metadata: from here on zarr opens `root`, and takes shards."""
     _write_root(root, attributes)
     for name in GROUPS:
         write_metadata(root / name, group_metadata())
@@ -190,10 +190,10 @@ def described_by(root: Path) -> Node | None:
     return None if node is None else Node(node, f"{root / METADATA}: {KEY}")
 
 
-def is_container(path: Path) -> bool:
+def is_container(path: str | Path) -> bool:
     """Whether `path` is meant to be a histocodec container, sound or not."""
     try:
-        return described_by(path) is not None
+        return described_by(Path(path)) is not None
     except FormatError:
         return False
 
@@ -205,10 +205,15 @@ class Container:
     path: Path
     attributes: Attributes
 
+    @staticmethod
+    def is_one(path: str | Path) -> bool:
+        """See `is_container`."""
+        return is_container(path)
+
     @classmethod
     def open(cls, path: str | Path) -> "Container":
-        """Raises UnsupportedError where there is no histocodec container or one of a later version, FormatError
-        where it is broken."""
+        """Raises UnsupportedError where there is no histocodec container or one of a later version,
+        FormatError where it is broken or was never finished."""
         root = Path(path)
         if not root.exists():
             raise UsageError(f"{root}: does not exist")
@@ -223,7 +228,7 @@ class Container:
         return cls(root, attributes)
 
     def tiles(self, level: int) -> NDArray[np.uint8]:
-        """(rows, columns) of BACKGROUND, CODED or LOSSLESS for every chunk."""
+        """(rows, columns) BACKGROUND, CODED or LOSSLESS for every chunk."""
         return self.array(f"tiles/{self._checked(level)}")
 
     def quality(self, level: int) -> NDArray[np.uint8]:
@@ -231,7 +236,7 @@ class Container:
         return self.array(f"quality/{self._checked(level)}")
 
     def psnr(self, level: int) -> NDArray[np.float32]:
-        """(rows, columns) dB, as measured by decoding; NaN for background, infinite where nothing was lost."""
+        """(rows, columns) dB, as measured by decoding; NaN: background; infinite: nothing was lost."""
         return self.array(f"psnr/{self._checked(level)}")
 
     def integrity(self, level: int) -> NDArray[np.uint8]:
@@ -258,7 +263,7 @@ class Container:
         return None if self.attributes.icc is None else self.array("metadata/icc").tobytes()
 
     def model_bytes(self) -> bytes | None:
-        """The embedded model file, whose SHA-256 is the one that the attributes name; None where there is none."""
+        """The bytes of the embedded model file, which the attributes' SHA-256 fits; None without one."""
         if self.attributes.model.embedded is None:
             return None
         data = self.array("model/weights").tobytes()

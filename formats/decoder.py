@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from histocodec.codec import LatentCoder, quality_of
 from histocodec.errors import FormatError
-from histocodec.formats.container import Container, Tile
-from histocodec.formats.shard import ShardReader
+from histocodec.formats.container import Container
+from histocodec.formats.layout import BACKGROUND
+from histocodec.formats.shard import ShardIndex, read_chunk, read_index
 from histocodec.models.config import STRIDE
 from histocodec.models.transforms import Margin
 from histocodec.models.weights import ModelWeights
@@ -22,6 +23,7 @@ from histocodec.slide import Pixels
 from histocodec.transform import Transform
 from histocodec.workers import Workers
 
+MOST_INDICES = 1024  # shard indices kept, of 10 KB each as objects
 GPU_BATCH = (
     16  # blocks a launch; always this many, since a convolution may round differently in another batch
 )
@@ -86,8 +88,9 @@ class BlockDecoder:
         self.transform = Transform(weights, device)
         self.stats = container.stats()
         self.side = container.attributes.chunk  # latents a chunk, in each direction
+        self._grids = [container.attributes.grid(level) for level in range(len(container.attributes.levels))]
         self._tiles = [container.tiles(level) for level in range(len(container.attributes.levels))]
-        self._shards = ShardReader(container)
+        self._indices: dict[BlockKey, ShardIndex] = {}
         self._latents, self._pixels = Cache(cache_bytes // 2), Cache(cache_bytes // 2)
 
     def blocks(self, keys: Iterable[BlockKey]) -> Iterator[tuple[BlockKey, Pixels]]:
@@ -99,12 +102,12 @@ class BlockDecoder:
 
     def chunk(self, key: BlockKey) -> ChunkLatents | None:
         """The latents of a chunk, or None where it is background."""
-        if self._tiles[key.level][key.row, key.column] == Tile.BACKGROUND:
+        if self._tiles[key.level][key.row, key.column] == BACKGROUND:
             return None
         known = self._latents.get(key)
         if isinstance(known, ChunkLatents):
             return known
-        data = self._shards.chunk(key.level, key.row, key.column)
+        data = self._stored(key)
         if data is None:
             raise FormatError(
                 f"{self.container.path}: level {key.level} chunk ({key.row}, {key.column}) is missing from its shard"
@@ -120,9 +123,22 @@ class BlockDecoder:
         self._latents.put(key, chunk, chunk.y.nbytes)
         return chunk
 
+    def _stored(self, key: BlockKey) -> bytes | None:
+        """The bytes of a chunk, from its shard, whose index is read once."""
+        across = self.container.attributes.shard
+        shard = BlockKey(key.level, key.row // across, key.column // across)
+        path = self.container.shard_path(shard.level, shard.row, shard.column)
+        index = self._indices.get(shard)
+        if index is None:
+            index = read_index(path, across * across)
+            if len(self._indices) >= MOST_INDICES:
+                self._indices.clear()
+            self._indices[shard] = index
+        return read_chunk(path, index, key.row % across * across + key.column % across)
+
     def window(self, key: BlockKey) -> tuple[NDArray[np.float32], Margin]:
         """The scaled latents (C, h, w) float32 around a block, as far as the synthesis looks and the level goes."""
-        rows, columns = self.container.attributes.levels[key.level].latent_shape
+        rows, columns = self._grids[key.level].latent_rows, self._grids[key.level].latent_columns
         side, halo = self.side, self.weights.config.synthesis_halo
         top, bottom = max(0, key.row * side - halo), min(rows, (key.row + 1) * side + halo)
         left, right = max(0, key.column * side - halo), min(columns, (key.column + 1) * side + halo)
@@ -182,7 +198,7 @@ class BlockDecoder:
 
     def _known(self, key: BlockKey) -> Pixels | None:
         """A block that is background, or was decoded before."""
-        if self._tiles[key.level][key.row, key.column] == Tile.BACKGROUND:
+        if self._tiles[key.level][key.row, key.column] == BACKGROUND:
             height, width = self._size(key)
             return np.broadcast_to(np.array(self.stats.background, np.uint8), (height, width, 3))
         known = self._pixels.get(key)

@@ -146,10 +146,10 @@ def write_pyramid(
     def tiles(index: int, level: Level) -> Iterator[Pixels]:
         nonlocal done
         for piece, pixels in _tiles(slide, index, tile):
-            yield pixels
             done += piece.area
             if progress is not None:
                 progress(done, total)
+            yield pixels
 
     jpeg = compression == "jpeg"
     with whole_file(path) as file, tifffile.TiffWriter(file, bigtiff=3 * total > CLASSIC_TIFF) as writer:

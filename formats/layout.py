@@ -19,7 +19,10 @@ from histocodec.formats.attributes import Attributes
 from histocodec.geometry import Grid
 from histocodec.models.config import QUALITIES
 
-BACKGROUND, CODED, LOSSLESS = 0, 1, 2  # the values of tiles/N
+# The values of tiles/N: how a chunk is stored.
+BACKGROUND = 0  # bare glass, absent on purpose
+CODED = 1  # as latents
+LOSSLESS = 2  # as latents, which its neighbours need, and as pixels in lossless/N
 
 DIGEST_BYTES = 32
 NO_SHARD = bytes(DIGEST_BYTES)  # in integrity/N, where all chunks of a shard are background
@@ -47,8 +50,8 @@ def plain_arrays(attributes: Attributes) -> dict[str, Form]:
     if attributes.overview is not None:
         width, height = attributes.overview
         forms["overview/0"] = Form((3, height, width), "uint8", ("c", "y", "x"))
-    for image in attributes.associated:
-        forms[f"associated/{image.name}"] = Form((image.height, image.width, 3), "uint8", PIXEL_NAMES)
+    for name, (width, height) in attributes.associated.items():
+        forms[f"associated/{name}"] = Form((height, width, 3), "uint8", PIXEL_NAMES)
     if attributes.icc is not None:
         forms["metadata/icc"] = Form((attributes.icc,), "uint8")
     if attributes.model.embedded is not None:

@@ -11,7 +11,7 @@ import openslide
 from PIL import Image
 
 from histocodec.errors import UsageError
-from histocodec.formats.container import Container
+from histocodec.formats.container import Container, is_container
 from histocodec.geometry import Grid, Level, Region
 from histocodec.models.config import STRIDE
 from histocodec.models.weights import ModelWeights, find_model, parse_model
@@ -65,7 +65,7 @@ class CompressedSlide(openslide.AbstractSlide):
         self.mpp: Mpp | None = attributes.mpp
         self.objective_power = attributes.objective_power
         self.background: Colour | None = attributes.background.colour
-        self.icc_profile = self.container.icc()
+        self.icc_profile = self.container.icc_profile()
         self._profile = self.icc_profile
         self._properties = _properties(self)
         self._workers = Workers(workers)
@@ -82,7 +82,7 @@ class CompressedSlide(openslide.AbstractSlide):
     @property
     def associated(self) -> Mapping[str, Pixels]:
         names = self.container.attributes.associated
-        return LazyImages({name: lambda name=name: self.container.associated(name) for name in names})  # type: ignore[misc]
+        return LazyImages({name: partial(self.container.associated, name) for name in names})
 
     def read(self, region: Region, level: int) -> Pixels:
         """The pixels of `region`, in the level's own pixels; background beyond the level's edge."""
@@ -103,7 +103,7 @@ class CompressedSlide(openslide.AbstractSlide):
     @classmethod
     def detect_format(cls, filename: str | os.PathLike[str]) -> str | None:  # type: ignore[override]  # bytes paths are not taken
         """ "histocodec" where `filename` is a container, else None."""
-        return "histocodec" if Container.is_one(Path(filename)) else None
+        return "histocodec" if is_container(Path(filename)) else None
 
     @property
     def level_count(self) -> int:
@@ -249,10 +249,9 @@ class CompressedSlide(openslide.AbstractSlide):
 
 def model_of(container: Container) -> ModelWeights:
     """The model that a container names: its embedded one, else the installed one of that id and SHA-256."""
-    wanted = container.attributes.model
-    embedded = container.embedded_model()
+    embedded = container.model_bytes()
     if embedded is None:
-        return find_model(wanted.id, wanted.sha256)
+        return find_model(container.attributes.model.id, container.attributes.model.sha256)
     return parse_model(embedded, name=f"{container.path}: embedded model")
 
 

@@ -1,4 +1,4 @@
-"""Which quality meets a target: bisection on a sample of a slide's chunks, analysed once, coded at each try."""
+"""Which quality meets a target: bisection on a sample of a slide's chunks, analysed once and coded at each try."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,45 +6,150 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from histocodec.codec import LatentCoder
 from histocodec.errors import UsageError
-from histocodec.models.config import QUALITIES
+from histocodec.formats.measure import psnr, squared_error
+from histocodec.formats.options import DEFAULT_QUALITY, EncodeOptions
+from histocodec.geometry import Grid
+from histocodec.models.config import QUALITIES, STRIDE
+from histocodec.models.transforms import Margin
+from histocodec.normalise import ChannelStats
+from histocodec.slide import Colour, Pixels, Slide
+from histocodec.tissue import GLASS_DISTANCE, cell_of, coarse_view
+from histocodec.transform import Transform, around, margin_of, quantise, whole_latents
+from histocodec.workers import Workers
 
-SAMPLE_CHUNKS = 24  # 6 megapixels: the mean over them is within a few per cent of the slide's
+CHUNK = 32  # latents a side
+SAMPLE_CHUNKS = 24  # 6 megapixels: their mean is within a few per cent of a slide's
+OVERHEAD = 1.015  # maps, metadata and overview, as a share of the latents
 
 
 @dataclass(frozen=True)
-class SampledChunk:
-    """A chunk's analysis before gains (C, h, w) and its pixels (H, W, 3); it stands for `weight` chunks."""
+class SampleSource:
+    """What a sample is drawn from: these levels of a slide, its background colour and statistics."""
+
+    slide: Slide
+    levels: tuple[int, ...]
+    background: Colour
+    stats: ChannelStats
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A chunk with the synthesis's halo: y before gains (C, h, w), the chunk's place in it, its pixels. It stands
+    for `weight` chunks of its level."""
 
     y: NDArray[np.float32]
-    pixels: NDArray[np.uint8]
+    margin: Margin
+    pixels: Pixels
+    level: int
     weight: float
 
 
-def spread(items: Sequence[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+def choose_quality(
+    options: EncodeOptions, source: SampleSource, transform: Transform, coder: LatentCoder, workers: Workers
+) -> int:
+    """The quality that the options name, or the one whose sample meets their target: the highest within a rate, the
+    lowest that reaches a PSNR. Raises UsageError where none does."""
+    wanted_bpp = options.wanted_bpp
+    if wanted_bpp is None and options.target_psnr is None:
+        return DEFAULT_QUALITY if options.quality is None else options.quality
+    samples = list(workers.map(lambda place: _analysed(place, source, transform), _places(source)))
+    if not samples:
+        return DEFAULT_QUALITY  # nothing but glass: any quality gives the same
+    if wanted_bpp is None:
+        wanted_psnr = options.target_psnr or 0.0
+        quality = _last(lambda q: _psnr(samples, q, source, transform, workers) < wanted_psnr) + 1
+        if quality == QUALITIES:
+            raise UsageError(f"--target-psnr {wanted_psnr:g} dB is beyond quality {QUALITIES - 1} on this slide")
+        return quality
+    pixels = source.slide.levels[source.levels[0]].region.area
+    quality = _last(lambda q: _bits(samples, q, coder, workers) * OVERHEAD / pixels <= wanted_bpp)
+    if quality < 0:
+        least = _bits(samples, 0, coder, workers) * OVERHEAD / pixels
+        raise UsageError(f"{wanted_bpp:.4g} bpp is less than quality 0 needs on this slide, about {least:.3g} bpp")
+    return quality
+
+
+def _last(holds: Callable[[int], bool]) -> int:
+    """The last quality for which `holds` does, true up to some quality and false beyond; -1 where there is none."""
+    low, high = -1, QUALITIES - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle - 1)
+    return low
+
+
+@dataclass(frozen=True)
+class _Place:
+    level: int
+    row: int
+    column: int
+    weight: float
+
+
+def _places(source: SampleSource) -> list[_Place]:
+    """Chunks spread over the tissue of all levels, in proportion to how many there are."""
+    view = coarse_view(source.slide)
+    glass = np.abs(view.astype(np.int16) - np.array(source.background, np.int16)).max(axis=2) <= GLASS_DISTANCE
+    found: list[tuple[int, list[tuple[int, int]]]] = []
+    for number in source.levels:
+        level = source.slide.levels[number]
+        grid = Grid(level.height, level.width, CHUNK * STRIDE)
+        everything = grid.blocks_in(level.region)
+        found.append((number, [p for p in everything if not cell_of(glass, level, grid.region(*p)).all()]))
+    total = sum(len(chunks) for _, chunks in found)
+    places = []
+    for number, chunks in found:
+        share = max(1, round(SAMPLE_CHUNKS * len(chunks) / max(1, total)))
+        chosen = _spread(chunks, share)
+        places += [_Place(number, row, column, len(chunks) / len(chosen)) for row, column in chosen]
+    return places
+
+
+def _spread(items: Sequence[tuple[int, int]], count: int) -> list[tuple[int, int]]:
     """At most `count` items, evenly spaced over the whole sequence."""
     if len(items) <= count:
         return list(items)
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
-def lowest_quality(meets: Callable[[int], bool], *, what: str) -> int:
-    """The lowest quality for which `meets` holds, `meets` being monotone. Raises UsageError where none does."""
-    if not meets(QUALITIES - 1):
-        raise UsageError(f"{what} is beyond the highest quality, {QUALITIES - 1}")
-    low, high = 0, QUALITIES - 1
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if meets(middle) else (middle + 1, high)
-    return low
+def _analysed(place: _Place, source: SampleSource, transform: Transform) -> _Sample:
+    level, config = source.slide.levels[place.level].region, transform.weights.config
+    chunk = Grid(level.height, level.width, CHUNK * STRIDE).region(place.row, place.column)
+    kept = around(chunk, config.synthesis_halo).intersect(level)
+    window = around(kept, config.analysis_halo).intersect(level)
+    pixels = source.slide.read(window, place.level)
+    y = transform.analyse(whole_latents(pixels), margin_of(kept, window), source.stats)
+    return _Sample(y, margin_of(chunk, kept), pixels[chunk.within(window)], place.level, place.weight)
 
 
-def highest_quality(meets: Callable[[int], bool], *, what: str) -> int:
-    """The highest quality for which `meets` holds. Raises UsageError where not even quality 0 does."""
-    if not meets(0):
-        raise UsageError(f"{what} is below the lowest quality, 0")
-    low, high = 0, QUALITIES - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if meets(middle) else (low, middle - 1)
-    return low
+def _bits(samples: Sequence[_Sample], quality: int, coder: LatentCoder, workers: Workers) -> float:
+    """Estimated bits of the whole slide."""
+
+    def bits(sample: _Sample) -> float:
+        m, (_, rows, columns) = sample.margin, sample.y.shape
+        y = quantise(sample.y, coder.weights.gain(quality), np.dtype(np.int16))
+        chunk = np.zeros((len(y), CHUNK, CHUNK), np.int16)
+        part = y[:, m.top : rows - m.bottom, m.left : columns - m.right]
+        chunk[:, : part.shape[1], : part.shape[2]] = part
+        return 8 * sample.weight * len(coder.encode(chunk, quality))
+
+    return sum(workers.map(bits, samples))
+
+
+def _psnr(
+    samples: Sequence[_Sample], quality: int, source: SampleSource, transform: Transform, workers: Workers
+) -> float:
+    """Estimated PSNR of level 0, in dB."""
+    weights = transform.weights
+
+    def error(sample: _Sample) -> int:
+        y = quantise(sample.y, weights.gain(quality), np.dtype(np.int16))
+        window = (y * weights.inverse_gain(quality)[:, None, None]).astype(np.float32)
+        decoded = transform.synthesise([window], sample.margin, source.stats)[0]
+        height, width, _ = sample.pixels.shape
+        return squared_error(decoded[:height, :width], sample.pixels)
+
+    chosen = [sample for sample in samples if sample.level == source.levels[0]]
+    return psnr(sum(workers.map(error, chosen)), sum(sample.pixels.size for sample in chosen))

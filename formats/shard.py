@@ -15,6 +15,7 @@ import os
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import google_crc32c
@@ -24,8 +25,8 @@ from histocodec.errors import FormatError, UsageError
 ABSENT = 2**64 - 1
 CRC_BYTES = 4
 PAIR_BYTES = 16
-# Above what the coder can need for the largest chunk that attributes may declare (1024 x 64 x 64 symbols of at
-# most 7 bytes), and small enough that a hostile index cannot exhaust memory.
+# Above what the coder can need for the largest chunk that attributes may declare (1024 x 64 x 64 symbols of
+# at most 7 bytes), and small enough that a hostile index cannot exhaust memory.
 MAX_CHUNK_BYTES = 64 << 20
 
 
@@ -92,12 +93,12 @@ class ShardIndex:
                 )
             if offset + size > end:
                 raise FormatError(
-                    f"{name}: chunk {number} lies at {offset} to {offset + size}, beyond the {end} bytes before "
-                    "the index"
+                    f"{name}: chunk {number} lies at {offset} to {offset + size}, beyond the {end} bytes "
+                    "before the index"
                 )
             entries.append((offset, size))
         ranges = sorted((*entry, number) for number, entry in enumerate(entries) if entry is not None)
-        for (offset, size, number), (following, _, other) in zip(ranges, ranges[1:], strict=False):
+        for (offset, size, number), (following, _, other) in pairwise(ranges):
             if following < offset + size:
                 raise FormatError(f"{name}: chunks {number} and {other} overlap at byte {following}")
         return cls(tuple(entries))

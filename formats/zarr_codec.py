@@ -129,7 +129,13 @@ class LatentCodec(ArrayBytesCodec):
         self, data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any]
     ) -> NDArray[np.integer[Any]]:
         """The bytes of a chunk -> (C, n, n) of `dtype`."""
-        values = _coder(self.model, self.sha256).decode(data, _check_shape(shape))  # int16
+        coder = _coder(self.model, self.sha256)
+        channels = coder.weights.config.latent_channels
+        if _check_shape(shape)[0] != channels:
+            raise FormatError(
+                f"{CODEC_NAME}: chunks of {shape[0]} channels; model {self.model} has {channels}"
+            )
+        values = coder.decode(data, shape)  # int16
         limits = np.iinfo(dtype)
         low, high = int(values.min()), int(values.max())
         if low < limits.min or high > limits.max:

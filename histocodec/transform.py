@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from histocodec.errors import FormatError, UnsupportedError, UsageError
+from histocodec.geometry import Region, ceil_div
 from histocodec.models.config import STRIDE
 from histocodec.models.transforms import Analysis, Margin, Synthesis
 from histocodec.models.weights import ModelWeights
 from histocodec.normalise import ChannelStats
+from histocodec.slide import Pixels
 
 
 def choose_device(name: str) -> torch.device:
@@ -64,6 +66,28 @@ class Transform:
         return mean, std
 
 
+def whole_latents(pixels: Pixels) -> Pixels:
+    """Pixels (H, W, 3) with sides that are multiples of 16: the last row and column, repeated as often as needed."""
+    down, across = -pixels.shape[0] % STRIDE, -pixels.shape[1] % STRIDE
+    return np.pad(pixels, ((0, down), (0, across), (0, 0)), mode="edge") if down or across else pixels
+
+
+def around(region: Region, latents: int) -> Region:
+    """`region` and that many latents on every side."""
+    reach = latents * STRIDE
+    return Region(region.x - reach, region.y - reach, region.width + 2 * reach, region.height + 2 * reach)
+
+
+def margin_of(inner: Region, outer: Region) -> Margin:
+    """How far `outer` reaches beyond `inner`, in latents. Both start at multiples of 16 pixels."""
+    return Margin(
+        (inner.y - outer.y) // STRIDE,
+        (inner.x - outer.x) // STRIDE,
+        ceil_div(outer.y_end, STRIDE) - ceil_div(inner.y_end, STRIDE),
+        ceil_div(outer.x_end, STRIDE) - ceil_div(inner.x_end, STRIDE),
+    )
+
+
 def _filled(network: "Analysis | Synthesis", weights: ModelWeights, part: str) -> "Analysis | Synthesis":
     """`network` with the tensors of the model file. Raises FormatError where they do not fit."""
     state = {
@@ -83,5 +107,3 @@ def quantise(y: NDArray[np.float32], gain: NDArray[np.float32], dtype: "np.dtype
     limits = np.iinfo(dtype)
     return np.floor(y * gain[:, None, None] + 0.5).clip(limits.min, limits.max).astype(dtype)
 
-
-__all__ = ["STRIDE", "Transform", "choose_device", "quantise"]

@@ -29,8 +29,8 @@ class HyperConfig:
     synthesis16: Blocks = (True, False, True, False)
     synthesis8: Blocks = (True, True)
     anchors: int = 9  # qualities at which gains and biases are learnt; the others are interpolated
-    lambda_min: float = 2e-4  # rate–distortion weight at quality 0, MSE on the 0–255 scale
-    lambda_max: float = 0.1  # … and at quality 100
+    lambda_min: float = 5e-5  # rate–distortion weight at quality 0, MSE on the 0–255 scale
+    lambda_max: float = 0.08  # … and at quality 100
 
     def __post_init__(self) -> None:
         for name in ("latent_channels", "hyper_channels", "hyper_width", "context_width"):

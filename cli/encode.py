@@ -1,0 +1,157 @@
+"""`histocodec encode`: a slide in, a container out."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from histocodec.cli.options import Levels, Positive, Ratio, device_option, json_option, path_argument
+from histocodec.cli.report import (
+    decibel_text,
+    print_facts,
+    print_json,
+    progress_bar,
+    ratio_text,
+    size_text,
+    time_text,
+)
+
+if TYPE_CHECKING:
+    from histocodec.formats.options import EncodeProgress, EncodeReport
+
+STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "measuring"}
+
+
+@click.command("encode", short_help="Compress a slide.")
+@path_argument("src")
+@path_argument("dst")
+@click.option("--quality", type=click.IntRange(0, 100), help="From 0 to 100.  [default: 50]")
+@click.option("--target-psnr", type=float, metavar="DB", help="Aim at this PSNR of level 0.")
+@click.option("--target-bpp", type=float, metavar="BITS", help="Aim at this many bits per pixel of level 0.")
+@click.option("--ratio", type=Ratio(), metavar="R", help="Aim at 1:R of the raw RGB, as 32 or 1:32.")
+@click.option(
+    "--model",
+    default="hyper-1",
+    show_default=True,
+    metavar="ID|FILE",
+    help="An installed model, or a .safetensors file.",
+)
+@click.option(
+    "--levels", type=Levels(), default="all", show_default=True, help="Which to keep: all, 0, or 0,2."
+)
+@click.option(
+    "--background",
+    type=click.Choice(["skip", "code"]),
+    default="skip",
+    show_default=True,
+    help="Leave bare glass out, or code it like tissue.",
+)
+@click.option("--mpp", type=Positive(), metavar="X", help="Microns per pixel, where the slide does not say.")
+@device_option
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: one a core]")
+@click.option("--overwrite", is_flag=True, help="Replace DST, once the new one is whole.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted encoding of the same slide.")
+@click.option("--keep-label", is_flag=True, help="Keep the label's image, which may name the patient.")
+@click.option("--keep-macro", is_flag=True, help="Keep the macro image, which may show the label.")
+@click.option("--embed-model", is_flag=True, help="Store the model in DST, so that it decodes for ever.")
+@json_option
+def command(
+    src: Path,
+    dst: Path,
+    *,
+    quality: int | None,
+    target_psnr: float | None,
+    target_bpp: float | None,
+    ratio: float | None,
+    model: str,
+    levels: tuple[int, ...] | None,
+    background: str,
+    mpp: float | None,
+    device: str,
+    workers: int | None,
+    overwrite: bool,
+    resume: bool,
+    keep_label: bool,
+    keep_macro: bool,
+    embed_model: bool,
+    as_json: bool,
+) -> None:
+    """Compress the slide SRC into the Zarr container DST.
+
+    SRC is anything that OpenSlide, tifffile or Pillow reads, or a Zarr array. An interrupted run leaves DST
+    absent and goes on with --resume.
+
+    \b
+    Examples:
+      histocodec encode slide.svs slide.zarr
+      histocodec encode slide.svs slide.zarr --quality 70
+      histocodec encode slide.svs slide.zarr --ratio 1:64 --json
+    """
+    from histocodec.formats.options import EncodeOptions
+    from histocodec.formats.source import open_slide
+    from histocodec.formats.writer import encode_slide
+
+    options = EncodeOptions(
+        quality=quality,
+        target_psnr=target_psnr,
+        target_bpp=target_bpp,
+        ratio=ratio,
+        model=model,
+        levels=levels,
+        background=background,
+        device=device,
+        workers=workers,
+        overwrite=overwrite,
+        resume=resume,
+        keep_label=keep_label,
+        keep_macro=keep_macro,
+        embed_model=embed_model,
+    )
+    with open_slide(src, mpp=mpp, device=device) as slide, progress_bar(src.name) as bar:
+
+        def show(progress: "EncodeProgress") -> None:
+            bar(progress.done, progress.total, progress_note(progress))
+
+        report = encode_slide(slide, dst, options, progress=show)
+    if as_json:
+        print_json(report)
+    else:
+        print_facts([("slide", str(src)), *report_facts(report)])
+
+
+def progress_note(progress: "EncodeProgress") -> str:
+    """What stands beside the bar."""
+    note = STAGES.get(progress.stage, progress.stage)
+    if progress.megapixels_per_second > 0:
+        note += f"  {progress.megapixels_per_second:.1f} MP/s"
+    if progress.seconds_left is not None:
+        note += f"  {time_text(progress.seconds_left)} left"
+    return note
+
+
+def report_facts(report: "EncodeReport") -> list[tuple[str, str]]:
+    """Names and values, for people."""
+    levels = "1 level" if report.levels == 1 else f"{report.levels} levels"
+    facts = [
+        (
+            "container",
+            f"{report.path}: {size_text(report.bytes)}, of which latents {size_text(report.payload_bytes)}",
+        ),
+        ("pixels", f"{report.width} x {report.height}, {levels}, {report.chunks} chunks coded"),
+        ("rate", f"{report.bpp:.4f} bits per pixel"),
+        (
+            "ratio",
+            f"{ratio_text(report.ratio_raw)} against raw RGB\n"
+            f"{ratio_text(report.ratio_source_file)} against the source file\n"
+            f"{ratio_text(report.ratio_level0)} level 0 against level 0, of raw RGB",
+        ),
+        ("PSNR", f"{decibel_text(report.psnr)}, measured by decoding"),
+        ("model", f"{report.model}, quality {report.quality}"),
+        (
+            "time",
+            f"{time_text(report.seconds)}, {report.megapixels_per_second:.1f} MP/s on {report.device}",
+        ),
+    ]
+    if report.dropped:
+        facts.append(("left out", ", ".join(report.dropped)))
+    return facts

@@ -1,0 +1,98 @@
+"""What `encode` is asked for, what it says on the way, and what it reports."""
+
+from dataclasses import dataclass
+
+from histocodec.errors import UsageError
+from histocodec.models.config import QUALITIES
+from histocodec.models.weights import DEFAULT_MODEL
+
+DEFAULT_QUALITY = 50
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """One of the four rate options, or none for DEFAULT_QUALITY; checked here, once."""
+
+    quality: int | None = None
+    target_psnr: float | None = None  # dB over the coded chunks of level 0
+    target_bpp: float | None = None  # bits of the whole container per pixel of level 0
+    ratio: float | None = None  # raw RGB bytes of level 0 over the container's bytes
+    model: str = DEFAULT_MODEL  # an id, or the path of a .safetensors file
+    levels: tuple[int, ...] | None = None  # None: all
+    background: str = "skip"  # or "code"
+    device: str = "auto"
+    workers: int | None = None
+    overwrite: bool = False
+    resume: bool = False
+    keep_label: bool = False
+    keep_macro: bool = False
+    embed_model: bool = False
+
+    def __post_init__(self) -> None:
+        rates = {
+            "--quality": self.quality,
+            "--target-psnr": self.target_psnr,
+            "--target-bpp": self.target_bpp,
+            "--ratio": self.ratio,
+        }
+        given = [name for name, value in rates.items() if value is not None]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} exclude each other; give one")
+        if self.quality is not None and not 0 <= self.quality < QUALITIES:
+            raise UsageError(f"--quality {self.quality}: 0 to {QUALITIES - 1} is allowed")
+        if self.target_psnr is not None and not 10 <= self.target_psnr <= 60:
+            raise UsageError(f"--target-psnr {self.target_psnr:g}: 10 to 60 dB is allowed")
+        if self.target_bpp is not None and not 0 < self.target_bpp <= 24:
+            raise UsageError(f"--target-bpp {self.target_bpp:g}: above 0 and at most 24 is allowed")
+        if self.ratio is not None and not 1 <= self.ratio <= 10_000:
+            raise UsageError(f"--ratio {self.ratio:g}: 1 to 10000 is allowed")
+        if self.background not in ("skip", "code"):
+            raise UsageError(f"--background {self.background}: skip or code is allowed")
+        if self.workers is not None and not 1 <= self.workers <= 1024:
+            raise UsageError(f"--workers {self.workers}: 1 to 1024 is allowed")
+        if self.overwrite and self.resume:
+            raise UsageError("--overwrite and --resume exclude each other: one starts anew, one goes on")
+
+    @property
+    def wanted_bpp(self) -> float | None:
+        """Bits per level-0 pixel that --target-bpp or --ratio asks for."""
+        return self.target_bpp if self.ratio is None else 24 / self.ratio
+
+
+@dataclass(frozen=True)
+class EncodeProgress:
+    """`done` and `total` are pixels, over all stages; speed and time left are those of the stage."""
+
+    stage: str  # "prepare", "encode" or "measure"
+    done: int
+    total: int
+    megapixels_per_second: float
+    seconds_left: float | None
+
+
+@dataclass(frozen=True)
+class EncodeReport:
+    """A finished container. Bytes are those on disk; `payload_bytes` those of latents, indices and statistics.
+
+    `bpp` and `ratio_raw` set all levels' bytes against level 0's pixels; `ratio_level0` sets level 0's shards alone
+    against them, and `ratio_source_file` the container against the source file.
+    """
+
+    path: str
+    bytes: int
+    payload_bytes: int
+    width: int
+    height: int
+    bpp: float
+    ratio_raw: float
+    ratio_source_file: float | None
+    ratio_level0: float | None
+    psnr: float
+    chunks: int
+    seconds: float
+    megapixels_per_second: float
+    device: str
+    model: str
+    quality: int
+    levels: int
+    dropped: tuple[str, ...]

@@ -1,0 +1,407 @@
+"""Slides to containers, in a stream of shards: read, analyse, quantise and code block by block, then measure.
+
+    prepare   background, statistics, quality                       a few seconds, a bounded sample
+    encode    shard by shard: every worker takes a block of 2×2 chunks from its pixels to its bytes
+    measure   every chunk decoded as a reader will decode it, and compared with the source
+    finish    maps, overview, integrity; then the folder gets its name
+
+Memory is bounded by the workers' blocks and two shards of coded bytes, whatever the slide's size. A block is always
+computed on one thread from the same window, so the bytes do not depend on the number of workers, nor on resuming.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from histocodec.codec import LatentCoder
+from histocodec.errors import OutputError, UsageError
+from histocodec.formats import container as files
+from histocodec.formats.attributes import (
+    Attributes,
+    BackgroundAttributes,
+    LevelAttributes,
+    ModelReference,
+    SourceAttributes,
+)
+from histocodec.formats.container import Container, Stats
+from histocodec.formats.extras import write_extras
+from histocodec.formats.files import write_atomically
+from histocodec.formats.journal import Journal, Json, ShardRecord, source_identity
+from histocodec.formats.layout import BACKGROUND, CODED, shard_path
+from histocodec.formats.measure import LevelFidelity, measure_level
+from histocodec.formats.options import EncodeOptions, EncodeProgress, EncodeReport
+from histocodec.formats.sampling import SampleSource, choose_quality
+from histocodec.formats.shard import pack_shard
+from histocodec.geometry import Grid, Level, Region
+from histocodec.models.config import STRIDE
+from histocodec.models.transforms import Margin
+from histocodec.models.weights import ModelWeights, find_model
+from histocodec.normalise import ChannelStats, tissue_stats
+from histocodec.slide import Colour, Pixels, Slide
+from histocodec.sources import with_pyramid
+from histocodec.tissue import estimate_background, is_background
+from histocodec.transform import Transform, around, choose_device, margin_of, quantise, whole_latents
+from histocodec.version import VERSION
+from histocodec.workers import Workers
+
+BLOCK = 2  # chunks a side that are analysed together: a smaller share of the window is margin
+GIVEN_UP_ON = (OutputError, KeyboardInterrupt)  # what leaves the partial container for --resume
+
+Place = tuple[int, int]
+
+
+def encode_slide(
+    slide: Slide,
+    dst: Path,
+    options: EncodeOptions | None = None,
+    *,
+    progress: Callable[[EncodeProgress], None] | None = None,
+) -> EncodeReport:
+    """Encodes `slide` into a new container at `dst`, which is complete or absent.
+
+    An interrupt or a full disk leaves `<dst>.partial` for `resume`. Raises UsageError, SourceError, OutputError,
+    MissingModelError.
+    """
+    options = options or EncodeOptions()
+    began = time.perf_counter()
+    weights, device = find_model(options.model), choose_device(options.device)
+    slide = with_pyramid(slide) if options.levels is None else slide
+    workers = Workers(options.workers)
+    try:
+        with Journal.start(
+            dst, _fingerprint(slide, options, weights), resume=options.resume, overwrite=options.overwrite
+        ) as journal:
+            try:
+                encoder = _Encoder(slide, options, weights, device, workers, journal, progress)
+                attributes, chunks = encoder.run()
+                journal.commit(overwrite=options.overwrite)
+            except GIVEN_UP_ON:
+                raise
+            except BaseException:
+                journal.discard()
+                raise
+    finally:
+        workers.close()
+    return _report(dst, attributes, slide, chunks, time.perf_counter() - began, str(device))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One block to encode: its level in the container, and its row and column in blocks."""
+
+    level: int
+    row: int
+    column: int
+
+
+@dataclass(frozen=True)
+class _CodedChunk:
+    """One chunk's row and column, and its bytes; None where it is background."""
+
+    place: Place
+    data: bytes | None
+
+
+class _Encoder:
+    """One encode from its plan to the finished folder. Everything that its workers share is made here, once."""
+
+    def __init__(
+        self,
+        slide: Slide,
+        options: EncodeOptions,
+        weights: ModelWeights,
+        device: torch.device,
+        workers: Workers,
+        journal: Journal,
+        progress: Callable[[EncodeProgress], None] | None,
+    ) -> None:
+        self.slide, self.options, self.weights, self.workers, self.journal = slide, options, weights, workers, journal
+        self.device = device
+        self.source_levels = _chosen_levels(slide, options)
+        self.clock = _Clock(progress, 2 * sum(slide.levels[i].region.area for i in self.source_levels))
+        self.transform = Transform(weights, device)
+        self.coder = LatentCoder(weights, xp=torch)
+        self.background: Colour = estimate_background(slide)
+        self.stats = tissue_stats(slide)
+        self.quality = choose_quality(
+            options, SampleSource(slide, self.source_levels, self.background, self.stats), self.transform, self.coder, workers
+        )
+        self.dtype = _latent_dtype(self.transform, self.stats, self.quality)
+        self.attributes = _attributes(self)
+
+    def run(self) -> tuple[Attributes, int]:
+        """Writes the whole container into the journal's partial folder; the final attributes, and how many chunks
+        are coded."""
+        root = self.journal.partial
+        files.create_skeleton(root, self.attributes)
+        for level in range(len(self.source_levels)):
+            self._encode_level(level)
+        files.write_stats(root, self.attributes, self._stats())
+        maps = [self._write_maps(level) for level in range(len(self.source_levels))]
+        levels = []
+        for number, level in enumerate(self.attributes.levels):
+            fidelity = self._measure(number)
+            files.write_array(root, self.attributes, f"psnr/{number}", fidelity.psnr)
+            levels.append(replace(level, bytes=maps[number].bytes, psnr=fidelity.total))
+        attributes = replace(self.attributes, levels=tuple(levels))
+        attributes = write_extras(root, attributes, self.slide, self.options, self.weights)
+        files.finish(root, attributes)
+        return attributes, sum(m.coded for m in maps)
+
+    def _encode_level(self, level: int) -> None:
+        grid, across = self.attributes.grid(level), self.attributes.shard
+        blocks = across // BLOCK
+        shards = [
+            (row, column)
+            for row in range(grid.shard_rows)
+            for column in range(grid.shard_columns)
+            if (level, row, column) not in self.journal.records
+        ]
+        tasks = [
+            [
+                _Task(level, r, c)
+                for r in range(row * blocks, min((row + 1) * blocks, -(-grid.chunk_rows // BLOCK)))
+                for c in range(column * blocks, min((column + 1) * blocks, -(-grid.chunk_columns // BLOCK)))
+            ]
+            for row, column in shards
+        ]
+        skipped = grid.shard_rows * grid.shard_columns - len(shards)
+        if skipped:
+            missing = sum(self._block_region(task).area for group in tasks for task in group)
+            self.clock.skip("encode", self._size(level).region.area - missing)
+        results = self.workers.map(self._encode_block, (task for group in tasks for task in group))
+        for (row, column), group in zip(shards, tasks, strict=True):
+            chunks: dict[Place, bytes | None] = {}
+            for task in group:
+                coded = next(results)
+                chunks.update({chunk.place: chunk.data for chunk in coded})
+                self.clock.add("encode", self._block_region(task).area)
+            self._write_shard(level, (row, column), chunks)
+
+    def _encode_block(self, task: _Task) -> list[_CodedChunk]:
+        """The chunks of one block, on this thread."""
+        level = self._size(task.level).region
+        block = self._block_region(task)
+        window = around(block, self.weights.config.analysis_halo).intersect(level)
+        pixels = self.slide.read(window, self.source_levels[task.level])
+        side = self.attributes.chunk * STRIDE
+        grid = Grid(level.height, level.width, side)
+        places = list(grid.blocks_in(block))
+        skip = self.options.background == "skip"
+        coded = {
+            place
+            for place in places
+            if not (skip and is_background(pixels[grid.region(*place).within(window)], self.background))
+        }
+        if not coded:
+            return [_CodedChunk(place, None) for place in places]
+        y = self.transform.analyse(whole_latents(pixels), margin_of(block, window), self.stats)
+        chunks = []
+        for row, column in places:
+            data = None
+            if (row, column) in coded:
+                top, left = row * side // STRIDE - block.y // STRIDE, column * side // STRIDE - block.x // STRIDE
+                part = y[:, top : top + self.attributes.chunk, left : left + self.attributes.chunk]
+                data = self.coder.encode(self._quantised(part), self.quality)
+            chunks.append(_CodedChunk((row, column), data))
+        return chunks
+
+    def _quantised(self, y: NDArray[np.float32]) -> "NDArray[np.signedinteger]":  # type: ignore[type-arg]  # int8 or int16
+        """y (C, h, w) → a whole chunk (C, n, n), zero beyond the level's edge."""
+        side = self.attributes.chunk
+        chunk = np.zeros((y.shape[0], side, side), self.dtype)
+        chunk[:, : y.shape[1], : y.shape[2]] = quantise(y, self.weights.gain(self.quality), self.dtype)
+        return chunk
+
+    def _write_shard(self, level: int, place: Place, chunks: dict[Place, bytes | None]) -> None:
+        across = self.attributes.shard
+        corner = (place[0] * across, place[1] * across)
+        slots = [(corner[0] + i, corner[1] + j) for i in range(across) for j in range(across)]
+        tiles = bytes(BACKGROUND if chunks.get(slot) is None else CODED for slot in slots)
+        data = b""
+        if any(tiles):
+            data = pack_shard([chunks.get(slot) for slot in slots])
+            write_atomically(shard_path(self.journal.partial, level, *place), data)
+        self.journal.append(ShardRecord.of(level, place, data, tiles))
+
+    def _write_maps(self, level: int) -> "_Maps":
+        """tiles, quality and integrity of a level, from the journal."""
+        grid, across = self.attributes.grid(level), self.attributes.shard
+        tiles = np.zeros((grid.shard_rows * across, grid.shard_columns * across), np.uint8)
+        digests = np.zeros((grid.shard_rows * grid.shard_columns, 32), np.uint8)
+        total = 0
+        for row in range(grid.shard_rows):
+            for column in range(grid.shard_columns):
+                record = self.journal.records[level, row, column]
+                part = np.frombuffer(record.tiles, np.uint8).reshape(across, across)
+                tiles[row * across : (row + 1) * across, column * across : (column + 1) * across] = part
+                if record.sha256:
+                    digests[row * grid.shard_columns + column] = np.frombuffer(bytes.fromhex(record.sha256), np.uint8)
+                total += record.file_bytes
+        tiles = np.ascontiguousarray(tiles[: grid.chunk_rows, : grid.chunk_columns])
+        quality = np.where(tiles == CODED, np.uint8(self.quality), np.uint8(0))
+        root = self.journal.partial
+        files.write_array(root, self.attributes, f"tiles/{level}", tiles)
+        files.write_array(root, self.attributes, f"quality/{level}", quality)
+        files.write_array(root, self.attributes, f"integrity/{level}", digests)
+        return _Maps(int((tiles == CODED).sum()), total)
+
+    def _measure(self, level: int) -> LevelFidelity:
+        container = Container(self.journal.partial, self.attributes)
+        return measure_level(
+            container, self.weights, self.device, self.workers, self.slide, self.source_levels[level], level,
+            lambda pixels: self.clock.add("measure", pixels),
+        )  # fmt: skip
+
+    def _stats(self) -> Stats:
+        side = (2 * self.weights.config.analysis_halo + 1) * STRIDE
+        flat = np.empty((side, side, 3), np.uint8)
+        flat[...] = self.background
+        halo = self.weights.config.analysis_halo
+        y = self.transform.analyse(flat, Margin(halo, halo, halo, halo), self.stats)[:, 0, 0]
+        scaled = y * self.weights.gain(self.quality) * self.weights.inverse_gain(self.quality)
+        return Stats(self.stats, np.array(self.background, np.uint8), scaled.astype(np.float32))
+
+    def _size(self, level: int) -> Level:
+        return self.slide.levels[self.source_levels[level]]
+
+    def _block_region(self, task: _Task) -> Region:
+        size = self._size(task.level)
+        return Grid(size.height, size.width, BLOCK * self.attributes.chunk * STRIDE).region(task.row, task.column)
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """What a level's maps add up to: its coded chunks, and the bytes of its shards."""
+
+    coded: int
+    bytes: int
+
+
+class _Clock:
+    """Turns pixels done into progress: over everything for the bar, within the stage for the speed."""
+
+    def __init__(self, progress: Callable[[EncodeProgress], None] | None, total: int) -> None:
+        self.progress, self.total, self.done = progress, total, 0
+        self._stage, self._began, self._stage_done = "prepare", time.perf_counter(), 0
+        self._tell()
+
+    def add(self, stage: str, pixels: int) -> None:
+        if stage != self._stage:
+            self._stage, self._began, self._stage_done = stage, time.perf_counter(), 0
+        self.done += pixels
+        self._stage_done += pixels
+        self._tell()
+
+    def skip(self, stage: str, pixels: int) -> None:
+        """Pixels that an interrupted run has done already: they count, but not for the speed."""
+        self.done += pixels
+        self.add(stage, 0)
+
+    def _tell(self) -> None:
+        if self.progress is not None:
+            seconds = time.perf_counter() - self._began
+            speed = self._stage_done / seconds if seconds > 0 else 0.0
+            left = (self.total - self.done) / speed if speed > 0 else None
+            self.progress(EncodeProgress(self._stage, self.done, self.total, speed / 1e6, left))
+
+
+def _chosen_levels(slide: Slide, options: EncodeOptions) -> tuple[int, ...]:
+    there = range(len(slide.levels))
+    chosen = tuple(there) if options.levels is None else tuple(sorted(set(options.levels)))
+    wrong = [level for level in chosen if level not in there]
+    if wrong or not chosen:
+        raise UsageError(f"{slide.name}: level {wrong[0] if wrong else '(none)'} is not there; it has 0 to {there[-1]}")
+    if 0 not in chosen:
+        raise UsageError(f"{slide.name}: --levels must include 0, to which all others refer")
+    return chosen
+
+
+def _latent_dtype(transform: Transform, stats: ChannelStats, quality: int) -> "np.dtype[np.signedinteger]":  # type: ignore[type-arg]
+    """int8 where even flat black, white and pure colours fit, else int16."""
+    gain, halo = transform.weights.gain(quality), transform.weights.config.analysis_halo
+    side = (2 * halo + 1) * STRIDE
+    corners = [(r, g, b) for r in (0, 255) for g in (0, 255) for b in (0, 255)]
+    flats = [np.full((side, side, 3), corner, np.uint8) for corner in corners]
+    margin = Margin(halo, halo, halo, halo)
+    peak = max(float(np.abs(transform.analyse(flat, margin, stats)[:, 0, 0] * gain).max()) for flat in flats)
+    return np.dtype(np.int8) if peak < 127 else np.dtype(np.int16)
+
+
+def _attributes(encoder: _Encoder) -> Attributes:
+    """As far as they are known before the first shard."""
+    slide, weights = encoder.slide, encoder.weights
+    file = Path(slide.name)
+    return Attributes(
+        generator=f"histocodec {VERSION}",
+        model=ModelReference(weights.id, weights.sha256, weights.config.latent_channels),
+        levels=tuple(
+            LevelAttributes(
+                slide.levels[i].width, slide.levels[i].height, slide.levels[i].downsample, encoder.dtype.name, encoder.quality
+            )
+            for i in encoder.source_levels
+        ),
+        background=BackgroundAttributes(encoder.options.background, encoder.background),
+        source=SourceAttributes(file.name, source_bytes(slide), slide.properties.get("openslide.vendor", file.suffix[1:] or "array")),
+        mpp=slide.mpp,
+        objective_power=slide.objective_power,
+        properties=dict(slide.properties),
+    )
+
+
+def source_bytes(slide: Slide) -> int | None:
+    """The size of the source, where it is a file."""
+    try:
+        return Path(slide.name).stat().st_size if Path(slide.name).is_file() else None
+    except OSError:
+        return None
+
+
+def _fingerprint(slide: Slide, options: EncodeOptions, weights: ModelWeights) -> dict[str, Json]:
+    """Everything that the bytes depend on; a resumed encode must agree in all of it."""
+    file = Path(slide.name)
+    return {
+        "generator": f"histocodec {VERSION}",
+        "source": source_identity(file) if file.is_file() else {"name": slide.name},
+        "sizes": [[level.width, level.height] for level in slide.levels],
+        "mpp": None if slide.mpp is None else list(slide.mpp),
+        "model": weights.sha256,
+        "rate": [options.quality, options.target_psnr, options.target_bpp, options.ratio],
+        "levels": None if options.levels is None else list(options.levels),
+        "background": options.background,
+        "device": choose_device(options.device).type,
+    }
+
+
+def _report(
+    dst: Path, attributes: Attributes, slide: Slide, chunks: int, seconds: float, device: str
+) -> EncodeReport:
+    sizes, first = files.sizes(dst), attributes.levels[0]
+    pixels, source = first.width * first.height, source_bytes(slide)
+    everything = sum(level.width * level.height for level in attributes.levels)
+    level0 = first.bytes or 0
+    return EncodeReport(
+        path=str(dst),
+        bytes=sizes.total,
+        payload_bytes=sizes.latents + 8 * 3 + 3 + 4 * attributes.model.channels,
+        width=first.width,
+        height=first.height,
+        bpp=8 * sizes.total / pixels,
+        ratio_raw=3 * pixels / sizes.total,
+        ratio_source_file=None if source is None else source / sizes.total,
+        ratio_level0=3 * pixels / level0 if level0 else None,
+        psnr=first.psnr if first.psnr is not None else float("inf"),
+        chunks=chunks,
+        seconds=seconds,
+        megapixels_per_second=everything / seconds / 1e6,
+        device=device,
+        model=attributes.model.id,
+        quality=first.quality,
+        levels=len(attributes.levels),
+        dropped=attributes.dropped,
+    )

@@ -1,0 +1,145 @@
+"""histocodec: a neural codec and file format for whole-slide pathology images.
+
+    import histocodec
+
+    histocodec.encode("slide.svs", "slide.zarr", quality=60)
+    with histocodec.open("slide.zarr") as slide:
+        pixels = slide.read_array(10_000, 8_000, 1024, 1024)  # (1024, 1024, 3) uint8
+
+Importing this loads nothing else; each name is fetched from its module when it is first used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+if TYPE_CHECKING:
+    from histocodec.errors import (
+        FormatError,
+        HistocodecError,
+        MissingModelError,
+        OutputError,
+        SourceError,
+        UnsupportedError,
+        UsageError,
+    )
+    from histocodec.formats.options import EncodeOptions, EncodeProgress, EncodeReport
+    from histocodec.formats.reader import CompressedSlide
+    from histocodec.formats.source import open_slide
+    from histocodec.geometry import Level, Region
+    from histocodec.slide import Slide
+    from histocodec.sources.array import ArraySlide
+
+    __version__: str
+
+__all__ = [
+    "ArraySlide",
+    "CompressedSlide",
+    "EncodeOptions",
+    "EncodeProgress",
+    "EncodeReport",
+    "FormatError",
+    "HistocodecError",
+    "Level",
+    "MissingModelError",
+    "OutputError",
+    "Region",
+    "Slide",
+    "SourceError",
+    "UnsupportedError",
+    "UsageError",
+    "__version__",
+    "encode",
+    "open",
+    "open_slide",
+]
+
+_HOMES = {
+    "ArraySlide": "histocodec.sources.array",
+    "CompressedSlide": "histocodec.formats.reader",
+    "EncodeOptions": "histocodec.formats.options",
+    "EncodeProgress": "histocodec.formats.options",
+    "EncodeReport": "histocodec.formats.options",
+    "FormatError": "histocodec.errors",
+    "HistocodecError": "histocodec.errors",
+    "Level": "histocodec.geometry",
+    "MissingModelError": "histocodec.errors",
+    "OutputError": "histocodec.errors",
+    "Region": "histocodec.geometry",
+    "Slide": "histocodec.slide",
+    "SourceError": "histocodec.errors",
+    "UnsupportedError": "histocodec.errors",
+    "UsageError": "histocodec.errors",
+    "open_slide": "histocodec.formats.source",
+}
+
+
+class EncodeChoices(TypedDict, total=False):
+    """The keywords of `encode`: the fields of `EncodeOptions`."""
+
+    quality: int | None
+    target_psnr: float | None
+    target_bpp: float | None
+    ratio: float | None
+    model: str
+    levels: tuple[int, ...] | None
+    background: str
+    device: str
+    workers: int | None
+    overwrite: bool
+    resume: bool
+    keep_label: bool
+    keep_macro: bool
+    embed_model: bool
+
+
+def open(path: str | Path, *, device: str = "auto", cache_bytes: int = 256 << 20) -> CompressedSlide:
+    """A compressed slide, ready to be read. Pixels are decoded on `device`; at most `cache_bytes` of what was
+    decoded are kept."""
+    from histocodec.formats.reader import open_compressed
+
+    return open_compressed(path, device=device, cache_bytes=cache_bytes)
+
+
+def encode(
+    source: str | Path | Slide,
+    dst: str | Path,
+    *,
+    progress: Callable[[EncodeProgress], None] | None = None,
+    **options: Unpack[EncodeChoices],
+) -> EncodeReport:
+    """Compress a slide, given by its path or opened, into a new container `dst`. The options are those of
+    `histocodec encode`. A slide that the caller opened stays open."""
+    from histocodec.formats.options import EncodeOptions
+    from histocodec.formats.writer import encode_slide
+
+    chosen = EncodeOptions(**options)
+    if not isinstance(source, (str, Path)):
+        return encode_slide(source, Path(dst), chosen, progress=progress)
+    from histocodec.formats.source import open_slide
+
+    with open_slide(source) as slide:
+        return encode_slide(slide, Path(dst), chosen, progress=progress)
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib import metadata
+
+        try:
+            found: object = metadata.version("histocodec")
+        except metadata.PackageNotFoundError:  # a checkout that is not installed
+            found = "0+unknown"
+    elif name in _HOMES:
+        found = getattr(import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module 'histocodec' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
