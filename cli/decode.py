@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from histocodec.cli.options import Box, Positive, device_option, json_option, path_argument
+from histocodec.cli.options import box, device_option, json_option, path_argument, positive
 from histocodec.cli.report import Progress, print_facts, print_json, progress_bar, size_text, time_text
 from histocodec.errors import UsageError
 
@@ -22,11 +22,12 @@ STRIP = 512  # rows decoded at once where a whole level is wanted in one array
 @path_argument("out")
 @click.option(
     "--region",
-    type=Box(),
+    type=box,
+    metavar="X,Y,W,H",
     help="X and Y in pixels of level 0, W and H in pixels of the level that is asked for.",
 )
 @click.option("--level", type=click.IntRange(min=0), help="The level to read.  [default: 0]")
-@click.option("--mpp", type=Positive(), metavar="M", help="The resolution to read at, in microns per pixel.")
+@click.option("--mpp", type=positive, metavar="M", help="The resolution to read at, in microns per pixel.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT, once the new one is whole.")
 @click.option(
     "--jpeg-quality",
@@ -107,7 +108,7 @@ def command(
         print_json(result)
         return
     pyramid = f", {levels} levels" if levels > 1 else ""
-    speed = f"{time_text(seconds)}, {result['megapixels_per_second']:.1f} MP/s"
+    speed = f"{time_text(seconds)}, {result['megapixels_per_second']:.1f} MP/s, starting included"
     print_facts(
         [
             ("image", f"{out}: {shape[0]} x {shape[1]} pixels{pyramid}, {size_text(out.stat().st_size)}"),
@@ -116,12 +117,12 @@ def command(
     )
 
 
-def _region(slide: "CompressedSlide", box: tuple[int, int, int, int], level: int, out: Path) -> "Pixels":
+def _region(slide: "CompressedSlide", place: tuple[int, int, int, int], level: int, out: Path) -> "Pixels":
     from histocodec.formats.images import check_size
 
-    x, y, width, height = box
+    x, y, width, height = place
     down = slide.levels[level].downsample
-    _check_touches(slide, box, (down, down))
+    _check_touches(slide, place, (down, down))
     check_size(out, width, height)
     return slide.read_array(x, y, width, height, level=level)
 
@@ -143,20 +144,18 @@ def _whole_level(slide: "CompressedSlide", level: int, out: Path, progress: Prog
     return pixels
 
 
-def _resampled(
-    slide: "CompressedSlide", box: tuple[int, int, int, int] | None, mpp: float, out: Path
-) -> "Pixels":
+def _resampled(slide: "CompressedSlide", place: tuple[int, int, int, int] | None, mpp: float, out: Path) -> "Pixels":
     from histocodec.formats.images import check_size
 
     if slide.mpp is None:
         raise UsageError(f"{slide.name}: does not say its resolution, so --mpp means nothing; name a --level")
     factors = (mpp / slide.mpp[0], mpp / slide.mpp[1])
-    if box is None:
+    if place is None:
         full, down = slide.levels[0], slide.levels[0].downsample
         width, height = round(full.width * down / factors[0]), round(full.height * down / factors[1])
-        box = (0, 0, max(1, width), max(1, height))
-    x, y, width, height = box
-    _check_touches(slide, box, factors)
+        place = (0, 0, max(1, width), max(1, height))
+    x, y, width, height = place
+    _check_touches(slide, place, factors)
     check_size(out, width, height)
     # What has to be decoded for it: the next finer level.
     down = slide.levels[slide.get_best_level_for_downsample(min(factors))].downsample
@@ -164,12 +163,10 @@ def _resampled(
     return slide.read_array(x, y, width, height, mpp=mpp)
 
 
-def _check_touches(
-    slide: "CompressedSlide", box: tuple[int, int, int, int], factors: tuple[float, float]
-) -> None:
+def _check_touches(slide: "CompressedSlide", place: tuple[int, int, int, int], factors: tuple[float, float]) -> None:
     """A region may reach beyond the edge, but one without a single pixel of the slide is a mistake.
     `factors` are level-0 pixels per pixel of the region."""
-    x, y, width, height = box
+    x, y, width, height = place
     full = slide.levels[0]
     right, bottom = full.width * full.downsample, full.height * full.downsample
     if x >= right or y >= bottom or x + width * factors[0] <= 0 or y + height * factors[1] <= 0:

@@ -83,9 +83,7 @@ class DemoReport:
 )
 @device_option
 @json_option
-def command(
-    *, own: Path | None, out: Path, quality: int, model: str, size: int, device: str, as_json: bool
-) -> None:
+def command(*, own: Path | None, out: Path, quality: int, model: str, size: int, device: str, as_json: bool) -> None:
     """Show what the codec does, in a minute or two.
 
     Makes an H&E-like slide (or takes yours), compresses it, checks the container against the slide, decodes a
@@ -189,9 +187,7 @@ def _timed_reading(slide: "Slide", region: "Region") -> Reading:
     return Reading(str(region), middle - start, time.perf_counter() - middle)
 
 
-def _panels(
-    pixels: "Pixels", mpp: "Mpp | None", *, quality: int, model: str, device: str
-) -> Sequence["Panel"]:
+def _panels(pixels: "Pixels", mpp: "Mpp | None", *, quality: int, model: str, device: str) -> Sequence["Panel"]:
     """The middle of the region: as it was, and decoded at two rates. The region is compressed by itself, so
     that the bits in the captions are those of just these pixels."""
     import numpy as np
@@ -263,8 +259,7 @@ def _facts(report: DemoReport) -> list[tuple[str, str]]:
         ),
         (
             "a region",
-            f"{reading.region}: {1000 * reading.first_seconds:.0f} ms, "
-            f"once more {1000 * reading.again_seconds:.1f} ms",
+            f"{reading.region}: {1000 * reading.first_seconds:.0f} ms, once more {1000 * reading.again_seconds:.1f} ms",
         ),
         ("picture", str(report.picture)),
     ]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from histocodec.cli.options import Levels, Positive, Ratio, device_option, json_option, path_argument
+from histocodec.cli.options import device_option, json_option, level_list, path_argument, positive, ratio
 from histocodec.cli.report import (
     decibel_text,
     print_facts,
@@ -28,7 +28,7 @@ STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "m
 @click.option("--quality", type=click.IntRange(0, 100), help="From 0 to 100.  [default: 50]")
 @click.option("--target-psnr", type=float, metavar="DB", help="Aim at this PSNR of level 0.")
 @click.option("--target-bpp", type=float, metavar="BITS", help="Aim at this many bits per pixel of level 0.")
-@click.option("--ratio", type=Ratio(), metavar="R", help="Aim at 1:R of the raw RGB, as 32 or 1:32.")
+@click.option("--ratio", type=ratio, metavar="R", help="Aim at 1:R of the raw RGB, as 32 or 1:32.")
 @click.option(
     "--model",
     default="hyper-1",
@@ -37,7 +37,12 @@ STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "m
     help="An installed model, or a .safetensors file.",
 )
 @click.option(
-    "--levels", type=Levels(), default="all", show_default=True, help="Which to keep: all, 0, or 0,2."
+    "--levels",
+    type=level_list,
+    metavar="all|0|0,2",
+    default="all",
+    show_default=True,
+    help="Which levels to keep.",
 )
 @click.option(
     "--background",
@@ -46,7 +51,7 @@ STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "m
     show_default=True,
     help="Leave bare glass out, or code it like tissue.",
 )
-@click.option("--mpp", type=Positive(), metavar="X", help="Microns per pixel, where the slide does not say.")
+@click.option("--mpp", type=positive, metavar="X", help="Microns per pixel, where the slide does not say.")
 @device_option
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: one a core]")
 @click.option("--overwrite", is_flag=True, help="Replace DST, once the new one is whole.")
@@ -125,7 +130,7 @@ def progress_note(progress: "EncodeProgress") -> str:
     if progress.megapixels_per_second > 0:
         note += f"  {progress.megapixels_per_second:.1f} MP/s"
     if progress.seconds_left is not None:
-        note += f"  {time_text(progress.seconds_left)} left"
+        note += f"  {time_text(round(progress.seconds_left))} left"
     return note
 
 

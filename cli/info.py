@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from histocodec.cli.options import json_option, path_argument
-from histocodec.cli.report import mpp_text, print_facts, print_json, size_text
+from histocodec.cli.report import decibel_text, mpp_text, print_facts, print_json, ratio_text, size_text
 
 if TYPE_CHECKING:
     from histocodec.slide import Slide
@@ -28,9 +28,9 @@ def command(src: Path, *, as_json: bool) -> None:
       histocodec info slide.zarr
       histocodec info slide.svs --json
     """
-    from histocodec.formats.container import Container
+    from histocodec.formats.container import is_container
 
-    if Container.is_one(src):
+    if is_container(src):
         from histocodec.formats.describe import describe
 
         facts = describe(src)
@@ -54,8 +54,7 @@ def slide_facts(slide: "Slide") -> dict[str, object]:
         "width": slide.levels[0].width,
         "height": slide.levels[0].height,
         "levels": [
-            {"width": level.width, "height": level.height, "downsample": level.downsample}
-            for level in slide.levels
+            {"width": level.width, "height": level.height, "downsample": level.downsample} for level in slide.levels
         ],
         "mpp": slide.mpp,
         "objective_power": slide.objective_power,
@@ -67,36 +66,42 @@ def slide_facts(slide: "Slide") -> dict[str, object]:
 
 
 def as_text(name: str, value: object) -> str:
-    """A value for people, on as many lines as it needs."""
-    if name == "mpp" and isinstance(value, (list, tuple)):
-        return mpp_text([float(one) for one in value])
-    if (
-        isinstance(value, int)
-        and not isinstance(value, bool)
-        and (name == "bytes" or name.endswith("_bytes"))
-    ):
-        return size_text(value)
-    if isinstance(value, Mapping):
-        return "\n".join(f"{key}: {_short(as_text(str(key), one))}" for key, one in value.items()) or "-"
-    if isinstance(value, (list, tuple)):
-        if any(isinstance(one, Mapping) for one in value):
-            return "\n".join(
-                f"{index}: {_line(one)}" if isinstance(one, Mapping) else _short(str(one))
-                for index, one in enumerate(value)
-            )
-        return ", ".join(str(one) for one in value) or "-"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return "-" if value is None else str(value)
+    """A value for people, on as many lines as it needs. `name` says in what unit it is."""
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case int() if name == "bytes" or name.endswith("_bytes"):
+            return size_text(value)
+        case float() if name.startswith("ratio"):
+            return ratio_text(value)
+        case float() if name.endswith("psnr"):
+            return decibel_text(value)
+        case float() if name == "overhead":
+            return f"{100 * value:.2g} %"
+        case float():
+            return f"{value:.6g}"
+        case Mapping():
+            return "\n".join(f"{key}: {_short(as_text(str(key), one))}" for key, one in value.items()) or "-"
+        case [float() | int() as x, float() | int() as y] if name == "mpp":
+            return mpp_text((x, y))
+        case list() | tuple() if any(isinstance(one, Mapping) for one in value):
+            return "\n".join(f"{index}: {_line(one)}" for index, one in enumerate(value))
+        case list() | tuple():
+            return ", ".join(str(one) for one in value) or "-"
+    return str(value)
 
 
-def _line(value: Mapping[str, object]) -> str:
+def _line(value: object) -> str:
     """A level, on one line: its size first, the rest by name."""
+    if not isinstance(value, Mapping):
+        return _short(str(value))
     rest = dict(value)
     parts = []
     if "width" in rest and "height" in rest:
         parts.append(f"{rest.pop('width')} x {rest.pop('height')}")
-    parts += [f"{name} {as_text(name, one)}" for name, one in rest.items() if one is not None]
+    parts += [f"{name.replace('_', ' ')} {as_text(name, one)}" for name, one in rest.items() if one is not None]
     return ", ".join(parts)
 
 

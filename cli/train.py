@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from histocodec.cli.options import Positive, device_option, json_option
+from histocodec.cli.options import device_option, json_option, positive
 from histocodec.cli.report import print_facts, print_json, say
 
 
@@ -20,17 +20,11 @@ from histocodec.cli.report import print_facts, print_json, say
 @click.option("--model-id", default="hyper-custom", show_default=True, help="What the model will be called.")
 @click.option("--steps", type=click.IntRange(min=1), default=10_000, show_default=True)
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Patches a step.")
-@click.option(
-    "--size", type=click.IntRange(min=64), default=256, show_default=True, help="Pixels on a patch's side."
-)
-@click.option("--rate", type=Positive(), default=5e-4, show_default=True, help="The highest learning rate.")
+@click.option("--size", type=click.IntRange(min=64), default=256, show_default=True, help="Pixels on a patch's side.")
+@click.option("--rate", type=positive, metavar="R", default=5e-4, show_default=True, help="The highest learning rate.")
 @click.option("--schedule", type=click.Choice(["wsd", "cosine"]), default="wsd", show_default=True)
-@click.option(
-    "--decay", type=click.IntRange(min=0), help="Steps at the end of wsd.  [default: the last quarter]"
-)
-@click.option(
-    "--warmup", type=click.IntRange(min=0), default=200, show_default=True, help="Steps at the start."
-)
+@click.option("--decay", type=click.IntRange(min=0), help="Steps at the end of wsd.  [default: the last quarter]")
+@click.option("--warmup", type=click.IntRange(min=0), default=200, show_default=True, help="Steps at the start.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--validation",

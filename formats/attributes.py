@@ -30,7 +30,8 @@ MODES: tuple[BackgroundMode, ...] = ("skip", "code")
 
 # Limits, so that a hostile container cannot make a reader allocate gigabytes. Reasons are in SPEC.md.
 MAX_SIDE = 2**31 - 1
-MAX_CHUNKS = 2**24  # of one level
+MAX_CHUNKS = 2**24  # of all levels together
+MAX_SHARDS = 2**20  # likewise
 MAX_LEVELS = 64
 MAX_SIDE_OVERVIEW = 4096
 MAX_SIDE_ASSOCIATED = 8192
@@ -211,12 +212,14 @@ class Attributes:
             chunk=chunk,
             shard=f["shard"].integer(1, 32),
         )
+        chunks = shards = 0
         for index in range(len(attributes.levels)):
             grid = attributes.grid(index)
-            if grid.chunk_rows * grid.chunk_columns > MAX_CHUNKS:
+            chunks, shards = chunks + grid.chunk_rows * grid.chunk_columns, shards + grid.shards
+            if chunks > MAX_CHUNKS or shards > MAX_SHARDS:
                 raise FormatError(
                     f"{f['levels'].where}[{index}]: has {grid.chunk_rows} x {grid.chunk_columns} chunks; "
-                    f"at most {MAX_CHUNKS} are allowed"
+                    f"at most {MAX_CHUNKS} and {MAX_SHARDS} shards are allowed in all levels together"
                 )
         return attributes
 

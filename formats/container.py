@@ -266,12 +266,12 @@ class Container:
         """The bytes of the embedded model file, which the attributes' SHA-256 fits; None without one."""
         if self.attributes.model.embedded is None:
             return None
-        data = self.array("model/weights").tobytes()
+        data = self.array("model/weights")
         if hashlib.sha256(data).hexdigest() != self.attributes.model.sha256:
             raise FormatError(
                 f"{self.path / 'model/weights'}: is not the model that the attributes name by SHA-256"
             )
-        return data
+        return data.tobytes()
 
     def array(self, name: str) -> NDArray[Any]:
         """One of `plain_arrays`, by its name. FormatError where it is not what the attributes imply."""
@@ -296,10 +296,9 @@ class Container:
     def present_shards(self, level: int) -> NDArray[np.bool_]:
         """(shard rows, shard columns): True where `tiles` says that a shard must be there."""
         grid, side = self.attributes.grid(level), self.attributes.shard
-        padded = np.zeros((grid.shard_rows * side, grid.shard_columns * side), bool)
-        padded[: grid.chunk_rows, : grid.chunk_columns] = self.tiles(level) != BACKGROUND
-        blocks = padded.reshape(grid.shard_rows, side, grid.shard_columns, side)
-        return np.asarray(blocks.any(axis=(1, 3)))
+        stored = self.tiles(level) != BACKGROUND
+        by_row = np.logical_or.reduceat(stored, np.arange(0, grid.chunk_rows, side), axis=0)
+        return np.asarray(np.logical_or.reduceat(by_row, np.arange(0, grid.chunk_columns, side), axis=1))
 
     def latents(self, level: int) -> "zarr.Array[Any]":
         """latents/<level> as zarr sees it: int8 or int16 (C, rows, columns), decoded as it is indexed."""

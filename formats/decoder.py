@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from histocodec.codec import LatentCoder, quality_of
 from histocodec.errors import FormatError
 from histocodec.formats.container import Container
-from histocodec.formats.layout import BACKGROUND
+from histocodec.formats.layout import BACKGROUND, LOSSLESS
 from histocodec.formats.shard import ShardIndex, read_chunk, read_index
 from histocodec.models.config import STRIDE
 from histocodec.models.transforms import Margin
@@ -42,7 +42,7 @@ class BlockKey:
 class ChunkLatents:
     """One decoded chunk: y (C, n, n) int8 or int16, and the quality that says how to scale it."""
 
-    y: NDArray[np.signedinteger]  # type: ignore[type-arg]
+    y: NDArray[np.signedinteger]
     quality: int
 
 
@@ -119,6 +119,10 @@ class BlockDecoder:
             where = f"{self.container.path}: level {key.level} chunk ({key.row}, {key.column})"
             raise FormatError(f"{where}: {exc}") from exc
         dtype = np.dtype(self.container.attributes.levels[key.level].dtype)
+        limits = np.iinfo(dtype)
+        if y.min() < limits.min or y.max() > limits.max:
+            where = f"{self.container.path}: level {key.level} chunk ({key.row}, {key.column})"
+            raise FormatError(f"{where}: holds values from {y.min()} to {y.max()}, beyond {dtype}")
         chunk = ChunkLatents(y.astype(dtype, copy=False), quality_of(data))
         self._latents.put(key, chunk, chunk.y.nbytes)
         return chunk
@@ -197,12 +201,17 @@ class BlockDecoder:
             yield key, done[key]
 
     def _known(self, key: BlockKey) -> Pixels | None:
-        """A block that is background, or was decoded before."""
-        if self._tiles[key.level][key.row, key.column] == BACKGROUND:
+        """A block that is background, was decoded before, or is stored as pixels."""
+        stored = self._tiles[key.level][key.row, key.column]
+        if stored == BACKGROUND:
             height, width = self._size(key)
             return np.broadcast_to(np.array(self.stats.background, np.uint8), (height, width, 3))
         known = self._pixels.get(key)
-        return known if isinstance(known, np.ndarray) else None
+        if isinstance(known, np.ndarray):
+            return known
+        if stored == LOSSLESS:
+            return self._keep(key, self.container.lossless(key.level, key.row, key.column))
+        return None
 
     def _keep(self, key: BlockKey, pixels: Pixels) -> Pixels:
         height, width = self._size(key)

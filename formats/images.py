@@ -109,7 +109,8 @@ def _write_tiff(file: BinaryIO, pixels: Pixels, mpp: Mpp | None, icc: bytes | No
             iccprofile=icc,
             software="histocodec",
             metadata=None,
-            **_resolution(mpp),
+            resolution=_resolution(mpp),
+            resolutionunit=None if mpp is None else "CENTIMETER",
         )
 
 
@@ -136,9 +137,7 @@ def write_pyramid(
         raise UsageError(f"a TIFF's tile is a multiple of 16 pixels, found {tile}")
     slide = with_pyramid(slide)
     if not 0 <= first_level < len(slide.levels):
-        raise UsageError(
-            f"{slide.name}: level {first_level} does not exist; it has 0 to {len(slide.levels) - 1}"
-        )
+        raise UsageError(f"{slide.name}: level {first_level} does not exist; it has 0 to {len(slide.levels) - 1}")
     chosen = list(enumerate(slide.levels))[first_level:]
     total = sum(level.region.area for _, level in chosen)
     done = 0
@@ -171,7 +170,8 @@ def write_pyramid(
                 software="histocodec" if first else False,
                 metadata=None,
                 buffersize=TIFF_BUFFER,
-                **_resolution(_mpp_of(slide, level)),
+                resolution=_resolution(_mpp_of(slide, level)),
+                resolutionunit=None if slide.mpp is None else "CENTIMETER",
             )
 
 
@@ -193,14 +193,9 @@ def _mpp_of(slide: Slide, level: Level) -> Mpp | None:
     return None if slide.mpp is None else (slide.mpp[0] * level.downsample, slide.mpp[1] * level.downsample)
 
 
-def _resolution(mpp: Mpp | None) -> dict[str, object]:
-    """tifffile's arguments. Without them it writes that the unit is unknown, and that is so."""
-    if mpp is None:
-        return {}
-    return {
-        "resolution": (MICRONS_PER_CM / mpp[0], MICRONS_PER_CM / mpp[1]),
-        "resolutionunit": "CENTIMETER",
-    }
+def _resolution(mpp: Mpp | None) -> tuple[float, float] | None:
+    """Pixels per centimetre. Where there is none, tifffile writes that the unit is unknown."""
+    return None if mpp is None else (MICRONS_PER_CM / mpp[0], MICRONS_PER_CM / mpp[1])
 
 
 def _description(slide: Slide, level: Level) -> str:

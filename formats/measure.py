@@ -28,15 +28,15 @@ class LevelFidelity:
     total: float
 
 
-def psnr(squared_error: int, samples: int) -> float:
+def psnr(squared_error: float, samples: float) -> float:
     """dB against 255; infinite where nothing differs."""
     return 10 * math.log10(255**2 * samples / squared_error) if squared_error else math.inf
 
 
 def squared_error(a: Pixels, b: Pixels) -> int:
     """The sum over all samples, exactly."""
-    difference = np.subtract(a, b, dtype=np.int16).astype(np.int32).ravel()
-    return int(np.vdot(difference, difference)) if difference.size < 2**15 else int((difference**2).sum(dtype=np.int64))
+    difference = np.subtract(a, b, dtype=np.int32)
+    return int(np.square(difference, out=difference).sum(dtype=np.int64))
 
 
 def measure_level(

@@ -4,13 +4,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import openslide
 from PIL import Image
 
-from histocodec.errors import UsageError
+from histocodec.errors import FormatError, UsageError
 from histocodec.formats.container import Container, is_container
 from histocodec.geometry import Grid, Level, Region
 from histocodec.models.config import STRIDE
@@ -215,6 +215,10 @@ class CompressedSlide(openslide.AbstractSlide):
     def __enter__(self) -> Self:
         return self
 
+    def __exit__(self, *exc_info: object) -> Literal[False]:
+        self.close()
+        return False
+
     def __reduce__(self) -> tuple[Callable[[str], "CompressedSlide"], tuple[str]]:
         path, device, cache_bytes, workers = self._arguments
         return partial(CompressedSlide, device=device, cache_bytes=cache_bytes, workers=workers), (path,)
@@ -249,10 +253,17 @@ class CompressedSlide(openslide.AbstractSlide):
 
 def model_of(container: Container) -> ModelWeights:
     """The model that a container names: its embedded one, else the installed one of that id and SHA-256."""
-    embedded = container.model_bytes()
+    named, embedded = container.attributes.model, container.model_bytes()
     if embedded is None:
-        return find_model(container.attributes.model.id, container.attributes.model.sha256)
-    return parse_model(embedded, name=f"{container.path}: embedded model")
+        weights = find_model(named.id, named.sha256)
+    else:
+        weights = parse_model(embedded, name=f"{container.path}: embedded model")
+    if weights.config.latent_channels != named.channels:
+        raise FormatError(
+            f"{container.path}: says that model {named.id} has {named.channels} channels; it has "
+            f"{weights.config.latent_channels}"
+        )
+    return weights
 
 
 def _properties(slide: CompressedSlide) -> Mapping[str, str]:

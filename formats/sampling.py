@@ -15,12 +15,13 @@ from histocodec.models.config import QUALITIES, STRIDE
 from histocodec.models.transforms import Margin
 from histocodec.normalise import ChannelStats
 from histocodec.slide import Colour, Pixels, Slide
-from histocodec.tissue import GLASS_DISTANCE, cell_of, coarse_view
+from histocodec.tissue import GLASS_DISTANCE, cell_of, coarse_view, is_background
 from histocodec.transform import Transform, around, margin_of, quantise, whole_latents
 from histocodec.workers import Workers
 
 CHUNK = 32  # latents a side
-SAMPLE_CHUNKS = 24  # 6 megapixels: their mean is within a few per cent of a slide's
+TISSUE_CHUNKS = 40  # 10 megapixels: their mean is within a few per cent of a slide's
+GLASS_CHUNKS = 20  # of those that look like bare glass from afar: cheap, but on many slides the most
 OVERHEAD = 1.015  # maps, metadata and overview, as a share of the latents
 
 
@@ -36,8 +37,8 @@ class SampleSource:
 
 @dataclass(frozen=True)
 class _Sample:
-    """A chunk with the synthesis's halo: y before gains (C, h, w), the chunk's place in it, its pixels. It stands
-    for `weight` chunks of its level."""
+    """A chunk that will be coded, with the synthesis's halo: y before gains (C, h, w), the chunk's place in it, its
+    pixels. It stands for `weight` chunks of its level."""
 
     y: NDArray[np.float32]
     margin: Margin
@@ -54,7 +55,9 @@ def choose_quality(
     wanted_bpp = options.wanted_bpp
     if wanted_bpp is None and options.target_psnr is None:
         return DEFAULT_QUALITY if options.quality is None else options.quality
-    samples = list(workers.map(lambda place: _analysed(place, source, transform), _places(source)))
+    skip = options.background == "skip"
+    analysed = workers.map(lambda place: _analysed(place, source, transform, skip=skip), _places(source))
+    samples = [sample for sample in analysed if sample is not None]
     if not samples:
         return DEFAULT_QUALITY  # nothing but glass: any quality gives the same
     if wanted_bpp is None:
@@ -89,21 +92,24 @@ class _Place:
 
 
 def _places(source: SampleSource) -> list[_Place]:
-    """Chunks spread over the tissue of all levels, in proportion to how many there are."""
+    """Chunks spread over all levels in proportion to how many there are: so many of tissue, so many of glass."""
     view = coarse_view(source.slide)
     glass = np.abs(view.astype(np.int16) - np.array(source.background, np.int16)).max(axis=2) <= GLASS_DISTANCE
-    found: list[tuple[int, list[tuple[int, int]]]] = []
+    strata: dict[bool, list[tuple[int, list[tuple[int, int]]]]] = {False: [], True: []}
     for number in source.levels:
         level = source.slide.levels[number]
         grid = Grid(level.height, level.width, CHUNK * STRIDE)
-        everything = grid.blocks_in(level.region)
-        found.append((number, [p for p in everything if not cell_of(glass, level, grid.region(*p)).all()]))
-    total = sum(len(chunks) for _, chunks in found)
+        found: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
+        for place in grid.blocks_in(level.region):
+            found[bool(cell_of(glass, level, grid.region(*place)).all())].append(place)
+        for empty, chunks in found.items():
+            strata[empty].append((number, chunks))
     places = []
-    for number, chunks in found:
-        share = max(1, round(SAMPLE_CHUNKS * len(chunks) / max(1, total)))
-        chosen = _spread(chunks, share)
-        places += [_Place(number, row, column, len(chunks) / len(chosen)) for row, column in chosen]
+    for count, levels in ((TISSUE_CHUNKS, strata[False]), (GLASS_CHUNKS, strata[True])):
+        total = sum(len(chunks) for _, chunks in levels)
+        for number, chunks in levels:
+            chosen = _spread(chunks, max(1, round(count * len(chunks) / max(1, total))))
+            places += [_Place(number, row, column, len(chunks) / len(chosen)) for row, column in chosen]
     return places
 
 
@@ -114,12 +120,15 @@ def _spread(items: Sequence[tuple[int, int]], count: int) -> list[tuple[int, int
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
-def _analysed(place: _Place, source: SampleSource, transform: Transform) -> _Sample:
+def _analysed(place: _Place, source: SampleSource, transform: Transform, *, skip: bool) -> _Sample | None:
+    """The sample at a place; None where the encoder will skip the chunk as background."""
     level, config = source.slide.levels[place.level].region, transform.weights.config
     chunk = Grid(level.height, level.width, CHUNK * STRIDE).region(place.row, place.column)
     kept = around(chunk, config.synthesis_halo).intersect(level)
     window = around(kept, config.analysis_halo).intersect(level)
     pixels = source.slide.read(window, place.level)
+    if skip and is_background(pixels[chunk.within(window)], source.background):
+        return None
     y = transform.analyse(whole_latents(pixels), margin_of(kept, window), source.stats)
     return _Sample(y, margin_of(chunk, kept), pixels[chunk.within(window)], place.level, place.weight)
 
@@ -144,12 +153,12 @@ def _psnr(
     """Estimated PSNR of level 0, in dB."""
     weights = transform.weights
 
-    def error(sample: _Sample) -> int:
+    def error(sample: _Sample) -> float:
         y = quantise(sample.y, weights.gain(quality), np.dtype(np.int16))
         window = (y * weights.inverse_gain(quality)[:, None, None]).astype(np.float32)
         decoded = transform.synthesise([window], sample.margin, source.stats)[0]
         height, width, _ = sample.pixels.shape
-        return squared_error(decoded[:height, :width], sample.pixels)
+        return sample.weight * squared_error(decoded[:height, :width], sample.pixels)
 
     chosen = [sample for sample in samples if sample.level == source.levels[0]]
-    return psnr(sum(workers.map(error, chosen)), sum(sample.pixels.size for sample in chosen))
+    return psnr(sum(workers.map(error, chosen)), sum(sample.weight * sample.pixels.size for sample in chosen))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from histocodec import sources
 from histocodec.errors import UsageError
-from histocodec.formats.container import Container
+from histocodec.formats.container import is_container
 from histocodec.slide import Colour, Slide
 
 
@@ -18,7 +18,7 @@ def open_slide(
     """`histocodec.sources.open_slide`, and containers too: without this look, one would open as the OME-Zarr
     of its small overview. What a container says about itself cannot be overruled. `device` is for containers.
     """
-    if not Container.is_one(Path(path)):
+    if not is_container(Path(path)):
         return sources.open_slide(path, mpp=mpp, background=background)
     if mpp is not None or background is not None:
         raise UsageError(f"{path}: is compressed already; its resolution and background are its own")

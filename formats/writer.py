@@ -24,6 +24,7 @@ from histocodec.formats import container as files
 from histocodec.formats.attributes import (
     Attributes,
     BackgroundAttributes,
+    DType,
     LevelAttributes,
     ModelReference,
     SourceAttributes,
@@ -42,7 +43,7 @@ from histocodec.models.config import STRIDE
 from histocodec.models.transforms import Margin
 from histocodec.models.weights import ModelWeights, find_model
 from histocodec.normalise import ChannelStats, tissue_stats
-from histocodec.slide import Colour, Pixels, Slide
+from histocodec.slide import Colour, Slide
 from histocodec.sources import with_pyramid
 from histocodec.tissue import estimate_background, is_background
 from histocodec.transform import Transform, around, choose_device, margin_of, quantise, whole_latents
@@ -53,6 +54,7 @@ BLOCK = 2  # chunks a side that are analysed together: a smaller share of the wi
 GIVEN_UP_ON = (OutputError, KeyboardInterrupt)  # what leaves the partial container for --resume
 
 Place = tuple[int, int]
+_DTYPES: dict[int, DType] = {1: "int8", 2: "int16"}
 
 
 def encode_slide(
@@ -128,9 +130,8 @@ class _Encoder:
         self.coder = LatentCoder(weights, xp=torch)
         self.background: Colour = estimate_background(slide)
         self.stats = tissue_stats(slide)
-        self.quality = choose_quality(
-            options, SampleSource(slide, self.source_levels, self.background, self.stats), self.transform, self.coder, workers
-        )
+        sampled = SampleSource(slide, self.source_levels, self.background, self.stats)
+        self.quality = choose_quality(options, sampled, self.transform, self.coder, workers)
         self.dtype = _latent_dtype(self.transform, self.stats, self.quality)
         self.attributes = _attributes(self)
 
@@ -144,10 +145,10 @@ class _Encoder:
         files.write_stats(root, self.attributes, self._stats())
         maps = [self._write_maps(level) for level in range(len(self.source_levels))]
         levels = []
-        for number, level in enumerate(self.attributes.levels):
+        for number, plan in enumerate(self.attributes.levels):
             fidelity = self._measure(number)
             files.write_array(root, self.attributes, f"psnr/{number}", fidelity.psnr)
-            levels.append(replace(level, bytes=maps[number].bytes, psnr=fidelity.total))
+            levels.append(replace(plan, bytes=maps[number].bytes, psnr=fidelity.total))
         attributes = replace(self.attributes, levels=tuple(levels))
         attributes = write_extras(root, attributes, self.slide, self.options, self.weights)
         files.finish(root, attributes)
@@ -211,7 +212,7 @@ class _Encoder:
             chunks.append(_CodedChunk((row, column), data))
         return chunks
 
-    def _quantised(self, y: NDArray[np.float32]) -> "NDArray[np.signedinteger]":  # type: ignore[type-arg]  # int8 or int16
+    def _quantised(self, y: NDArray[np.float32]) -> NDArray[np.signedinteger]:
         """y (C, h, w) → a whole chunk (C, n, n), zero beyond the level's edge."""
         side = self.attributes.chunk
         chunk = np.zeros((y.shape[0], side, side), self.dtype)
@@ -322,7 +323,7 @@ def _chosen_levels(slide: Slide, options: EncodeOptions) -> tuple[int, ...]:
     return chosen
 
 
-def _latent_dtype(transform: Transform, stats: ChannelStats, quality: int) -> "np.dtype[np.signedinteger]":  # type: ignore[type-arg]
+def _latent_dtype(transform: Transform, stats: ChannelStats, quality: int) -> np.dtype[np.signedinteger]:
     """int8 where even flat black, white and pure colours fit, else int16."""
     gain, halo = transform.weights.gain(quality), transform.weights.config.analysis_halo
     side = (2 * halo + 1) * STRIDE
@@ -336,18 +337,17 @@ def _latent_dtype(transform: Transform, stats: ChannelStats, quality: int) -> "n
 def _attributes(encoder: _Encoder) -> Attributes:
     """As far as they are known before the first shard."""
     slide, weights = encoder.slide, encoder.weights
-    file = Path(slide.name)
+    file, dtype = Path(slide.name), _DTYPES[encoder.dtype.itemsize]
+    vendor = slide.properties.get("openslide.vendor", file.suffix[1:] or "array")
     return Attributes(
         generator=f"histocodec {VERSION}",
         model=ModelReference(weights.id, weights.sha256, weights.config.latent_channels),
         levels=tuple(
-            LevelAttributes(
-                slide.levels[i].width, slide.levels[i].height, slide.levels[i].downsample, encoder.dtype.name, encoder.quality
-            )
-            for i in encoder.source_levels
+            LevelAttributes(level.width, level.height, level.downsample, dtype, encoder.quality)
+            for level in (slide.levels[i] for i in encoder.source_levels)
         ),
-        background=BackgroundAttributes(encoder.options.background, encoder.background),
-        source=SourceAttributes(file.name, source_bytes(slide), slide.properties.get("openslide.vendor", file.suffix[1:] or "array")),
+        background=BackgroundAttributes("code" if encoder.options.background == "code" else "skip", encoder.background),
+        source=SourceAttributes(file.name, source_bytes(slide), vendor),
         mpp=slide.mpp,
         objective_power=slide.objective_power,
         properties=dict(slide.properties),

@@ -2,7 +2,7 @@
 from machine to machine; everything stored in a container is computed once, from integers."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from histocodec.models.transforms import Analysis, Margin, Synthesis
 from histocodec.models.weights import ModelWeights
 from histocodec.normalise import ChannelStats
 from histocodec.slide import Pixels
+
+Network = TypeVar("Network", Analysis, Synthesis)
 
 
 def choose_device(name: str) -> torch.device:
@@ -88,7 +90,7 @@ def margin_of(inner: Region, outer: Region) -> Margin:
     )
 
 
-def _filled(network: "Analysis | Synthesis", weights: ModelWeights, part: str) -> "Analysis | Synthesis":
+def _filled(network: Network, weights: ModelWeights, part: str) -> Network:
     """`network` with the tensors of the model file. Raises FormatError where they do not fit."""
     state = {
         name.removeprefix(f"{part}."): torch.from_numpy(array.astype(np.float32))
@@ -99,11 +101,15 @@ def _filled(network: "Analysis | Synthesis", weights: ModelWeights, part: str) -
         network.load_state_dict(state)
     except RuntimeError as exc:
         raise FormatError(f"model {weights.id}: its {part} does not fit its config: {exc}") from exc
-    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+    return network.eval().requires_grad_(False)
 
 
-def quantise(y: NDArray[np.float32], gain: NDArray[np.float32], dtype: "np.dtype[np.signedinteger]") -> NDArray[np.signedinteger]:  # type: ignore[type-arg]
+def quantise(
+    y: NDArray[np.float32], gain: NDArray[np.float32], dtype: np.dtype[np.signedinteger]
+) -> NDArray[np.signedinteger]:
     """y (C, h, w) before gains → round(gain · y), half up, within what `dtype` holds."""
     limits = np.iinfo(dtype)
-    return np.floor(y * gain[:, None, None] + 0.5).clip(limits.min, limits.max).astype(dtype)
+    rounded = np.floor(y * gain[:, None, None] + 0.5)
+    return np.asarray(rounded.clip(limits.min, limits.max), dtype)
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny import tiny_model
+
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
@@ -14,3 +16,9 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real tissue here: {folder} is no folder, and HISTOCODEC_DATA names no other")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's file, alone in its folder."""
+    return tiny_model(tmp_path_factory.mktemp("models"))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from histocodec.cli import main
 from histocodec.cli.main import COMMANDS, commands, run
-from histocodec.cli.options import Box, Levels, Ratio
+from histocodec.cli.options import box, level_list, ratio
 from histocodec.cli.report import plain, ratio_text, size_text, time_text
 from histocodec.errors import FormatError, HistocodecError, UnsupportedError, UsageError
 from histocodec.synthetic import synthetic_slide, write_pyramidal_tiff
@@ -253,16 +253,16 @@ def test_info_says_what_a_slide_is(capsys: Captured, slide: Path) -> None:
 
 @pytest.mark.parametrize(("text", "value"), [("32", 32.0), ("1:32", 32.0), ("1:12.5", 12.5)])
 def test_a_ratio_is_a_number_or_one_to_a_number(text: str, value: float) -> None:
-    assert Ratio().convert(text, None, None) == value
+    assert ratio(text) == value
 
 
 @pytest.mark.parametrize(("text", "value"), [("all", None), ("0", (0,)), ("2,0", (0, 2)), ("1,1", (1,))])
 def test_levels_are_all_or_numbers(text: str, value: tuple[int, ...] | None) -> None:
-    assert Levels().convert(text, None, None) == value
+    assert level_list(text) == value
 
 
 def test_a_region_may_start_before_the_edge() -> None:
-    assert Box().convert("-5,-6,10,20", None, None) == (-5, -6, 10, 20)
+    assert box("-5,-6,10,20") == (-5, -6, 10, 20)
 
 
 @pytest.mark.parametrize(

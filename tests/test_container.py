@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import zarr
 
+from histocodec.entropy import Encoder, TableSet, decode
 from histocodec.errors import FormatError, HistocodecError, UnsupportedError, UsageError
 from histocodec.formats import attributes as limits
 from histocodec.formats import container as module
@@ -532,3 +533,25 @@ def test_limits_in_code_and_schema_are_the_same() -> None:
     assert properties["associated"]["items"]["properties"]["name"]["pattern"] == f"^{limits.IMAGE_NAME}$"
     assert bytes(32) == NO_SHARD
     assert (BACKGROUND, CODED, LOSSLESS) == (0, 1, 2)
+
+
+def test_the_examples_of_the_specification_are_true() -> None:
+    text = (Path(module.__file__).parent / "SPEC.md").read_text(encoding="utf-8")
+    tables = TableSet(
+        low=np.array([-1, 0], np.int16),
+        size=np.array([3, 1], np.uint16),
+        freq=np.array([4096, 8192, 3072, 1024, 16000, 384], np.uint16),
+    )
+    numbers = np.array([0, 0, 0, 0, 1, 1], np.uint16)
+    values = np.array([1, 1, -3, 1, 2, 0], np.int32)
+    for lanes, data in ((1, "d1 b5 01 00 80 73 02 03 00"), (2, "80 fb 3f 0e 00 3a 1d 00 02 03 01")):
+        encoder = Encoder(tables)
+        encoder.write(values, numbers)
+        assert encoder.finish(lanes=lanes).hex(" ") == data
+        assert decode(bytes.fromhex(data), numbers, tables).tolist() == values.tolist()
+    shard = pack_shard([b"ab", None, None, b"c"])
+    parts = ("d1 b5 01 00", "80 73 ", "`80 fb 3f 0e 00 3a 1d 00 02 03 01`")
+    for part in (*parts, shard[:6].hex(" "), shard[-4:].hex(" ")):
+        assert part in text
+    for pattern in (limits.MODEL_ID, limits.IMAGE_NAME):
+        assert f"`{pattern}`" in text

@@ -44,9 +44,7 @@ def test_every_name_of_the_facade_is_there() -> None:
 
 def test_every_error_is_of_the_facade_and_of_one_root() -> None:
     found = [
-        value
-        for value in vars(errors).values()
-        if isinstance(value, type) and value.__module__ == errors.__name__
+        value for value in vars(errors).values() if isinstance(value, type) and value.__module__ == errors.__name__
     ]
     for error in found:
         assert issubclass(error, histocodec.HistocodecError)

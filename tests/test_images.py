@@ -57,9 +57,7 @@ def test_npy_holds_the_array(tmp_path: Path, pixels: Pixels) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".jpeg"])
-def test_jpeg_is_near_with_full_chroma_and_profile(
-    tmp_path: Path, pixels: Pixels, profile: bytes, suffix: str
-) -> None:
+def test_jpeg_is_near_with_full_chroma_and_profile(tmp_path: Path, pixels: Pixels, profile: bytes, suffix: str) -> None:
     path = tmp_path / f"region{suffix}"
     write_region(path, pixels, mpp=MPP, icc=profile)
     with Image.open(path) as image:

@@ -58,9 +58,7 @@ def test_the_link_points_at_the_folder_beside_the_package(name: str) -> None:
 
 def test_packages_with_code_have_an_init_file() -> None:
     without = [
-        name
-        for name, folder in folders().items()
-        if any(folder.glob("*.py")) and not (folder / "__init__.py").exists()
+        name for name, folder in folders().items() if any(folder.glob("*.py")) and not (folder / "__init__.py").exists()
     ]
     assert not without
 
@@ -76,6 +74,4 @@ def test_the_command_and_the_codec_are_declared() -> None:
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     assert project["scripts"] == {"histocodec": "histocodec.cli.main:main"}
-    assert project["entry-points"]["zarr.codecs"] == {
-        "histocodec.latent": "histocodec.formats.zarr_codec:LatentCodec"
-    }
+    assert project["entry-points"]["zarr.codecs"] == {"histocodec.latent": "histocodec.formats.zarr_codec:LatentCodec"}

@@ -5,6 +5,7 @@ an error costs the same in every channel, and the scaling is folded into the fir
 """
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,13 +19,13 @@ RESIDUAL_START = 0.02  # the residual branches' share of the signal before the f
 
 
 @torch.no_grad()
-def start_from_klt(model: HyperModel, sampler: PatchSampler, *, blocks: int = BLOCKS) -> None:
-    """Overwrites the model's parameters, from that many 16×16 blocks. About ten seconds on two cores."""
+def start_from_klt(model: HyperModel, sampler: PatchSampler, *, blocks: int | None = None) -> None:
+    """Overwrites the model's parameters, from that many 16×16 blocks (BLOCKS). About ten seconds on two cores."""
     cpu = torch.device("cpu")
     stds, covariance8, covariance16, count = [], torch.zeros(192, 192), torch.zeros(768, 768), 0
     step = 0
     weights = _channel_weights(sampler)
-    while count < blocks:
+    while count < (blocks or BLOCKS):
         batch = sampler(-1 - step & 0xFFFFFFFF)  # steps that training never reaches
         stds.append(batch.std)
         pixels = batch.pixels.to(cpu) * weights[:, None, None]
@@ -40,27 +41,26 @@ def start_from_klt(model: HyperModel, sampler: PatchSampler, *, blocks: int = BL
     kept = basis16[:, :channels]  # (768, C), orthonormal
     scaling = weights.repeat_interleave(64)  # pixel_unshuffle orders (colour, row, column)
     model.g_a.head.weight.copy_((basis8.T * scaling)[:, :, None, None])
-    model.g_a.head.bias.zero_()
+    _no_bias(model.g_a.head)
     # (768, C) with rows (sub-row, sub-column, 192 pixels of an 8×8 block) → coefficients of the 8×8 KLT
     in_klt8 = torch.einsum("abpc,pk->abkc", kept.view(2, 2, 192, channels), basis8)
     model.g_a.down.weight.copy_(in_klt8.permute(3, 2, 0, 1))
-    model.g_a.down.bias.zero_()
+    _no_bias(model.g_a.down)
     model.g_s.up.weight.copy_(in_klt8.permute(3, 2, 0, 1))
-    model.g_s.up.bias.zero_()
+    _no_bias(model.g_s.up)
     model.g_s.tail.weight.copy_((basis8.T / scaling).T[:, :, None, None])
-    model.g_s.tail.bias.zero_()
+    _no_bias(model.g_s.tail)
 
     std16 = energy[:channels].clamp(min=1e-6).sqrt()
     std8 = ((basis8.T @ (covariance8 / (4 * count)) @ basis8).diagonal()).clamp(min=1e-6).sqrt()
-    for blocks, std in (
+    for residuals, std in (
         (model.g_a.blocks8, std8),
         (model.g_a.blocks16, std16),
         (model.g_s.blocks16, std16),
         (model.g_s.blocks8, std8),
     ):
-        for block in blocks:
-            assert isinstance(block, Residual)
-            _start_residual(block, std.to(block.expand.weight.device))
+        for block in residuals.children():
+            _start_residual(cast(Residual, block), std)
 
     # High-rate optimum: Δ² = 26 / (λ·σ²) for a loss λ·MSE + bpp with three samples a pixel.
     grey = torch.cat(stds).to(cpu).log().mean().exp() ** 2
@@ -97,13 +97,19 @@ def _eigen(covariance: Tensor) -> tuple[Tensor, Tensor]:
 
 def _start_residual(block: Residual, std: Tensor) -> None:
     """Random features of the standardised input, and a small output in proportion to each channel's energy."""
-    channels = len(std)
+    channels, std = len(std), std.to(block.expand.weight.device)
     block.expand.weight.copy_(torch.randn_like(block.expand.weight) / math.sqrt(channels) / std.view(1, -1, 1, 1))
-    block.expand.bias.zero_()
+    _no_bias(block.expand)
     if block.depthwise is not None:
         block.depthwise.weight.normal_(0, 0.1)
         block.depthwise.weight[:, :, 1, 1] += 0.8
-        block.depthwise.bias.zero_()
+        _no_bias(block.depthwise)
     noise = torch.randn_like(block.project.weight) * (RESIDUAL_START / math.sqrt(channels))
     block.project.weight.copy_(noise * std.view(-1, 1, 1, 1))
-    block.project.bias.zero_()
+    _no_bias(block.project)
+
+
+def _no_bias(layer: torch.nn.Conv2d | torch.nn.ConvTranspose2d) -> None:
+    """Sets a layer's bias to zero."""
+    assert layer.bias is not None
+    layer.bias.zero_()

@@ -90,7 +90,8 @@ class Trainer:
     ) -> None:
         torch.manual_seed(sampler.seed)
         self.sampler, self.rate, self.device, self.ema_decay = sampler, rate, device, ema
-        self.model = HyperModel(config).to(device, memory_format=torch.channels_last)
+        self.model = HyperModel(config).to(device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
         self.average = HyperModel(config).to(device).eval().requires_grad_(False)
         gains = list(self.model.gains.parameters())
         others = [p for n, p in self.model.named_parameters() if not n.startswith("gains.")]
@@ -135,7 +136,8 @@ class Trainer:
         self.optimizer.step()
         decay = min(self.ema_decay, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
-            averages, parameters = list(self.average.parameters()), list(self.model.parameters())
+            averages: list[Tensor] = list(self.average.parameters())
+            parameters: list[Tensor] = list(self.model.parameters())
             torch._foreach_lerp_(averages, parameters, 1 - decay)
         return loss
 

@@ -60,7 +60,8 @@ class PatchSampler:
 
     def __call__(self, step: int) -> Batch:
         rng = np.random.default_rng((self.seed, step))
-        pixels, stds = [], []
+        pixels: list[Tensor] = []
+        stds: list[Tensor] = []
         while len(pixels) < self.batch:
             scale = _scale(rng)
             wanted = min(GROUP, self.batch - len(pixels))

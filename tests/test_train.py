@@ -1,0 +1,131 @@
+"""Training: it resumes bit for bit, splits by case, starts at the KLT, and ends in a model that codes."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from histocodec.codec import LatentCoder
+from histocodec.errors import UsageError
+from histocodec.models.weights import load_model
+from histocodec.synthetic import synthetic_slide
+from histocodec.train.data import held_out, training_files
+from histocodec.train.loop import Progress, Schedule, Trainer
+from histocodec.train.patches import PatchSampler, training_image
+from histocodec.train.run import TrainOptions, run_training
+from tests.tiny import TINY, tiny_network
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small a network is slower on several threads, above all beside other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def sampler() -> PatchSampler:
+    image = training_image(synthetic_slide(384, 384), "a", torch.device("cpu"))
+    assert image is not None
+    return PatchSampler([image], batch=2, size=64, seed=3)
+
+
+def trainer(sampler: PatchSampler) -> Trainer:
+    made = Trainer(TINY, sampler, rate=1e-3, device=torch.device("cpu"))
+    made.model.load_state_dict(tiny_network().state_dict())
+    made.average.load_state_dict(made.model.state_dict())
+    return made
+
+
+def ignore(progress: Progress) -> None:
+    pass
+
+
+def test_a_resumed_run_ends_where_an_undisturbed_one_does(sampler: PatchSampler, tmp_path: Path) -> None:
+    schedule = Schedule(6, warmup=2, decay=2)
+    undisturbed = trainer(sampler)
+    undisturbed.run(schedule, until=6, report=ignore)
+    first = trainer(sampler)
+    first.run(schedule, until=3, report=ignore)
+    first.save(tmp_path / "last.pt")
+    second = trainer(sampler)
+    second.load(tmp_path / "last.pt")
+    assert second.step == 3
+    second.run(schedule, until=6, report=ignore)
+    for name in ("model", "average"):
+        expected, found = getattr(undisturbed, name).state_dict(), getattr(second, name).state_dict()
+        assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_training_lowers_the_loss(sampler: PatchSampler) -> None:
+    made, losses = trainer(sampler), []
+    made.run(Schedule(30, warmup=1), until=30, report=lambda p: losses.append(p.loss))
+    assert np.mean(losses[-8:]) < np.mean(losses[:8])
+
+
+def test_a_batch_depends_on_the_step_alone(sampler: PatchSampler) -> None:
+    assert torch.equal(sampler(7).pixels, sampler(7).pixels)
+    assert not torch.equal(sampler(7).pixels, sampler(8).pixels)
+
+
+@pytest.mark.parametrize(
+    ("step", "factor"), [(0, 0.5), (1, 1.0), (5, 1.0), (8, 0.5), (10, 0.0)]
+)
+def test_the_schedule_warms_up_holds_and_decays(step: int, factor: float) -> None:
+    assert Schedule(10, warmup=2, decay=4).factor(step) == pytest.approx(factor)
+
+
+def test_the_split_is_by_case_and_does_not_move() -> None:
+    cases = [f"case-{i}" for i in range(400)]
+    apart = {case for case in cases if held_out(case, 0.25)}
+    assert 60 < len(apart) < 140
+    assert apart <= {case for case in cases if held_out(case, 0.5)}
+
+
+def test_the_start_is_a_transform_that_already_works() -> None:
+    network = tiny_network()
+    image = torch.from_numpy(synthetic_slide(256, 256, seed=0)).permute(2, 0, 1)[None].float()
+    mean, std = image.mean(dim=(0, 2, 3), keepdim=True), image.std(dim=(0, 2, 3), keepdim=True)
+    with torch.no_grad():
+        low, high = (network((image - mean) / std, torch.tensor([q])) for q in (0.0, 100.0))
+    errors = [float(((out.pixels - (image - mean) / std) * std).square().mean()) for out in (low, high)]
+    assert errors[1] < errors[0] < 1500
+    assert errors[1] < 300
+    assert float(low.y_bits) < float(high.y_bits)
+
+
+def test_a_run_from_files_ends_in_a_model_that_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("histocodec.train.klt.BLOCKS", 2000)
+    monkeypatch.setattr("histocodec.train.run.TABLE_BATCHES", 2)
+    data = tmp_path / "data"
+    data.mkdir()
+    for seed in range(2):
+        Image.fromarray(synthetic_slide(320, 320, seed=seed)).save(data / f"section-{seed}.png")
+    lines: list[str] = []
+    options = TrainOptions(
+        data=(data,), out=tmp_path / "run", steps=4, batch=2, size=64, warmup=1, checkpoint_every=2, device="cpu"
+    )
+    path = run_training(options, lines.append, config=TINY)
+    weights = load_model(path)
+    assert weights.id == "hyper-custom"
+    y = np.random.default_rng(0).integers(-9, 10, (TINY.latent_channels, 8, 8)).astype(np.int8)
+    coder = LatentCoder(weights)
+    assert np.array_equal(coder.decode(coder.encode(y, 50), y.shape), y)
+    assert json.loads((tmp_path / "run" / "options.json").read_text())["steps"] == 4
+    with pytest.raises(UsageError, match="resume"):
+        run_training(options, lines.append, config=TINY)
+    longer = replace(options, steps=6, resume=True)
+    run_training(longer, lines.append, config=TINY)
+    assert any("resumed at step 4" in line for line in lines)
+
+
+def test_an_empty_folder_is_an_error_that_says_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=r"\.avif"):
+        training_files([tmp_path])
