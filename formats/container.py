@@ -205,11 +205,6 @@ class Container:
     path: Path
     attributes: Attributes
 
-    @staticmethod
-    def is_one(path: str | Path) -> bool:
-        """See `is_container`."""
-        return is_container(path)
-
     @classmethod
     def open(cls, path: str | Path) -> "Container":
         """Raises UnsupportedError where there is no histocodec container or one of a later version,
@@ -266,12 +261,12 @@ class Container:
         """The bytes of the embedded model file, which the attributes' SHA-256 fits; None without one."""
         if self.attributes.model.embedded is None:
             return None
-        data = self.array("model/weights")
+        data = self.array("model/weights").tobytes()
         if hashlib.sha256(data).hexdigest() != self.attributes.model.sha256:
             raise FormatError(
                 f"{self.path / 'model/weights'}: is not the model that the attributes name by SHA-256"
             )
-        return data.tobytes()
+        return data
 
     def array(self, name: str) -> NDArray[Any]:
         """One of `plain_arrays`, by its name. FormatError where it is not what the attributes imply."""

@@ -85,7 +85,7 @@ def tissue_stats(slide: Slide, mask: Mask | None = None) -> ChannelStats:
         count += len(values)
         sums += values.sum(axis=0)
         squares += (values**2).sum(axis=0)
-    if count < min(LEAST_PIXELS, level.region.area // 16):
+    if count < max(1, min(LEAST_PIXELS, level.region.area // 16)):
         return DEFAULT_STATS
     return stats_from_sums(count, sums, squares)
 

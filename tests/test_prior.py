@@ -55,6 +55,17 @@ def test_every_library_and_precision_writes_and_reads_the_same_bytes(options: di
         assert np.array_equal(other.decode(data, y.shape), y)
 
 
+def test_a_matrix_precision_that_the_caller_lowered_changes_no_bit() -> None:
+    coder, y = LatentCoder(tiny_weights(), xp=torch), latents(5, spread=100.0)
+    data = coder.encode(y, 80)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")  # bfloat16 inputs: the prior's have 8 bits at most
+    try:
+        assert coder.encode(y, 80) == data
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_a_batch_gives_what_its_items_give_alone() -> None:
     weights = tiny_weights()
     prior = IntegerPrior(weights.config, weights.arrays)

@@ -382,7 +382,7 @@ def test_background_is_coded_on_request(tmp_path: Path, tiny_file: Path) -> None
     assert report.chunks == 4
     with histocodec.open(tmp_path / "a.zarr", device="cpu") as opened:
         assert (opened.container.tiles(0) == CODED).all()
-        assert np.abs(whole(opened).astype(int) - GLASS).max() <= 6
+        assert np.abs(whole(opened).mean(axis=(0, 1)) - GLASS).max() < 3
 
 
 def test_faint_tissue_is_not_dropped(tmp_path: Path, tiny_file: Path) -> None:

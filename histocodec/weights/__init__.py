@@ -1,0 +1,1 @@
+"""Model files that the package ships, each with its card."""
