@@ -127,12 +127,7 @@ def encode(
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        from importlib import metadata
-
-        try:
-            found: object = metadata.version("histocodec")
-        except metadata.PackageNotFoundError:  # a checkout that is not installed
-            found = "0+unknown"
+        found: object = import_module("histocodec.version").VERSION
     elif name in _HOMES:
         found = getattr(import_module(_HOMES[name]), name)
     else:

@@ -5,4 +5,4 @@ from importlib.metadata import PackageNotFoundError, version
 try:
     VERSION = version("histocodec")
 except PackageNotFoundError:  # a bare checkout
-    VERSION = "0.0.0"
+    VERSION = "0+unknown"

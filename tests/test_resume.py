@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,7 @@ def stopped(source: Path, tiny_file: Path, undisturbed: Path) -> dict[str, Stopp
     for number, name in enumerate(("SIGKILL", "SIGINT", "SIGTERM")):
         more = ("--resume",) if number else ()
         with encoding(arguments(source, path, tiny_file, *more)) as process:
-            wait_for(process, lambda wanted=3 * number + 2: finished(path) >= wanted)
+            wait_for(process, lambda wanted=3 * number + 2: finished(path) >= wanted)  # type: ignore[misc]  # its default binds the loop's value
             found[name] = stop(process, path, getattr(signal, name))
     shutil.copytree(partial_path(path), source.parent / "other.zarr.partial")
     shutil.copy(journal_path(path), source.parent / "other.zarr.journal")
@@ -92,8 +92,7 @@ def encoding(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def wait_for(process: subprocess.Popen[str], done: "object") -> None:
-    assert callable(done)
+def wait_for(process: subprocess.Popen[str], done: Callable[[], bool]) -> None:
     end = time.monotonic() + PATIENCE
     while not done():
         assert process.poll() is None, f"ended by itself: {process.communicate()[1]}"
@@ -142,7 +141,7 @@ def test_each_run_goes_on_where_the_last_one_was_stopped(stopped: dict[str, Stop
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_an_interruption_is_exit_code_130_and_one_line(stopped: dict[str, Stopped], name: str) -> None:
     assert stopped[name].code == 130
-    assert stopped[name].stderr.splitlines() == ["histocodec: error: interrupted"]
+    assert stopped[name].stderr.strip() == "histocodec: error: interrupted"
 
 
 def test_a_resumed_container_is_byte_identical_to_an_undisturbed_one(
