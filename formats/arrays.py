@@ -20,7 +20,9 @@ from histocodec.formats.fields import Node, parse_json
 from histocodec.formats.files import read_bounded, write_atomically
 
 METADATA = "zarr.json"
-MAX_METADATA = 64 << 20  # the root's holds all vendor properties, of which MIRAX has hundreds of kilobytes
+# The root's holds all vendor properties, of which MIRAX has hundreds of kilobytes; and a hostile one takes
+# twenty times its size in memory when it is parsed.
+MAX_METADATA = 16 << 20
 GZIP_LEVEL = 9
 GZIP_WINDOW = 31  # zlib's notation for a gzip header around the largest window
 TOLERATED = ("attributes", "storage_transformers", "consolidated_metadata")  # what other programs may add

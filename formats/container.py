@@ -9,6 +9,7 @@ What there is, and how large, is derived from the attributes alone: see `histoco
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -363,10 +364,10 @@ class Container:
         """File name -> SHA-256 in hexadecimal, of `integrity/files`."""
         folder = self.path / LISTING
         size = read_metadata(folder).member("shape").items(1, 1)[0].integer(1, MAX_LISTING)
-        text = read_plain(folder, Form((size,), "uint8")).tobytes()
+        text = BytesIO(read_plain(folder, Form((size,), "uint8")).tobytes())
         listed: dict[str, str] = {}
-        for number, line in enumerate(text.decode("utf-8", "replace").splitlines(), 1):
-            digest, separator, name = line.partition("  ")
+        for number, line in enumerate(text, 1):
+            digest, separator, name = line.decode("utf-8", "replace").rstrip("\n").partition("  ")
             if not separator or len(digest) != 64 or ".." in name.split("/") or name.startswith("/"):
                 raise FormatError(f"{folder}: line {number} is not a SHA-256, two spaces and a file's name")
             listed[name] = digest

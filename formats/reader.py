@@ -119,7 +119,12 @@ class CompressedSlide(openslide.AbstractSlide):
 
     @property
     def associated_images(self) -> Mapping[str, Image.Image]:
-        return {name: Image.fromarray(pixels) for name, pixels in self.associated.items()}
+        images = self.associated
+
+        def picture(name: str) -> Image.Image:
+            return Image.fromarray(images[name])
+
+        return LazyImages({name: partial(picture, name) for name in images})
 
     def get_best_level_for_downsample(self, downsample: float) -> int:
         """The coarsest level that is no coarser than `downsample`; 0 where all are."""

@@ -23,6 +23,8 @@ CHUNK = 32  # latents a side
 TISSUE_CHUNKS = 40  # 10 megapixels: their mean is within a few per cent of a slide's
 GLASS_CHUNKS = 20  # of those that look like bare glass from afar: cheap, but on many slides the most
 OVERHEAD = 1.015  # maps, metadata and overview, as a share of the latents
+# Bytes that the smallest container has beside them: what all levels share, and each level's maps and first index.
+LEAST_BYTES, LEVEL_BYTES = 2900, 3600
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,14 @@ def choose_quality(
             raise UsageError(f"--target-psnr {wanted_psnr:g} dB is beyond quality {QUALITIES - 1} on this slide")
         return quality
     pixels = source.slide.levels[source.levels[0]].region.area
-    quality = _last(lambda q: _bits(samples, q, coder, workers) * OVERHEAD / pixels <= wanted_bpp)
+    least_bits = 8 * (LEAST_BYTES + LEVEL_BYTES * len(source.levels))
+
+    def bpp(quality: int) -> float:
+        return (_bits(samples, quality, coder, workers) * OVERHEAD + least_bits) / pixels
+
+    quality = _last(lambda q: bpp(q) <= wanted_bpp)
     if quality < 0:
-        least = _bits(samples, 0, coder, workers) * OVERHEAD / pixels
-        raise UsageError(f"{wanted_bpp:.4g} bpp is less than quality 0 needs on this slide, about {least:.3g} bpp")
+        raise UsageError(f"{wanted_bpp:.4g} bpp is less than quality 0 needs on this slide, about {bpp(0):.3g} bpp")
     return quality
 
 

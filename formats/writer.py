@@ -132,7 +132,7 @@ class _Encoder:
         self.stats = tissue_stats(slide)
         sampled = SampleSource(slide, self.source_levels, self.background, self.stats)
         self.quality = choose_quality(options, sampled, self.transform, self.coder, workers)
-        self.dtype = _latent_dtype(self.transform, self.stats, self.quality)
+        self.dtype = workers.run(lambda: _latent_dtype(self.transform, self.stats, self.quality))
         self.attributes = _attributes(self)
 
     def run(self) -> tuple[Attributes, int]:
@@ -142,7 +142,7 @@ class _Encoder:
         files.create_skeleton(root, self.attributes)
         for level in range(len(self.source_levels)):
             self._encode_level(level)
-        files.write_stats(root, self.attributes, self._stats())
+        files.write_stats(root, self.attributes, self.workers.run(self._stats))
         maps = [self._write_maps(level) for level in range(len(self.source_levels))]
         levels = []
         for number, plan in enumerate(self.attributes.levels):
@@ -260,6 +260,7 @@ class _Encoder:
         )  # fmt: skip
 
     def _stats(self) -> Stats:
+        """What undoes the normalisation, and what the synthesis sees in place of a background chunk."""
         side = (2 * self.weights.config.analysis_halo + 1) * STRIDE
         flat = np.empty((side, side, 3), np.uint8)
         flat[...] = self.background

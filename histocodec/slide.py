@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ Colour = tuple[int, int, int]
 Mpp = tuple[float, float]  # x, y of level 0, microns per pixel
 
 WHITE: Colour = (255, 255, 255)
+
+Image = TypeVar("Image")  # pixels, or what other programs call an image
 
 
 @runtime_checkable
@@ -129,13 +131,13 @@ class BaseSlide(ABC):
         return f"<{type(self).__name__} {self.name!r}: {sizes}>"
 
 
-class LazyImages(Mapping[str, Pixels]):
+class LazyImages(Mapping[str, Image]):
     """Images that are listed without being decoded, and decoded anew at each look-up."""
 
-    def __init__(self, loaders: Mapping[str, Callable[[], Pixels]]) -> None:
+    def __init__(self, loaders: Mapping[str, Callable[[], Image]]) -> None:
         self._loaders = dict(loaders)
 
-    def __getitem__(self, name: str) -> Pixels:
+    def __getitem__(self, name: str) -> Image:
         return self._loaders[name]()
 
     def __contains__(self, name: object) -> bool:

@@ -24,7 +24,7 @@ from histocodec.synthetic import synthetic_slide
 
 Captured = pytest.CaptureFixture[str]
 REPOSITORY = Path(histocodec.__file__).parents[1]
-SHARDS = 14  # of 4096 pixels, but only 32 pixels high, so that each takes a moment only
+SHARDS = 11  # of 4096 pixels, but only 32 pixels high, so that each takes a moment only
 PATIENCE = 120.0  # seconds
 
 
@@ -61,7 +61,7 @@ def stopped(source: Path, tiny_file: Path, undisturbed: Path) -> dict[str, Stopp
     for number, name in enumerate(("SIGKILL", "SIGINT", "SIGTERM")):
         more = ("--resume",) if number else ()
         with encoding(arguments(source, path, tiny_file, *more)) as process:
-            wait_for(process, lambda wanted=3 * number + 2: finished(path) >= wanted)  # type: ignore[misc]  # its default binds the loop's value
+            wait_for(process, lambda wanted=2 * number + 2: finished(path) >= wanted)  # type: ignore[misc]  # its default binds the loop's value
             found[name] = stop(process, path, getattr(signal, name))
     shutil.copytree(partial_path(path), source.parent / "other.zarr.partial")
     shutil.copy(journal_path(path), source.parent / "other.zarr.journal")

@@ -4,8 +4,10 @@ import json
 import math
 import multiprocessing
 import pickle
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import jsonschema
@@ -102,9 +104,7 @@ def some_regions(level: Level, rng: np.random.Generator, count: int) -> list[Reg
 
 @pytest.mark.parametrize("name", ["a.zarr", "wide.zarr"])
 @pytest.mark.parametrize(("cache_bytes", "workers"), [(0, 1), (0, 3), (1 << 28, 1), (1 << 28, 3)])
-def test_any_region_equals_the_crop_of_the_whole(
-    folder: Path, name: str, cache_bytes: int, workers: int
-) -> None:
+def test_any_region_equals_the_crop_of_the_whole(folder: Path, name: str, cache_bytes: int, workers: int) -> None:
     rng = np.random.default_rng([cache_bytes, workers])
     with histocodec.open(folder / name, device="cpu") as reference:
         wholes = [whole(reference, level) for level in range(len(reference.levels))]
@@ -243,6 +243,8 @@ def test_label_and_macro_are_left_out_unless_asked_for(tmp_path: Path, tiny_file
         assert {"label", "macro"} <= set(kept.associated)
         assert np.array_equal(kept.associated["label"], slide.associated["label"])
         assert kept.associated_images["macro"].size == (9, 8)
+        shutil.rmtree(tmp_path / "with.zarr" / "associated")
+        assert "label" in list(kept.associated_images)  # listing decodes nothing
 
 
 def test_the_attributes_fit_the_schema(folder: Path) -> None:
@@ -284,9 +286,11 @@ def test_a_pickled_slide_reads_the_same(folder: Path, slide: CompressedSlide) ->
 def test_threads_read_the_same(folder: Path, slide: CompressedSlide) -> None:
     pixels = whole(slide)
     places = np.random.default_rng(0).integers(0, (SIZE[0] - 200, SIZE[1] - 200), (32, 2)).tolist()
-    with open_compressed(folder / "a.zarr", device="cpu", cache_bytes=4 << 20, workers=2) as shared:
-        with ThreadPoolExecutor(8) as threads:
-            found = list(threads.map(lambda place: shared.read_array(*place, 200, 200), places))
+    with (
+        open_compressed(folder / "a.zarr", device="cpu", cache_bytes=4 << 20, workers=2) as shared,
+        ThreadPoolExecutor(8) as threads,
+    ):
+        found = list(threads.map(lambda place: shared.read_array(place[0], place[1], 200, 200), places))
     for (x, y), part in zip(places, found, strict=True):
         assert np.array_equal(part, pixels[y : y + 200, x : x + 200])
 
@@ -316,9 +320,7 @@ def test_a_data_loader_reads_the_same(slide: CompressedSlide, method: str) -> No
 # Latents.
 
 
-def test_the_bytes_do_not_depend_on_the_number_of_workers(
-    tmp_path: Path, tiny_file: Path, source: ArraySlide
-) -> None:
+def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path: Path, tiny_file: Path, source: ArraySlide) -> None:
     for workers in (1, 8):
         encoded(source, tmp_path / f"{workers}.zarr", tiny_file, workers=workers)
     assert contents(tmp_path / "1.zarr") == contents(tmp_path / "8.zarr")
@@ -382,7 +384,7 @@ def test_background_is_coded_on_request(tmp_path: Path, tiny_file: Path) -> None
     assert report.chunks == 4
     with histocodec.open(tmp_path / "a.zarr", device="cpu") as opened:
         assert (opened.container.tiles(0) == CODED).all()
-        assert np.abs(whole(opened).mean(axis=(0, 1)) - GLASS).max() < 3
+        assert np.abs(whole(opened).mean(axis=(0, 1)) - GLASS).max() < GLASS_DISTANCE  # all that a tiny model can
 
 
 def test_faint_tissue_is_not_dropped(tmp_path: Path, tiny_file: Path) -> None:
@@ -437,30 +439,26 @@ def test_the_psnr_map_is_what_the_pixels_say(slide: CompressedSlide, source: Arr
 def test_more_quality_is_more_bytes_and_less_error(tmp_path: Path, tiny_file: Path) -> None:
     slide = ArraySlide(synthetic_slide(700, 600, seed=6))
     reports = [encoded(slide, tmp_path / f"{q}.zarr", tiny_file, quality=q) for q in (0, 25, 50, 75, 100)]
-    for less, more in zip(reports, reports[1:], strict=False):
+    for less, more in pairwise(reports):
         assert less.payload_bytes < more.payload_bytes
         assert less.psnr < more.psnr
 
 
-def test_a_target_psnr_is_reached_and_hardly_exceeded(
-    tmp_path: Path, tiny_file: Path, source: ArraySlide
-) -> None:
+def test_a_target_psnr_is_reached_and_hardly_exceeded(tmp_path: Path, tiny_file: Path, source: ArraySlide) -> None:
     report = encoded(source, tmp_path / "a.zarr", tiny_file, target_psnr=31.0)
     assert 31.0 <= report.psnr < 31.5
 
 
-@pytest.mark.parametrize(("option", "value", "bpp"), [("target_bpp", 0.8, 0.8), ("ratio", 30.0, 0.8)])
+@pytest.mark.parametrize(("option", "value", "bpp"), [("target_bpp", 0.3, 0.3), ("ratio", 40.0, 0.6)])
 def test_a_target_rate_is_hardly_missed(
     tmp_path: Path, tiny_file: Path, source: ArraySlide, option: str, value: float, bpp: float
 ) -> None:
     report = encoded(source, tmp_path / "a.zarr", tiny_file, **{option: value})
-    assert report.bpp == pytest.approx(bpp, rel=0.08)
+    assert report.bpp == pytest.approx(bpp, rel=0.03)
 
 
 @pytest.mark.parametrize(("option", "value"), [("target_psnr", 60.0), ("target_bpp", 0.001)])
-def test_a_target_out_of_reach_is_refused(
-    tmp_path: Path, tiny_file: Path, option: str, value: float
-) -> None:
+def test_a_target_out_of_reach_is_refused(tmp_path: Path, tiny_file: Path, option: str, value: float) -> None:
     with pytest.raises(UsageError, match="quality"):
         encoded(ArraySlide(synthetic_slide(300, 300)), tmp_path / "a.zarr", tiny_file, **{option: value})
     assert list(tmp_path.iterdir()) == []

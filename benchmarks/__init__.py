@@ -1,0 +1,1 @@
+"""What the codec costs and gains, measured beside the codecs that people would use instead."""

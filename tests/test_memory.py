@@ -1,0 +1,70 @@
+"""Encoding takes as much memory for a large slide as for a small one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import histocodec
+
+REPOSITORY = Path(histocodec.__file__).parents[1]
+LIMIT = 3 << 10  # MiB, whatever the slide
+SIDES = (4096, 8192)  # 48 and 192 MiB of pixels
+
+# A slide of any size that takes no memory: mostly glass, and a patch of tissue in every eighth chunk.
+ENCODE = """
+import resource, sys
+import numpy as np
+from histocodec.formats.options import EncodeOptions
+from histocodec.formats.writer import encode_slide
+from histocodec.geometry import Level
+from histocodec.slide import BaseSlide
+from histocodec.synthetic import synthetic_slide
+from pathlib import Path
+
+class Endless(BaseSlide):
+    def __init__(self, side):
+        levels = (Level(side, side, 1.0), Level(side // 4, side // 4, 4.0))
+        super().__init__(name="endless", levels=levels, background=(240, 240, 240))
+        self.patch = synthetic_slide(512, 512, seed=1)
+
+    def _read_inside(self, region, level):
+        pixels = np.full((region.height, region.width, 3), 240, np.uint8)
+        for y in range(region.y // 512 * 512, region.y_end, 512):
+            for x in range(region.x // 512 * 512, region.x_end, 512):
+                if (x // 512 + 3 * (y // 512)) % 8 == 0:
+                    rows = slice(max(y, region.y), min(y + 512, region.y_end))
+                    columns = slice(max(x, region.x), min(x + 512, region.x_end))
+                    part = self.patch[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
+                    pixels[
+                        rows.start - region.y : rows.stop - region.y,
+                        columns.start - region.x : columns.stop - region.x,
+                    ] = part
+        return pixels
+
+side, target, model = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+options = EncodeOptions(model=model, device="cpu", workers=2)
+report = encode_slide(Endless(side), target, options)
+assert report.chunks > side * side / 512**2 / 10, report
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(peak >> (20 if sys.platform == "darwin" else 10))
+"""
+
+
+def peak(side: int, folder: Path, tiny_file: Path) -> int:
+    """MiB of resident memory, at most, in a process of its own."""
+    arguments = [str(side), str(folder / f"{side}.zarr"), str(tiny_file)]
+    done = subprocess.run(
+        [sys.executable, "-c", ENCODE, *arguments], capture_output=True, text=True, cwd=REPOSITORY, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell a process's peak")
+def test_four_times_the_slide_takes_no_more_memory(tmp_path: Path, tiny_file: Path) -> None:
+    small, large = (peak(side, tmp_path, tiny_file) for side in SIDES)
+    pixels = 3 * (SIDES[1] ** 2 - SIDES[0] ** 2) >> 20
+    assert large < LIMIT
+    assert large - small < pixels / 2
