@@ -1,5 +1,6 @@
 """How much memory a call takes at its peak, beyond what the process held before."""
 
+import ctypes
 import gc
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,16 +11,22 @@ RESET_PEAK = "5"  # proc(5): sets VmHWM back to the present size
 
 
 def peak_bytes(call: Callable[[], object]) -> int | None:
-    """Runs the call. None where the system does not tell (only Linux lets the peak be set back). What the
-    process has freed but kept is used first, so the figure is a lower bound."""
-    gc.collect()
+    """Runs the call. None where the system does not tell: only Linux lets the peak be set back."""
+    _give_back()
     before = None
     with suppress(OSError):
         CLEAR.write_text(RESET_PEAK)
         before = _kilobytes("VmRSS")
     call()
-    after = _kilobytes("VmHWM") if before is not None else None
+    after = _kilobytes("VmHWM")
     return None if before is None or after is None else max(0, after - before) * 1024
+
+
+def _give_back() -> None:
+    """Freed memory to the system; a call that takes it again would seem to take none."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _kilobytes(field: str) -> int | None:

@@ -1,9 +1,9 @@
 """The codecs that we are measured against, each in one shape, and how to bring one to a wanted quality.
 
 JPEG 2000 is OpenJPEG with the 9/7 wavelet, the colour transform and 6 resolutions, at the rate where it
-reaches a given PSNR. Whole images are encoded through Pillow, whose codestream has no precincts and is 0.1 to 0.4 %
-smaller; tiles through imagecodecs, which lets other threads run meanwhile (Pillow does not). It is the same
-library.
+reaches a given PSNR. Whole images are encoded through Pillow, whose codestream has no precincts and is 0.1 to
+0.4 % smaller; tiles through imagecodecs, which lets other threads run meanwhile (Pillow does not). It is the
+same library.
 """
 
 import io

@@ -70,8 +70,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours against one peer on one image, in per cent of its bytes, negative where ours are fewer, for each count
-    of ours. Bands are the peer's bits per pixel; `all` is every quality that both reach."""
+    """Ours against one peer on one image, in per cent of its bytes: negative is fewer. Bands are the peer's
+    bits per pixel; `all` is every quality that both reach."""
 
     peer: str
     bd_rate: Mapping[Count, Mapping[str, BdRate | None]]

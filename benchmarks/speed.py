@@ -3,8 +3,9 @@
     python -m histocodec.benchmarks.speed SLIDE [--quality 50] [--threads 1,all] [--repeat 3]
 
 OpenJPEG gets what a slide needs for random access, as ours has: tiles of 512 pixels, shared out to the
-threads. Its rate is sought first and not timed. Both start from pixels in memory; OpenJPEG's bytes stay there,
-ours go through files, as they do in use. Every job is done once to warm up, then `repeat` times, there and back.
+threads. Its rate is sought first and not timed. Both start from pixels in memory; OpenJPEG's bytes stay
+there, ours go through files, as they do in use. Every job is done once to warm up, then `repeat` times, there
+and back.
 """
 
 import sys
@@ -22,7 +23,6 @@ from histocodec.benchmarks.jobs import COLD, OURS, SMALL, Job, Ours, our_jobs, p
 from histocodec.benchmarks.memory import peak_bytes
 from histocodec.benchmarks.peers import JPEG2000_TILES, coded_at_psnr
 from histocodec.benchmarks.provenance import Machine, Model, at_hand, run, save, versions
-from histocodec.cli.demo import busiest_region
 from histocodec.cli.options import box, device_option, json_option
 from histocodec.cli.report import decibel_text, print_json, say, size_text
 from histocodec.errors import UsageError
@@ -32,6 +32,7 @@ from histocodec.geometry import Region
 from histocodec.models.config import QUALITIES
 from histocodec.models.weights import DEFAULT_MODEL
 from histocodec.slide import Pixels
+from histocodec.tissue import busiest_region
 from histocodec.transform import choose_device
 from histocodec.workers import default_workers
 
@@ -259,8 +260,9 @@ def _print_table(result: SpeedResult) -> None:
         f"\n{'codec':<24} {'what':<26} {'device':<7} threads  {'median':>9}  {'MP/s':>8}  lowest … highest"
     )
     for one in measured.timings:
+        milliseconds = f"{1000 * one.median_seconds:.0f} ms"
         click.echo(
-            f"{one.codec:<24} {one.what:<26} {one.device:<7} {one.threads:>7}  {1000 * one.median_seconds:>6.0f} ms"
+            f"{one.codec:<24} {one.what:<26} {one.device:<7} {one.threads:>7}  {milliseconds:>9}"
             f"  {one.median_mps:>8.2f}  {one.lowest_mps:.2f} … {one.highest_mps:.2f}"
         )
     click.echo(f"\n{OURS} over {PEER.name} (above 1: we are faster)")

@@ -103,6 +103,7 @@ def command(*, own: Path | None, out: Path, quality: int, model: str, size: int,
     from histocodec.formats.verify import verify
     from histocodec.formats.writer import encode_slide
     from histocodec.sources import with_pyramid
+    from histocodec.tissue import busiest_region
 
     options = EncodeOptions(quality=quality, model=model, device=device, overwrite=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -118,7 +119,7 @@ def command(*, own: Path | None, out: Path, quality: int, model: str, size: int,
         say("checking every chunk against the slide")
         with progress_bar("checking") as bar:
             checked = verify(container, against=slide, device=device, progress=bar)
-        region = busiest_region(slide)
+        region = busiest_region(slide, SIDE)
         original = slide.read(region, 0)
         with open_compressed(container, device=device) as compressed:
             reading = _timed_reading(compressed, region)
@@ -156,27 +157,6 @@ def _made_up_slide(path: Path, size: int) -> Path:
     with progress_bar("writing it") as bar:
         write_pyramid(path, slide, progress=bar)
     return path
-
-
-def busiest_region(slide: "Slide", side: int = SIDE) -> "Region":
-    """The square of level 0 with the most tissue in it, whole chunks of a container; smaller slides whole."""
-    import numpy as np
-
-    from histocodec.geometry import Region
-    from histocodec.tissue import cell_of, tissue_mask
-
-    level, mask = slide.levels[0], tissue_mask(slide)
-    best, most = Region(0, 0, side, side).intersect(level.region), -1.0
-    for y in range(0, max(1, level.height - side + 1), side // 2):
-        for x in range(0, max(1, level.width - side + 1), side // 2):
-            region = Region(x, y, side, side).intersect(level.region)
-            share = float(np.mean(cell_of(mask, level, region)))
-            # Among squares that are full, the one nearest to the middle: edges of a section are folded.
-            middle = abs(x + side / 2 - level.width / 2) + abs(y + side / 2 - level.height / 2)
-            score = share - 1e-3 * middle / (level.width + level.height)
-            if score > most:
-                best, most = region, score
-    return best
 
 
 def _timed_reading(slide: "Slide", region: "Region") -> Reading:

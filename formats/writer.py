@@ -38,7 +38,7 @@ from histocodec.formats.measure import LevelFidelity, measure_level
 from histocodec.formats.options import EncodeOptions, EncodeProgress, EncodeReport
 from histocodec.formats.sampling import SampleSource, choose_quality
 from histocodec.formats.shard import pack_shard
-from histocodec.geometry import Grid, Level, Region
+from histocodec.geometry import Grid, Level, Region, ceil_div
 from histocodec.models.config import STRIDE
 from histocodec.models.transforms import Margin
 from histocodec.models.weights import ModelWeights, find_model
@@ -51,6 +51,7 @@ from histocodec.version import VERSION
 from histocodec.workers import Workers
 
 BLOCK = 2  # chunks a side that are analysed together: a smaller share of the window is margin
+SHARD = 8  # chunks a side of a shard, at most; its index has 16 bytes for each, so a small slide has smaller ones
 GIVEN_UP_ON = (OutputError, KeyboardInterrupt)  # what leaves the partial container for --resume
 
 Place = tuple[int, int]
@@ -134,6 +135,7 @@ class _Encoder:
         self.quality = choose_quality(options, sampled, self.transform, self.coder, workers)
         self.dtype = workers.run(lambda: _latent_dtype(self.transform, self.stats, self.quality))
         self.attributes = _attributes(self)
+        self.block = min(BLOCK, self.attributes.shard)
 
     def run(self) -> tuple[Attributes, int]:
         """Writes the whole container into the journal's partial folder; the final attributes, and how many chunks
@@ -156,7 +158,7 @@ class _Encoder:
 
     def _encode_level(self, level: int) -> None:
         grid, across = self.attributes.grid(level), self.attributes.shard
-        blocks = across // BLOCK
+        blocks = across // self.block
         shards = [
             (row, column)
             for row in range(grid.shard_rows)
@@ -166,8 +168,8 @@ class _Encoder:
         tasks = [
             [
                 _Task(level, r, c)
-                for r in range(row * blocks, min((row + 1) * blocks, -(-grid.chunk_rows // BLOCK)))
-                for c in range(column * blocks, min((column + 1) * blocks, -(-grid.chunk_columns // BLOCK)))
+                for r in range(row * blocks, min((row + 1) * blocks, ceil_div(grid.chunk_rows, self.block)))
+                for c in range(column * blocks, min((column + 1) * blocks, ceil_div(grid.chunk_columns, self.block)))
             ]
             for row, column in shards
         ]
@@ -274,7 +276,7 @@ class _Encoder:
 
     def _block_region(self, task: _Task) -> Region:
         size = self._size(task.level)
-        return Grid(size.height, size.width, BLOCK * self.attributes.chunk * STRIDE).region(task.row, task.column)
+        return Grid(size.height, size.width, self.block * self.attributes.chunk * STRIDE).region(task.row, task.column)
 
 
 @dataclass(frozen=True)
@@ -352,7 +354,14 @@ def _attributes(encoder: _Encoder) -> Attributes:
         mpp=slide.mpp,
         objective_power=slide.objective_power,
         properties=dict(slide.properties),
+        shard=_shard_side(slide.levels[0]),
     )
+
+
+def _shard_side(level: Level) -> int:
+    """The smallest power of two that holds the level in one shard, SHARD at most."""
+    chunks = ceil_div(max(level.width, level.height), Attributes.chunk * STRIDE)
+    return min(SHARD, 1 << (chunks - 1).bit_length())
 
 
 def source_bytes(slide: Slide) -> int | None:

@@ -118,3 +118,19 @@ def cell_of(mask: Mask, level: Level, region: Region) -> Mask:
     bottom = max(top + 1, int(np.ceil(region.y_end * down)))
     right = max(left + 1, int(np.ceil(region.x_end * across)))
     return mask[top:bottom, left:right]
+
+
+def busiest_region(slide: Slide, side: int) -> Region:
+    """The square of level 0 with the most tissue in it, at multiples of half its side; smaller slides whole."""
+    level, mask = slide.levels[0], tissue_mask(slide)
+    best, most = Region(0, 0, side, side).intersect(level.region), -1.0
+    for y in range(0, max(1, level.height - side + 1), side // 2):
+        for x in range(0, max(1, level.width - side + 1), side // 2):
+            region = Region(x, y, side, side).intersect(level.region)
+            share = float(np.mean(cell_of(mask, level, region)))
+            # Among squares that are full, the one nearest to the middle: edges of a section are folded.
+            middle = abs(x + side / 2 - level.width / 2) + abs(y + side / 2 - level.height / 2)
+            score = share - 1e-3 * middle / (level.width + level.height)
+            if score > most:
+                best, most = region, score
+    return best

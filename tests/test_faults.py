@@ -28,6 +28,7 @@ from histocodec.formats.layout import plain_arrays, shard_path
 from histocodec.formats.shard import pack_shard
 from histocodec.models.weights import MODELS_VARIABLE
 from histocodec.synthetic import synthetic_slide, write_pyramidal_tiff
+from tests.peak import linux_only
 from tests.tiny import tiny_weights
 
 Captured = pytest.CaptureFixture[str]
@@ -386,11 +387,12 @@ def test_a_folder_that_may_not_be_written_to_is_exit_code_1(
 # Hostile containers. Each is opened in a process of its own, whose memory is limited.
 
 OPEN = """
-import resource, sys
+import sys
 from pathlib import Path
 import histocodec
 from histocodec.errors import HistocodecError
 from histocodec.formats.verify import verify
+from tests.peak import peak_memory
 
 def outcome(path):
     try:
@@ -403,11 +405,11 @@ def outcome(path):
 
 for path in map(Path, sys.argv[1:]):
     said = outcome(path)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(path.name, peak >> (20 if sys.platform == "darwin" else 10), " ".join(said.split()), sep="|")
+    print(path.name, peak_memory(), " ".join(said.split()), sep="|")
 """
 
 
+@linux_only
 def test_hostile_containers_cost_little_memory_and_give_our_errors(folder: Path, tmp_path: Path) -> None:
     names = [name for name, _ in hostile()]
     for name, change in hostile():

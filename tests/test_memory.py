@@ -4,9 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import histocodec
+from tests.peak import linux_only
 
 REPOSITORY = Path(histocodec.__file__).parents[1]
 LIMIT = 3 << 10  # MiB, whatever the slide
@@ -14,18 +13,20 @@ SIDES = (4096, 8192)  # 48 and 192 MiB of pixels
 
 # A slide of any size that takes no memory: mostly glass, and a patch of tissue in every eighth chunk.
 ENCODE = """
-import resource, sys
+import sys
 import numpy as np
+from histocodec.formats import measure
 from histocodec.formats.options import EncodeOptions
 from histocodec.formats.writer import encode_slide
 from histocodec.geometry import Level
 from histocodec.slide import BaseSlide
 from histocodec.synthetic import synthetic_slide
 from pathlib import Path
+from tests.peak import peak_memory
 
 class Endless(BaseSlide):
     def __init__(self, side):
-        levels = (Level(side, side, 1.0), Level(side // 4, side // 4, 4.0))
+        levels = (Level(side, side, 1.0), Level(2048, 2048, side / 2048))  # masks are made in 2048 pixels
         super().__init__(name="endless", levels=levels, background=(240, 240, 240))
         self.patch = synthetic_slide(512, 512, seed=1)
 
@@ -43,12 +44,12 @@ class Endless(BaseSlide):
                     ] = part
         return pixels
 
+measure.CACHE_BYTES = 8 << 20  # so that both slides fill it
 side, target, model = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-options = EncodeOptions(model=model, device="cpu", workers=2)
+options = EncodeOptions(model=model, device="cpu", workers=1)
 report = encode_slide(Endless(side), target, options)
 assert report.chunks > side * side / 512**2 / 10, report
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(peak >> (20 if sys.platform == "darwin" else 10))
+print(peak_memory())
 """
 
 
@@ -62,7 +63,7 @@ def peak(side: int, folder: Path, tiny_file: Path) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell a process's peak")
+@linux_only
 def test_four_times_the_slide_takes_no_more_memory(tmp_path: Path, tiny_file: Path) -> None:
     small, large = (peak(side, tmp_path, tiny_file) for side in SIDES)
     pixels = 3 * (SIDES[1] ** 2 - SIDES[0] ** 2) >> 20
