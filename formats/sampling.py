@@ -23,8 +23,9 @@ CHUNK = 32  # latents a side
 TISSUE_CHUNKS = 40  # 10 megapixels: their mean is within a few per cent of a slide's
 GLASS_CHUNKS = 20  # of those that look like bare glass from afar: cheap, but on many slides the most
 OVERHEAD = 1.015  # maps, metadata and overview, as a share of the latents
-# Bytes that the smallest container has beside them: what all levels share, and each level's maps and first index.
-LEAST_BYTES, LEVEL_BYTES = 2900, 3600
+# Bytes beside them, measured on small containers: what all levels share, each level's maps and metadata, and
+# a chunk's place in the index of its shard and its CRC.
+LEAST_BYTES, LEVEL_BYTES, CHUNK_BYTES = 2900, 2600, 20
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def _bits(samples: Sequence[_Sample], quality: int, coder: LatentCoder, workers:
         chunk = np.zeros((len(y), CHUNK, CHUNK), np.int16)
         part = y[:, m.top : rows - m.bottom, m.left : columns - m.right]
         chunk[:, : part.shape[1], : part.shape[2]] = part
-        return 8 * sample.weight * len(coder.encode(chunk, quality))
+        return 8 * sample.weight * (len(coder.encode(chunk, quality)) + CHUNK_BYTES)
 
     return sum(workers.map(bits, samples))
 

@@ -175,27 +175,28 @@ def test_decoding_what_is_broken_is_exit_code_3_and_leaves_no_image(
     assert sorted(path.name for path in broken.parent.iterdir()) == ["broken.zarr"]
 
 
+def fill_shard(path: Path, chunk: bytes, *, absent: tuple[int, int] | None = None) -> None:
+    """The same chunk in all places of level 0, which is one shard, but one."""
+    attributes = Container.open(path).attributes
+    grid, side = attributes.grid(0), range(attributes.shard)
+    there = [(r, c) for r in range(grid.chunk_rows) for c in range(grid.chunk_columns) if (r, c) != absent]
+    slots = [chunk if (r, c) in there else None for r in side for c in side]
+    shard_path(path, 0, 0, 0).write_bytes(pack_shard(slots))
+
+
 def test_an_absent_chunk_is_missed(capsys: Captured, broken: Path) -> None:
-    container = Container.open(broken)
-    grid = container.attributes.grid(0)
-    coder = LatentCoder(tiny_weights())
-    chunk = coder.encode(np.zeros((48, 32, 32), np.int8), 50)
-    slots = [chunk if r < grid.chunk_rows and c < grid.chunk_columns else None for r in range(8) for c in range(8)]
-    shard_path(broken, 0, 0, 0).write_bytes(pack_shard([*slots[:1], None, *slots[2:]]))
+    chunk = LatentCoder(tiny_weights()).encode(np.zeros((48, 32, 32), np.int8), 50)
+    fill_shard(broken, chunk, absent=(0, 1))
     code, line = failure(capsys, *decoding(broken))
     assert code == 3
     assert "level 0 chunk (0, 1) is missing from its shard" in line
 
 
 def test_latents_beyond_their_dtype_are_not_wrapped(capsys: Captured, broken: Path) -> None:
-    container = Container.open(broken)
-    assert container.attributes.levels[0].dtype == "int8"
+    assert Container.open(broken).attributes.levels[0].dtype == "int8"
     values = np.zeros((48, 32, 32), np.int16)
     values[3, 2, 1] = 200
-    grid = container.attributes.grid(0)
-    chunk = LatentCoder(tiny_weights()).encode(values, 50)
-    slots = [chunk if r < grid.chunk_rows and c < grid.chunk_columns else None for r in range(8) for c in range(8)]
-    shard_path(broken, 0, 0, 0).write_bytes(pack_shard(slots))
+    fill_shard(broken, LatentCoder(tiny_weights()).encode(values, 50))
     code, line = failure(capsys, *decoding(broken))
     assert code == 3
     assert "values from 0 to 200, beyond int8" in line
@@ -525,20 +526,15 @@ def absurd_index(path: Path) -> None:
 
     from histocodec.formats.shard import crc32c
 
-    body = struct.pack("<QQ", 0, 2**63) + struct.pack("<QQ", 2**64 - 2, 100) * 63
+    chunks = Container.open(path).attributes.shard ** 2
+    body = struct.pack("<QQ", 0, 2**63) + struct.pack("<QQ", 2**64 - 2, 100) * (chunks - 1)
     largest_shard(path).write_bytes(bytes(100) + body + crc32c(body))
 
 
 def random_chunks(path: Path) -> None:
     """Sound checksums over noise: the entropy decoder's own business."""
     rng = np.random.default_rng(0)
-    grid = Container.open(path).attributes.grid(0)
-    slots = [
-        bytes([50, 12, 16, 16]) + rng.bytes(5000) if r < grid.chunk_rows and c < grid.chunk_columns else None
-        for r in range(8)
-        for c in range(8)
-    ]
-    shard_path(path, 0, 0, 0).write_bytes(pack_shard(slots))
+    fill_shard(path, bytes([50, 12, 16, 16]) + rng.bytes(5000))
 
 
 def test_hostile_latents_never_give_a_foreign_error(broken: Path) -> None:
@@ -547,7 +543,6 @@ def test_hostile_latents_never_give_a_foreign_error(broken: Path) -> None:
     for _ in range(20):
         header = bytes(rng.integers(0, [101, 14, 18, 18]).tolist())
         chunk = header + rng.bytes(int(rng.integers(0, 400)))
-        slots = [chunk if r < 2 and c < 3 else None for r in range(8) for c in range(8)]
-        shard_path(broken, 0, 0, 0).write_bytes(pack_shard(slots))
+        fill_shard(broken, chunk)
         with histocodec.open(broken, device="cpu") as slide, pytest.raises(FormatError, match=r"chunk \("):
             slide.read_array(0, 0, 10, 10)

@@ -44,7 +44,7 @@ class Endless(BaseSlide):
                     ] = part
         return pixels
 
-measure.CACHE_BYTES = 8 << 20  # so that both slides fill it
+measure.CACHE_BYTES = 8 << 20  # so that both slides fill it, and one thread, whose allocations do not depend on chance
 side, target, model = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 options = EncodeOptions(model=model, device="cpu", workers=1)
 report = encode_slide(Endless(side), target, options)
