@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from histocodec.codec import LatentCoder
-from histocodec.errors import OutputError, UsageError
+from histocodec.errors import OutputError, SourceError, UsageError
 from histocodec.formats import container as files
 from histocodec.formats.attributes import (
     Attributes,
@@ -52,7 +52,6 @@ from histocodec.workers import Workers
 
 BLOCK = 2  # chunks a side that are analysed together: a smaller share of the window is margin
 SHARD = 8  # chunks a side of a shard, at most; its index has 16 bytes for each, so a small slide has smaller ones
-GIVEN_UP_ON = (OutputError, KeyboardInterrupt)  # what leaves the partial container for --resume
 
 Place = tuple[int, int]
 _DTYPES: dict[int, DType] = {1: "int8", 2: "int16"}
@@ -67,8 +66,8 @@ def encode_slide(
 ) -> EncodeReport:
     """Encodes `slide` into a new container at `dst`, which is complete or absent.
 
-    An interrupt or a full disk leaves `<dst>.partial` for `resume`. Raises UsageError, SourceError, OutputError,
-    MissingModelError.
+    An interrupt, a full disk or, after the first shard, an unreadable source leaves `<dst>.partial` for `resume`.
+    Raises UsageError, SourceError, OutputError, MissingModelError.
     """
     options = options or EncodeOptions()
     began = time.perf_counter()
@@ -83,10 +82,11 @@ def encode_slide(
                 encoder = _Encoder(slide, options, weights, device, workers, journal, progress)
                 attributes, chunks = encoder.run()
                 journal.commit(overwrite=options.overwrite)
-            except GIVEN_UP_ON:
-                raise
-            except BaseException:
-                journal.discard()
+            except (OutputError, KeyboardInterrupt):
+                raise  # the partial container stays, for --resume
+            except BaseException as exc:
+                if not (isinstance(exc, SourceError) and journal.records):  # a passing fault costs no finished shard
+                    journal.discard()
                 raise
     finally:
         workers.close()
