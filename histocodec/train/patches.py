@@ -10,12 +10,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from histocodec.geometry import Region
+from histocodec.normalise import tissue_stats
+from histocodec.slide import BaseSlide, Pixels, pyramid_levels
+
 # Scales of a crop. Below 1 the source's own compression is averaged away; above 1 the tissue is smooth, as a
 # blurred or out-of-focus field is, and a block transform must learn not to lose there.
 REDUCED, ENLARGED = (0.5, 1.0), (1.0, 2.0)
 SHARE_NATIVE, SHARE_ENLARGED = 0.1, 0.3
 GROUP = 2  # patches that share one scale, and with it one resampling call
-BLANK = 0.82 * 255  # a patch whose mean is brighter shows glass (Nasr et al. 2023)
+BLANK = 0.82 * 255  # a patch whose mean is brighter shows mostly glass (Nasr et al. 2023)
+KEPT_BLANK = 0.5  # of such patches: a codec that never saw pale tissue and lumen loses there to any other
+LEAST_CONTRAST = 4.0  # standard deviation of an image worth learning from, in grey values
 
 
 @dataclass(frozen=True)
@@ -37,15 +43,24 @@ class Batch:
 
 
 def training_image(pixels: NDArray[np.uint8], case: str, device: torch.device) -> TrainingImage | None:
-    """(H, W, 3) uint8 → TrainingImage, or None where it shows nothing but glass."""
-    bright = pixels.mean(axis=2) > BLANK
-    tissue = pixels[~bright].astype(np.float64)
-    if len(tissue) < 4096:
+    """(H, W, 3) uint8 → TrainingImage, normalised as the encoder would normalise it; None where it shows nothing."""
+    if pixels.std(axis=(0, 1)).max() < LEAST_CONTRAST:
         return None
-    mean, std = tissue.mean(axis=0), np.maximum(tissue.std(axis=0), 4.0)
+    stats = tissue_stats(_Whole(pixels))
     planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).to(device)
-    as_tensor = [torch.tensor(v, dtype=torch.float32, device=device) for v in (mean, std)]
-    return TrainingImage(planes, as_tensor[0], as_tensor[1], case)
+    mean, std = (torch.tensor(values, device=device) for values in (stats.mean, stats.std))
+    return TrainingImage(planes, mean, std, case)
+
+
+class _Whole(BaseSlide):
+    """An image in memory as a slide of one level."""
+
+    def __init__(self, pixels: Pixels) -> None:
+        super().__init__(name="image", levels=pyramid_levels([(pixels.shape[1], pixels.shape[0])]))
+        self._pixels = pixels
+
+    def _read_inside(self, region: Region, level: int) -> Pixels:
+        return self._pixels[region.y : region.y_end, region.x : region.x_end]
 
 
 class PatchSampler:
@@ -80,10 +95,10 @@ class PatchSampler:
         image = self.images[int(rng.choice(len(self.images), p=self.weights))]
         side = min(round(self.size / scale), *image.pixels.shape[1:])
         height, width = image.pixels.shape[1:]
-        for _ in range(4):  # glass is worth a little, not a fifth of all patches
+        for _ in range(4):
             y, x = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
             crop = image.pixels[:, y : y + side, x : x + side]
-            if float(crop[:, ::8, ::8].float().mean()) <= BLANK or rng.random() < 0.2:
+            if float(crop[:, ::8, ::8].float().mean()) <= BLANK or rng.random() < KEPT_BLANK:
                 break
         wanted = round(self.size / scale)
         if side < wanted:  # an image too small for this scale: the largest crop there is, resampled alike
