@@ -74,6 +74,11 @@ def arguments(source: Path, target: Path, tiny_file: Path, *options: str) -> lis
     return [*given, "--workers", "1", *options]
 
 
+def heed_interrupts() -> None:
+    """In the child: a background job of a shell ignores SIGINT, and so would everything that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def encoding(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
     """The command in a process of its own, which does not outlive the block."""
@@ -84,6 +89,7 @@ def encoding(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_interrupts,
     )
     try:
         yield process
