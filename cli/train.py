@@ -25,6 +25,13 @@ from histocodec.cli.report import print_facts, print_json, say
 @click.option("--schedule", type=click.Choice(["wsd", "cosine"]), default="wsd", show_default=True)
 @click.option("--decay", type=click.IntRange(min=0), help="Steps at the end of wsd.  [default: the last quarter]")
 @click.option("--warmup", type=click.IntRange(min=0), default=200, show_default=True, help="Steps at the start.")
+@click.option(
+    "--prior-steps",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="A last stretch for the entropy model alone; it changes no pixel, only the rate.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--validation",
@@ -58,6 +65,7 @@ def command(
     schedule: str,
     decay: int | None,
     warmup: int,
+    prior_steps: int,
     seed: int,
     validation: tuple[Path, ...],
     holdout: float,
@@ -90,6 +98,7 @@ def command(
         schedule=schedule,
         decay=decay,
         warmup=warmup,
+        prior_steps=prior_steps,
         seed=seed,
         device=device,
         checkpoint_every=checkpoint_every,

@@ -17,6 +17,7 @@ from histocodec.synthetic import synthetic_slide
 from histocodec.train.data import held_out, training_files
 from histocodec.train.loop import Progress, Schedule, Trainer
 from histocodec.train.patches import PatchSampler, training_image
+from histocodec.train.prior import refine_prior
 from histocodec.train.run import TrainOptions, run_training
 from tests.tiny import TINY, tiny_network
 
@@ -121,9 +122,19 @@ def test_a_run_from_files_ends_in_a_model_that_codes(tmp_path: Path, monkeypatch
     assert json.loads((tmp_path / "run" / "options.json").read_text())["steps"] == 4
     with pytest.raises(UsageError, match="resume"):
         run_training(options, lines.append, config=TINY)
-    longer = replace(options, steps=6, resume=True)
+    longer = replace(options, steps=6, resume=True, prior_steps=2)
     run_training(longer, lines.append, config=TINY)
+    assert len((tmp_path / "run" / "prior.csv").read_text().splitlines()) == 1
     assert any("resumed at step 4" in line for line in lines)
+
+
+def test_refining_the_prior_lowers_the_rate_and_leaves_the_transforms_alone(sampler: PatchSampler) -> None:
+    network, rates = tiny_network(), []
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    refine_prior(network, sampler, steps=30, rate=2e-3, report=lambda p: rates.append(p.loss))
+    assert np.mean(rates[-8:]) < np.mean(rates[:8])
+    after = network.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("prior."))
 
 
 def test_an_empty_folder_is_an_error_that_says_what_was_looked_for(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from histocodec.train.data import case_of, held_out, load_images, training_files
 from histocodec.train.evaluate import rate_distortion_points
 from histocodec.train.loop import Progress, Schedule, Trainer, TrainingLog
 from histocodec.train.patches import PatchSampler, TrainingImage
+from histocodec.train.prior import refine_prior
 from histocodec.train.tables import refitted_tables, symbol_counts
 
 TABLE_BATCHES = 200  # for the refitted tables: 8 × 256² each, some 100 million symbols
@@ -33,6 +34,8 @@ class TrainOptions:
     schedule: str = "wsd"
     decay: int | None = None  # None: the last quarter
     warmup: int = 200
+    prior_steps: int = 0  # a last stretch for the prior alone; see `histocodec.train.prior`
+    prior_rate: float = 8e-4
     seed: int = 0
     device: str = "auto"
     checkpoint_every: int = 500
@@ -46,8 +49,8 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if self.size % 64 or self.size < 64:
             raise UsageError(f"--size {self.size}: a multiple of 64 is needed")
-        if self.batch < 1 or self.steps < 1 or not self.rate > 0 or not 0 <= self.holdout < 1:
-            raise UsageError("--batch and --steps are at least 1, --rate is above 0, --holdout is from 0 to below 1")
+        if min(self.batch, self.steps) < 1 or min(self.rate, self.prior_rate) <= 0 or not 0 <= self.holdout < 1:
+            raise UsageError("--batch and --steps are at least 1, rates are above 0, --holdout is from 0 to below 1")
 
 
 def run_training(
@@ -94,6 +97,17 @@ def run_training(
 
     trainer.run(schedule, until=options.steps, report=after_step)
     trainer.save(checkpoint)
+    if options.prior_steps:
+        refined = TrainingLog(out / "prior.csv", every=20)
+
+        def after_prior_step(progress: Progress) -> None:
+            row = refined.add(progress)
+            if row is not None:
+                seconds = f"{row.seconds_per_step:.2f} s/step"
+                report(f"prior step {row.step}/{options.prior_steps}  bpp {row.bpp:.3f}  {seconds}")
+
+        model = trainer.average.requires_grad_(True)
+        refine_prior(model, sampler, steps=options.prior_steps, rate=options.prior_rate, report=after_prior_step)
     return finish(trainer, options, report)
 
 
