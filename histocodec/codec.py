@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from histocodec.entropy import Decoder, Encoder
 from histocodec.errors import FormatError, UsageError
 from histocodec.models.config import GROUPS, QUALITIES
-from histocodec.models.integer import Array, IntegerOps, IntegerPrior
+from histocodec.models.integer import Array, IntegerPrior
 from histocodec.models.prior import MEAN_BITS, POSITIONS
 from histocodec.models.weights import ModelWeights
 
@@ -97,14 +97,12 @@ class LatentCoder:
         mean, index = self._hyper_parameters(quality, keep)
         _write(encoder, _integers(z)[0][keep], mean, index)
         h = graph.h_s(ops, z)
-        cells = IntegerOps.cells
         for k, mask in enumerate(self._earlier(shape)):
             so_far = self.prior.array(np.where(mask, integers, 0)[None])
             mean_k, index_k = graph.step(ops, k, so_far, h)
             coded = self._coded(header)
             symbols = np.stack([integers[p ^ k :: GROUPS, i::2, j::2] for p, (i, j) in enumerate(POSITIONS)])
             _write(encoder, symbols[coded], _integers(mean_k)[0][coded], _integers(index_k)[0][coded])
-        del cells
         return header.pack() + encoder.finish()
 
     def decode(self, data: bytes, shape: tuple[int, ...]) -> NDArray[np.int16]:
