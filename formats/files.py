@@ -1,24 +1,26 @@
 """Files that are whole or absent: writing them in one step, and reading them within a bound."""
 
 import os
-from contextlib import suppress
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from histocodec.errors import FormatError, OutputError
 
-TEMPORARY = ".{name}.{pid}.tmp"  # beside the file; a killed writer leaves one behind
-TEMPORARY_GLOB = ".*.tmp"
+TEMPORARY_GLOB = ".*.tmp"  # beside the file; a killed writer leaves one behind
 
 
-def write_atomically(path: Path, data: bytes | bytearray | memoryview) -> None:
-    """Write a file beside `path`, bring it to the disk and give it its name; folders are made as needed.
-    Raises OutputError with the path and the reason, and then leaves nothing behind."""
-    temporary = path.with_name(TEMPORARY.format(name=path.name, pid=os.getpid()))
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, that takes the place of `path` when the block ends well and vanishes when it does
+    not, an interruption included. Raises OutputError with the path and the reason."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as file:
-                file.write(data)
+            with temporary.open("xb") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -28,6 +30,17 @@ def write_atomically(path: Path, data: bytes | bytearray | memoryview) -> None:
             raise
     except OSError as exc:
         raise OutputError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
+    sync_folder(path.parent)
+
+
+def write_atomically(path: Path, data: bytes | bytearray | memoryview) -> None:
+    """Write a whole file in one step; folders are made as needed. Raises OutputError and leaves nothing then."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise OutputError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def read_bounded(path: Path, most: int) -> bytes:

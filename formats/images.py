@@ -4,17 +4,14 @@ A file is whole or absent: it is written under another name beside its place and
 """
 
 import io
-import os
-import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from histocodec.errors import OutputError, UsageError
-from histocodec.formats.files import sync_folder
+from histocodec.formats.files import whole_file
 from histocodec.geometry import Level, Region
 from histocodec.slide import Mpp, Pixels, Slide
 from histocodec.sources.pyramid import with_pyramid
@@ -206,24 +203,3 @@ def _description(slide: Slide, level: Level) -> str:
     if slide.objective_power is not None:
         parts.append(f"AppMag = {slide.objective_power:g}")
     return "histocodec|" + "|".join(parts)
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, that takes the place of `path` when the block ends well and vanishes when it does
-    not, an interruption included. Raises OutputError."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        try:
-            with temporary.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
-    except OSError as exc:
-        raise OutputError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
-    sync_folder(path.parent)
