@@ -1,134 +1,37 @@
-"""The codecs that we are measured against, each in one shape, and how to bring one to a wanted quality.
+"""The codecs that we are measured against, each at the settings that serve it best on PSNR at its usual effort.
 
-JPEG 2000 is OpenJPEG with the 9/7 wavelet, the colour transform and 6 resolutions, at the rate where it
-reaches a given PSNR. Whole images are encoded through Pillow, whose codestream has no precincts and is 0.1 to
-0.4 % smaller; tiles through imagecodecs, which lets other threads run meanwhile (Pillow does not). It is the
-same library.
+    codec              colour                      what its setting is
+    JPEG 2000          4:4:4, ICT                  target PSNR in dB (OpenJPEG, 9/7 wavelet, 6 resolutions)
+    JPEG XL            4:4:4, XYB (perceptual)     -log2 of the distance; libjxl's `lossless` is off
+    AVIF               4:4:4, BT.601 YCbCr         libavif's quality, libaom at speed 6; 100 would be lossless
+    HTJ2K              4:4:4, ICT                  -log2 of the quantiser's step (OpenJPH, 9/7, 6 resolutions)
+    WebP               4:2:0, YCbCr (it has no     libwebp's quality, method 6, `lossless` off
+                       other)
+    JPEG               4:2:0 or 4:4:4, YCbCr       libjpeg-turbo's quality, optimised Huffman tables
+
+Whole JPEG 2000 images are encoded through Pillow, whose codestream has no precincts and is 0.1 to 0.4 % smaller;
+tiles through imagecodecs, which lets other threads run meanwhile (Pillow does not). It is the same library.
+
+HTJ2K is decoded by OpenJPEG. OpenJPH does not clip, and its wrapper here turns a white that overshoots into black
+(OpenJPH issues 35 and 234), which would cost it 25 dB through no fault of the format.
 """
 
 import io
-import struct
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
 from functools import partial
 from typing import cast
 
 import imagecodecs
-import numpy as np
 from PIL import Image
 
-from histocodec.formats.measure import psnr, squared_error
-from histocodec.geometry import Grid, Region
+from histocodec.benchmarks.contender import Contender, tiled
+from histocodec.errors import UsageError
 from histocodec.slide import Pixels
 
 RESOLUTIONS = 6
-TILE = 512  # pixels on a side: the block in which a container is read, too
-TILE_HEADER = struct.Struct(
-    "<III"
-)  # height, width, tile; then the tiles' sizes (uint32 each), then the tiles
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One codec in one way of using it. A larger `setting` gives a better image and more bytes."""
-
-    name: str
-    version: str
-    settings: tuple[float, float]  # the coarsest and the finest that make sense
-    _encode: Callable[[Pixels, float, int], bytes]
-    _decode: Callable[[bytes, int], Pixels]
-
-    def encode(self, pixels: Pixels, setting: float, *, threads: int = 1) -> bytes:
-        return self._encode(pixels, setting, threads)
-
-    def decode(self, data: bytes, *, threads: int = 1) -> Pixels:
-        return self._decode(data, threads)
-
-
-@dataclass(frozen=True)
-class Coded:
-    """An image, encoded; `psnr` is that of the decoded bytes."""
-
-    setting: float
-    data: bytes
-    psnr: float
-
-
-def coded(contender: Contender, pixels: Pixels, setting: float, *, threads: int = 1) -> Coded:
-    """Encodes, decodes and compares."""
-    data = contender.encode(pixels, setting, threads=threads)
-    decoded = contender.decode(data, threads=threads)
-    return Coded(setting, data, psnr(squared_error(decoded, pixels), pixels.size))
-
-
-def coded_at_psnr(
-    contender: Contender, pixels: Pixels, wanted: float, *, tolerance: float = 0.02, threads: int = 1
-) -> Coded:
-    """The nearest to the wanted PSNR in dB that bisection finds between the codec's coarsest and finest."""
-    low, high = contender.settings
-    best: Coded | None = None
-    for _ in range(20):  # halves of the settings' span: far below any difference in bytes
-        one = coded(contender, pixels, (low + high) / 2, threads=threads)
-        if best is None or abs(one.psnr - wanted) < abs(best.psnr - wanted):
-            best = one
-        if abs(one.psnr - wanted) <= tolerance:
-            break
-        low, high = (one.setting, high) if one.psnr < wanted else (low, one.setting)
-    assert best is not None
-    return best
-
-
-def ladder(contender: Contender, pixels: Pixels, low: float, high: float, *, steps: int = 12) -> list[Coded]:
-    """Encodings from about PSNR `low` to about `high` in dB, their settings evenly apart."""
-    first = coded_at_psnr(contender, pixels, low, tolerance=0.25)
-    last = coded_at_psnr(contender, pixels, high, tolerance=0.25)
-    between = np.linspace(first.setting, last.setting, steps)[1:-1].tolist()
-    return [first, *(coded(contender, pixels, setting) for setting in between), last]
-
-
-def tiled(contender: Contender, tile: int = TILE) -> Contender:
-    """The same codec on independent tiles, as a slide needs them for random access, shared out to threads."""
-    return Contender(
-        f"{contender.name}, {tile}-px tiles",
-        contender.version,
-        contender.settings,
-        partial(_encode_tiles, contender, tile),
-        partial(_decode_tiles, contender),
-    )
-
-
-def _encode_tiles(contender: Contender, tile: int, pixels: Pixels, setting: float, threads: int) -> bytes:
-    grid = Grid(pixels.shape[0], pixels.shape[1], tile)
-    places = list(np.ndindex(grid.rows, grid.cols))
-    whole = Region(0, 0, grid.width, grid.height)
-
-    def encode(place: tuple[int, ...]) -> bytes:
-        part = pixels[grid.region(place[0], place[1]).within(whole)]
-        return contender.encode(np.ascontiguousarray(part), setting)
-
-    with ThreadPoolExecutor(threads) as pool:
-        tiles = list(pool.map(encode, places))
-    sizes = struct.pack(f"<{len(tiles)}I", *map(len, tiles))
-    return TILE_HEADER.pack(grid.height, grid.width, tile) + sizes + b"".join(tiles)
-
-
-def _decode_tiles(contender: Contender, data: bytes, threads: int) -> Pixels:
-    grid = Grid(*TILE_HEADER.unpack_from(data))
-    places = list(np.ndindex(grid.rows, grid.cols))
-    sizes = struct.unpack_from(f"<{len(places)}I", data, TILE_HEADER.size)
-    starts = TILE_HEADER.size + 4 * len(places) + np.concatenate(([0], np.cumsum(sizes)[:-1]))
-    pixels = np.empty((grid.height, grid.width, 3), np.uint8)
-    whole = Region(0, 0, grid.width, grid.height)
-
-    def decode(number: int) -> None:
-        where = grid.region(places[number][0], places[number][1])
-        start = int(starts[number])
-        pixels[where.within(whole)] = contender.decode(data[start : start + sizes[number]])
-
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(decode, range(len(places))))
-    return pixels
+JPEGXL_SETTINGS = (-math.log2(25), -math.log2(0.05))  # libjxl takes no distance above 25
+HTJ2K_STEPS = 10.0  # halvings of the step: at 2**-10 it is nearly lossless
 
 
 def _openjpeg_whole(pixels: Pixels, wanted_psnr: float, threads: int) -> bytes:
@@ -157,14 +60,92 @@ def _openjpeg_tile(pixels: Pixels, wanted_psnr: float, threads: int) -> bytes:
         resolutions=RESOLUTIONS,  # it takes fewer where the tile is small
         numthreads=threads,
     )
-    return cast("bytes", data)
+    return bytes(data)
 
 
 def _openjpeg_decode(data: bytes, threads: int) -> Pixels:
     return cast("Pixels", imagecodecs.jpeg2k_decode(data, numthreads=threads))
 
 
-_VERSION = str(imagecodecs.jpeg2k_version())
+def _jpegxl_encode(effort: int, pixels: Pixels, halvings: float, threads: int) -> bytes:
+    distance = 2.0**-halvings
+    return bytes(
+        imagecodecs.jpegxl_encode(pixels, distance=distance, effort=effort, lossless=False, numthreads=threads)
+    )
+
+
+def _jpegxl_decode(data: bytes, threads: int) -> Pixels:
+    return cast("Pixels", imagecodecs.jpegxl_decode(data, numthreads=threads))
+
+
+def _avif_encode(pixels: Pixels, quality: float, threads: int) -> bytes:
+    level = round(quality)
+    return bytes(imagecodecs.avif_encode(pixels, level, speed=6, pixelformat="yuv444", codec="aom", numthreads=threads))
+
+
+def _avif_decode(data: bytes, threads: int) -> Pixels:
+    return cast("Pixels", imagecodecs.avif_decode(data, numthreads=threads))
+
+
+def _htj2k_encode(pixels: Pixels, halvings: float, threads: int) -> bytes:
+    resolutions = min(RESOLUTIONS, min(pixels.shape[:2]).bit_length())
+    return bytes(imagecodecs.htj2k_encode(pixels, 2.0**-halvings, rgb=True, reversible=False, resolutions=resolutions))
+
+
+def _webp_encode(pixels: Pixels, quality: float, threads: int) -> bytes:
+    return bytes(imagecodecs.webp_encode(pixels, quality, lossless=False, method=6, numthreads=threads))
+
+
+def _webp_decode(data: bytes, threads: int) -> Pixels:
+    return cast("Pixels", imagecodecs.webp_decode(data))
+
+
+def _jpeg_encode(subsampling: str, pixels: Pixels, quality: float, threads: int) -> bytes:
+    return bytes(imagecodecs.jpeg8_encode(pixels, round(quality), subsampling=subsampling, optimize=True))
+
+
+def _jpeg_decode(data: bytes, threads: int) -> Pixels:
+    return cast("Pixels", imagecodecs.jpeg8_decode(data))
+
+
+def _jpeg(name: str, subsampling: str) -> Contender:
+    version = f"libjpeg-turbo {str(imagecodecs.jpeg8_version()).removeprefix('libjpeg_turbo ')}"
+    return Contender(name, version, (1, 98), partial(_jpeg_encode, subsampling), _jpeg_decode)
+
+
+def _jpegxl(effort: int) -> Contender:
+    encode, version = partial(_jpegxl_encode, effort), str(imagecodecs.jpegxl_version())
+    return Contender(f"JPEG XL, effort {effort}", version, JPEGXL_SETTINGS, encode, _jpegxl_decode)
+
+
+_OPENJPEG = str(imagecodecs.jpeg2k_version())
 _PSNRS = (10.0, 60.0)
-JPEG2000 = Contender("JPEG 2000", _VERSION, _PSNRS, _openjpeg_whole, _openjpeg_decode)
-JPEG2000_TILES = tiled(Contender("JPEG 2000", _VERSION, _PSNRS, _openjpeg_tile, _openjpeg_decode))
+JPEG2000 = Contender("JPEG 2000", _OPENJPEG, _PSNRS, _openjpeg_whole, _openjpeg_decode)
+JPEG2000_TILES = tiled(Contender("JPEG 2000", _OPENJPEG, _PSNRS, _openjpeg_tile, _openjpeg_decode))
+JPEGXL, JPEGXL_SLOW = _jpegxl(7), _jpegxl(9)
+AVIF = Contender("AVIF", str(imagecodecs.avif_version()), (0, 99), _avif_encode, _avif_decode)
+HTJ2K = Contender(
+    "HTJ2K", f"{imagecodecs.htj2k_version()}, {_OPENJPEG}", (0, HTJ2K_STEPS), _htj2k_encode, _openjpeg_decode
+)
+WEBP = Contender("WebP", str(imagecodecs.webp_version()), (0, 100), _webp_encode, _webp_decode)
+JPEG_420, JPEG_444 = _jpeg("JPEG 4:2:0", "420"), _jpeg("JPEG 4:4:4", "444")
+
+# What `--against` may name, the main peers first. JPEG 2000's tiles are for images larger than one tile.
+PEERS = {
+    "jpeg2000": (JPEG2000, JPEG2000_TILES),
+    "jpegxl": (JPEGXL,),
+    "avif": (AVIF,),
+    "htj2k": (HTJ2K,),
+    "webp": (WEBP,),
+    "jpeg": (JPEG_420, JPEG_444),
+    "jpegxl-slow": (JPEGXL_SLOW,),
+}
+USUAL = ("jpeg2000", "jpegxl", "avif", "htj2k", "webp", "jpeg")
+
+
+def peers_named(names: Sequence[str]) -> tuple[Contender, ...]:
+    """In the order of the names. Raises UsageError for one that is not known."""
+    unknown = [name for name in names if name not in PEERS]
+    if unknown:
+        raise UsageError(f"no codec is called {unknown[0]!r}; allowed are {', '.join(PEERS)}")
+    return tuple(contender for name in dict.fromkeys(names) for contender in PEERS[name])
