@@ -28,7 +28,7 @@ RADIUS = 5  # of SSIM's window
 WINDOW: Values = np.exp(-0.5 * (np.arange(-RADIUS, RADIUS + 1) / 1.5) ** 2)
 WINDOW /= WINDOW.sum()
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM, from the full size to a 16th
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM, from the full size to a 16th; as published
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ def _similarities(a: Pixels, b: Pixels) -> tuple[float, float]:
     """SSIM: Z. Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE
     Trans. Image Process. 13 (2004); its window, and only places where that fits. MS-SSIM: Z. Wang, E. P.
     Simoncelli and A. C. Bovik, "Multi-scale structural similarity for image quality assessment", Asilomar (2003);
-    an image too small for all five scales has as many as the window fits into, with their weights scaled to 1."""
+    an image too small for all five scales has as many as the window fits into, their weights scaled up."""
     scales = sum(min(a.shape[:2]) >> scale > 2 * RADIUS for scale in range(len(SCALE_WEIGHTS)))
-    weights = np.array(SCALE_WEIGHTS[:scales]) / sum(SCALE_WEIGHTS[:scales])
+    weights = np.array(SCALE_WEIGHTS[:scales]) * (sum(SCALE_WEIGHTS) / sum(SCALE_WEIGHTS[:scales]))
     found = []
     for channel in range(3):
         pairs = zip(_octaves(a[:, :, channel]), _octaves(b[:, :, channel]), strict=True)
