@@ -114,14 +114,5 @@ def bd_rate(anchor: Curve, test: Curve, *, anchor_bytes: tuple[float, float] | N
     return BdRate(_percent(difference), low, high)
 
 
-def bytes_difference(anchor: Curve, test: Curve, quality: float) -> float | None:
-    """How many per cent more bytes (negative: fewer) at this quality; None where one does not reach it."""
-    for curve in (anchor, test):
-        if not curve.qualities[0] <= quality <= curve.qualities[1]:
-            return None
-    at = np.array([quality])
-    return _percent(float(test.bytes_at(at)[0] - anchor.bytes_at(at)[0]))
-
-
 def _percent(logarithm: float) -> float:
     return 100 * math.expm1(logarithm)

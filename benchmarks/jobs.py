@@ -1,17 +1,25 @@
-"""What the speed benchmark times: our public encoder and reader, and a peer, on the same pixels."""
+"""Our public encoder and reader, and a peer's, on the same pixels: what is counted, and what is timed."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from histocodec.benchmarks.peers import Coded, Contender
+import numpy as np
+import torch
+
+from histocodec.benchmarks.contender import Coded, Contender
+from histocodec.benchmarks.rows import OURS, Sizes
+from histocodec.errors import UsageError
+from histocodec.formats.container import Container
 from histocodec.formats.decoder import BlockKey
 from histocodec.formats.measure import psnr, squared_error
 from histocodec.formats.options import EncodeOptions, EncodeProgress, EncodeReport
 from histocodec.formats.reader import CompressedSlide, open_compressed
+from histocodec.formats.shard import PAIR_BYTES, read_index
 from histocodec.formats.writer import encode_slide
 from histocodec.geometry import Region
 from histocodec.models.config import STRIDE
@@ -19,7 +27,6 @@ from histocodec.slide import Pixels
 from histocodec.sources import ArraySlide
 from histocodec.workers import Workers
 
-OURS = "histocodec"
 SMALL = 256  # pixels of the region whose latency is measured
 COLD = "cold region"  # how the names of its timings begin
 
@@ -74,6 +81,7 @@ class Ours:
     device: str
     threads: int
     folder: Path
+    effort: int | None = None
 
     @property
     def whole(self) -> Region:
@@ -82,10 +90,18 @@ class Ours:
     def prepare(self) -> EncodeReport:
         return encode_slide(self._slide(), self._container, self._options)
 
+    def sizes(self, report: EncodeReport) -> Sizes:
+        """Of the prepared container, in each of the three ways of counting."""
+        return Sizes(report.payload_bytes, _chunk_bytes(Container.open(self._container)), report.bytes)
+
+    def read(self) -> Pixels:
+        """What the prepared container decodes to."""
+        with self._opened() as slide:
+            return slide.read(self.whole, 0)
+
     def psnr(self) -> float:
         """In dB, of what the prepared container decodes to."""
-        with self._opened() as slide:
-            return psnr(squared_error(slide.read(self.whole, 0), self.pixels), self.pixels.size)
+        return psnr(squared_error(self.read(), self.pixels), self.pixels.size)
 
     def encode(self) -> Seconds:
         """Until the last block is coded, with the set-up and the statistics; and the whole call, which then
@@ -144,7 +160,7 @@ class Ours:
 
     @property
     def _options(self) -> EncodeOptions:
-        return EncodeOptions(
+        options = EncodeOptions(
             quality=self.quality,
             model=self.model,
             levels=(0,),
@@ -152,12 +168,43 @@ class Ours:
             device=self.device,
             workers=self.threads,
         )
+        return with_effort(options, self.effort)
 
     def _slide(self) -> ArraySlide:
         return ArraySlide(self.pixels, name="region")
 
     def _opened(self) -> CompressedSlide:
         return open_compressed(self._container, device=self.device, workers=self.threads)
+
+
+def with_effort(options: EncodeOptions, effort: int | None) -> EncodeOptions:
+    """The same options, and how hard the encoder is to search; UsageError where this one has no such option."""
+    if effort is None:
+        return options
+    if "effort" not in {field.name for field in fields(EncodeOptions)}:
+        raise UsageError(f"--effort {effort}: the encoder of this version has no effort to choose")
+    change: dict[str, Any] = {"effort": effort}  # by name, as the field may not be there
+    return replace(options, **change)
+
+
+def _chunk_bytes(container: Container) -> int:
+    """Level 0's chunks, each with its checksum and its entry in the index."""
+    total, slots = 0, container.attributes.shard**2
+    for row, column in np.argwhere(container.present_shards(0)).tolist():
+        entries = read_index(container.shard_path(0, row, column), slots).entries
+        total += sum(entry[1] + PAIR_BYTES for entry in entries if entry is not None)
+    return total
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Outside the worker threads, too, no more cores are used than the run is said to use."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -1,23 +1,18 @@
-"""What a result has to say about where it was made, and how it is handed over."""
+"""What a result has to say about where and with what it was made."""
 
-import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import click
 import torch
 
-from histocodec.benchmarks.peers import JPEG2000
-from histocodec.cli.report import plain, say
-from histocodec.errors import HistocodecError
-from histocodec.formats.files import write_atomically
+from histocodec.benchmarks.contender import Contender
 from histocodec.models.weights import MODELS_VARIABLE, ModelWeights, find_model
 from histocodec.version import VERSION
 from histocodec.workers import default_workers
@@ -67,33 +62,11 @@ def at_hand(model: str) -> Iterator[ModelWeights]:
                 os.environ[MODELS_VARIABLE] = before
 
 
-def versions() -> dict[str, str]:
+def versions(peers: Iterable[Contender]) -> dict[str, str]:
     """Of this package, Python, the libraries that the time goes into, and the peers."""
     found = {name: metadata.version(name) for name in PACKAGES}
-    return {"histocodec": VERSION, "python": platform.python_version(), **found, "openjpeg": JPEG2000.version}
-
-
-def save(result: object, path: Path) -> None:
-    """The result as JSON, whole or not at all."""
-    text = json.dumps(plain(result), indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, f"{text}\n".encode())
-    say(f"written to {path}")
-
-
-def run(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> int:
-    """The command as a program; its exit code. Our own errors are one line on stderr."""
-    try:
-        result = command.main(arguments, prog_name=f"python -m {name}", standalone_mode=False)
-    except click.ClickException as exc:
-        exc.show()
-        return exc.exit_code
-    except HistocodecError as exc:
-        say(f"error: {exc}")
-        return exc.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        say("interrupted")
-        return 130
-    return result if isinstance(result, int) else 0
+    own = {"histocodec": VERSION, "python": platform.python_version()}
+    return {**own, **found, **{peer.name: peer.version for peer in peers}}
 
 
 def _cpu() -> str:
