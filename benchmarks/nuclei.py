@@ -1,6 +1,6 @@
 """Whether what is counted in the original is still there when it has been decoded: nuclei, by a classical method.
 
-    hematoxylin ─ smooth ─ threshold ─ fill, drop specks ─ distance to the edge ─ watershed from its peaks
+    hematoxylin ─ smooth ─ threshold ─ fill pores, drop specks ─ distance to the edge ─ watershed from its peaks
 
 It is no match for a trained network and need not be: it is deterministic, has no weights that could favour a codec,
 and depends on what segmentation depends on – contrast in hematoxylin, edges, and gaps between neighbours. The
@@ -8,6 +8,7 @@ threshold is Otsu's (IEEE Trans. Syst. Man Cybern. 9, 1979), of each image by it
 slides has no original to take it from, so a codec that shifts it has to answer for that.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ DEFAULT_MPP = 0.5  # a 20x scan
 SMOOTHING = 0.75  # microns, standard deviation: chromatin's texture goes, the outline stays
 LEAST_DENSITY = 0.1  # of hematoxylin: without nuclei, Otsu would split noise from noise
 LEAST_AREA = 12.0  # square microns; a small lymphocyte has 30
+MOST_AREA = 300.0  # square microns, a disc of 20 across; what is larger is keratin, ink or a fold
 LEAST_DISTANCE = 2.5  # microns between centres; two nearer peaks belong to one outline
 OVERLAP = 0.5  # intersection over union from which two are the same nucleus
 
@@ -51,7 +53,8 @@ def segment(pixels: Pixels, *, mpp: float = DEFAULT_MPP) -> Labels:
         from skimage.segmentation import relabel_sequential, watershed
     density = ndimage.gaussian_filter(stains(pixels)[:, :, HEMATOXYLIN], SMOOTHING / mpp)
     mask = density > max(float(threshold_otsu(density)), LEAST_DENSITY)
-    mask = _large(ndimage.label(ndimage.binary_fill_holes(mask))[0], mpp) > 0
+    mask = _sized(ndimage.label(~mask)[0], mpp, LEAST_AREA, math.inf) == 0  # pale chromatin, but no lumen
+    mask = _sized(ndimage.label(mask)[0], mpp, LEAST_AREA, math.inf) > 0
     # An outline's small dents make small peaks.
     distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask), SMOOTHING / mpp)
     pieces = ndimage.label(mask)[0]
@@ -59,7 +62,7 @@ def segment(pixels: Pixels, *, mpp: float = DEFAULT_MPP) -> Labels:
     peaks = peak_local_max(distance, min_distance=apart, labels=pieces, exclude_border=False)
     seeds = np.zeros(mask.shape, np.int32)
     seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
-    labels = _large(watershed(-distance, seeds, mask=mask), mpp)
+    labels = _sized(watershed(-distance, seeds, mask=mask), mpp, LEAST_AREA, MOST_AREA)
     return np.asarray(relabel_sequential(labels)[0], np.int32)
 
 
@@ -87,7 +90,7 @@ def _partners(original: Labels, decoded: Labels) -> int:
     return min(len(np.unique(one[same])), len(np.unique(other[same])))
 
 
-def _large(labels: Labels, mpp: float) -> Labels:
-    """Without those that are too small."""
-    small = np.bincount(labels.ravel()) * mpp**2 < LEAST_AREA
-    return np.where(small[labels], 0, labels)
+def _sized(labels: Labels, mpp: float, least: float, most: float) -> Labels:
+    """Those only that have from `least` to `most` square microns."""
+    areas = np.bincount(labels.ravel()) * mpp**2
+    return np.where(((areas < least) | (areas > most))[labels], 0, labels)

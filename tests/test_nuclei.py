@@ -50,6 +50,35 @@ def test_touching_nuclei_are_parted() -> None:
     assert segment(section([(60, 60, 10), (60, 77, 10), (150, 150, 8)])).max() == 3
 
 
+def test_long_nuclei_are_left_whole() -> None:
+    """Spindles, 36 by 16 pixels, at any angle."""
+    spindles: list[Disc] = []
+    for n in range(16):
+        y, x, angle = 30 + 60 * (n // 4), 30 + 60 * (n % 4), n * np.pi / 16
+        for part in np.linspace(-0.9, 0.9, 37):
+            along, radius = 18 * part, 8 * np.sqrt(1 - part**2)
+            spindles.append((y + along * np.sin(angle), x + along * np.cos(angle), radius))
+    assert segment(section(spindles)).max() == 16
+
+
+def test_what_is_too_large_is_no_nucleus() -> None:
+    assert segment(section([(60, 60, 40), (180, 60, 8), (180, 180, 15)])).max() == 2
+
+
+def test_a_ring_of_nuclei_is_not_filled() -> None:
+    """As around the lumen of a gland."""
+    ring: list[Disc] = [(120 + 40 * np.sin(n * np.pi / 8), 120 + 40 * np.cos(n * np.pi / 8), 8) for n in range(16)]
+    labels = segment(section(ring))
+    assert labels.max() == 16
+    assert labels[120, 120] == 0
+
+
+def test_a_pale_pore_is_part_of_its_nucleus() -> None:
+    pixels = section([(60, 60, 12)], noise=0)
+    pixels[58:62, 58:62] = pixels[0, 0]
+    assert np.all(segment(pixels)[56:64, 56:64] == 1)
+
+
 def test_specks_are_no_nuclei() -> None:
     assert segment(section([*DISCS, (8, 8, 2), (8, 200, 3)])).max() == len(DISCS)
 
