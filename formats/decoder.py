@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from histocodec.codec import LatentCoder, quality_of
+from histocodec.codec import fast_coder, quality_of
 from histocodec.errors import FormatError
 from histocodec.formats.container import Container
 from histocodec.formats.layout import BACKGROUND, LOSSLESS
@@ -84,7 +84,7 @@ class BlockDecoder:
         cache_bytes: int,
     ) -> None:
         self.container, self.weights, self.device, self.workers = container, weights, device, workers
-        self.coder = LatentCoder(weights, xp=torch)
+        self.coder = fast_coder(weights)
         self.transform = Transform(weights, device)
         self.stats = container.stats()
         self.side = container.attributes.chunk  # latents a chunk, in each direction

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from histocodec.codec import LatentCoder
+from histocodec.codec import fast_coder
 from histocodec.errors import OutputError, SourceError, UsageError
 from histocodec.formats import container as files
 from histocodec.formats.attributes import (
@@ -128,7 +128,7 @@ class _Encoder:
         self.source_levels = _chosen_levels(slide, options)
         self.clock = _Clock(progress, 2 * sum(slide.levels[i].region.area for i in self.source_levels))
         self.transform = Transform(weights, device)
-        self.coder = LatentCoder(weights, xp=torch)
+        self.coder = fast_coder(weights)
         self.background: Colour = estimate_background(slide)
         self.stats = tissue_stats(slide)
         sampled = SampleSource(slide, self.source_levels, self.background, self.stats)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from histocodec.compiled import jit
 from histocodec.errors import FormatError, UnsupportedError, UsageError
 from histocodec.geometry import Region, ceil_div
 from histocodec.models.config import STRIDE
@@ -16,6 +17,23 @@ from histocodec.models.transforms import Analysis, Margin, Synthesis
 from histocodec.models.weights import ModelWeights
 from histocodec.normalise import ChannelStats
 from histocodec.slide import Pixels
+
+
+@jit
+def _pixels(normalised: NDArray[np.float32], mean: NDArray[np.float32], std: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """(H, W, 3) float32, contiguous → uint8: one pass where PyTorch takes five."""
+    out = np.empty(normalised.shape, np.uint8)
+    for row in range(normalised.shape[0]):
+        for column in range(normalised.shape[1]):
+            for c in range(3):
+                value = np.rint(normalised[row, column, c] * std[c] + mean[c])
+                out[row, column, c] = np.uint8(min(max(value, np.float32(0)), np.float32(255)))
+    return out
+
+
+def _as_arrays(stats: ChannelStats) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    return np.array(stats.mean, np.float32), np.array(stats.std, np.float32)
+
 
 Network = TypeVar("Network", Analysis, Synthesis)
 
@@ -35,13 +53,21 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def fastest_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies it in hardware (a third of float32's time on a CPU), else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
 class Transform:
     """`g_a` and `g_s` of one model on one device, for windows of a level. Thread-safe once made."""
 
-    def __init__(self, weights: ModelWeights, device: torch.device) -> None:
+    def __init__(self, weights: ModelWeights, device: torch.device, *, dtype: torch.dtype | None = None) -> None:
         self.weights, self.device = weights, device
-        self.g_a = _filled(Analysis(weights.config), weights, "g_a").to(device)
-        self.g_s = _filled(Synthesis(weights.config), weights, "g_s").to(device)
+        self.dtype = fastest_dtype(device) if dtype is None else dtype
+        self.g_a = _filled(Analysis(weights.config), weights, "g_a").to(device, self.dtype)
+        self.g_s = _filled(Synthesis(weights.config), weights, "g_s").to(device, self.dtype)
 
     def analyse(self, pixels: NDArray[np.uint8], margin: Margin, stats: ChannelStats) -> NDArray[np.float32]:
         """pixels (H, W, 3) uint8, H and W multiples of 16, margin in latents included → (C, h, w) float32 without
@@ -49,7 +75,7 @@ class Transform:
         with torch.inference_mode():
             mean, std = self._statistics(stats)
             planes = torch.from_numpy(pixels).to(self.device).permute(2, 0, 1)[None].float()
-            y = self.g_a.window((planes - mean) / std, margin)
+            y = self.g_a.window(((planes - mean) / std).to(self.dtype), margin)
             return cast("NDArray[np.float32]", y[0].float().contiguous().cpu().numpy())
 
     def synthesise(
@@ -58,10 +84,12 @@ class Transform:
         """Windows (C, h, w) float32, gains undone, all of one shape and margin → pixels (H, W, 3) uint8 each."""
         with torch.inference_mode():
             mean, std = self._statistics(stats)
-            latents = torch.from_numpy(np.stack(windows)).to(self.device, memory_format=torch.channels_last)
-            pixels = self.g_s.window(latents, margin).float() * std + mean
-            rounded = pixels.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-            return list(rounded.cpu().numpy())
+            latents = torch.from_numpy(np.stack(windows)).to(self.device, self.dtype, memory_format=torch.channels_last)
+            normalised = self.g_s.window(latents, margin).permute(0, 2, 3, 1).float()  # (B, H, W, 3)
+            if self.device.type == "cpu":
+                return [_pixels(np.ascontiguousarray(one), *_as_arrays(stats)) for one in normalised.numpy()]
+            rounded = (normalised * std.view(3) + mean.view(3)).round_().clamp_(0, 255).to(torch.uint8)
+            return list(rounded.contiguous().cpu().numpy())
 
     def _statistics(self, stats: ChannelStats) -> tuple[Tensor, Tensor]:
         mean, std = (torch.from_numpy(np.array(v)).to(self.device).view(1, 3, 1, 1) for v in (stats.mean, stats.std))

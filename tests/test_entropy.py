@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from histocodec import compiled
 from histocodec.entropy import (
     Decoder,
     Encoder,
@@ -280,8 +281,8 @@ def test_where_nothing_can_be_cached_the_kernels_still_compile(monkeypatch: pyte
             raise RuntimeError("cannot cache function: no locator available")
         return kernel
 
-    monkeypatch.setattr("histocodec.entropy.rans.numba.njit", njit)
-    assert rans._jit(drawn) is drawn
+    monkeypatch.setattr("histocodec.compiled.numba.njit", njit)
+    assert compiled.jit(drawn) is drawn
 
 
 @pytest.mark.parametrize(

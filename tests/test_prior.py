@@ -9,6 +9,7 @@ import torch
 from histocodec.codec import LatentCoder
 from histocodec.errors import FormatError
 from histocodec.models.config import GROUPS, QUALITIES, HyperConfig
+from histocodec.models.fused import FusedPrior, byte_product, float_product
 from histocodec.models.integer import IntegerPrior, accumulator_peak, check_accumulators
 from histocodec.models.prior import layers
 from histocodec.models.quantised import step_mask
@@ -45,18 +46,61 @@ def test_training_and_coding_evaluate_the_same_integers(quality: int) -> None:
                 assert np.array_equal(a.numpy(), b)
 
 
-@pytest.mark.parametrize("options", [{"dtype": "float64"}, {"xp": torch}, {"xp": torch, "dtype": "float64"}])
-def test_every_library_and_precision_writes_and_reads_the_same_bytes(options: dict) -> None:
-    reference, other = LatentCoder(tiny_weights()), LatentCoder(tiny_weights(), **options)
+def coders() -> dict[str, LatentCoder]:
+    """Every way in which a prior can be evaluated here."""
+    weights = tiny_weights()
+    ways: dict[str, FusedPrior | IntegerPrior] = {
+        f"{xp.__name__} {dtype}": IntegerPrior(weights.config, weights.arrays, xp=xp, dtype=dtype)
+        for xp in (np, torch)
+        for dtype in ("float32", "float64")
+    }
+    ways["bytes"] = FusedPrior(weights.config, weights.arrays, byte_product())
+    return {name: LatentCoder(weights, prior=prior) for name, prior in ways.items()}
+
+
+@pytest.mark.parametrize("name", list(coders()))
+def test_every_library_and_precision_writes_and_reads_the_same_bytes(name: str) -> None:
+    reference, other = LatentCoder(tiny_weights()), coders()[name]
     for seed, spread in ((1, 2.0), (2, 40.0), (3, 3000.0)):
-        y = latents(seed, spread=spread)
-        data = reference.encode(y, 50)
-        assert other.encode(y, 50) == data
-        assert np.array_equal(other.decode(data, y.shape), y)
+        for quality in (0, 50, 100):
+            y = latents(seed, spread=spread)
+            data = reference.encode(y, quality)
+            assert other.encode(y, quality) == data
+            assert np.array_equal(other.decode(data, y.shape), y)
+
+
+@pytest.mark.parametrize("name", ["numpy float64", "bytes"])
+def test_a_chunk_at_the_slides_edge_is_coded_alike(name: str) -> None:
+    reference, other = LatentCoder(tiny_weights()), coders()[name]
+    y = latents(4, spread=20.0)
+    y[28:], y[:, 10:], y[:, :, 6:] = 0, 0, 0
+    data = reference.encode(y, 70)
+    assert data[1:4] == bytes((7, 5, 3))
+    assert other.encode(y, 70) == data
+    assert np.array_equal(other.decode(data, y.shape), y)
+
+
+def test_the_product_of_bytes_is_exact_or_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(-128, 128, (40, 384)).astype(np.int8), rng.integers(-127, 128, (24, 384)).astype(np.int8)
+    exact = a.astype(np.int64) @ b.T.astype(np.int64)
+    assert np.array_equal(byte_product()(a, b), exact)
+    assert np.array_equal(float_product(a, b), exact)
+
+    def saturating(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        pairs = (a.int()[:, :, None] * b.int()[None]).unflatten(1, (-1, 2)).sum(2)
+        return pairs.clamp(-32768, 32767).sum(1).int()
+
+    monkeypatch.setattr(torch, "_int_mm", saturating)
+    byte_product.cache_clear()
+    try:
+        assert byte_product() is float_product
+    finally:
+        byte_product.cache_clear()
 
 
 def test_a_matrix_precision_that_the_caller_lowered_changes_no_bit() -> None:
-    coder, y = LatentCoder(tiny_weights(), xp=torch), latents(5, spread=100.0)
+    coder, y = coders()["torch float32"], latents(5, spread=100.0)
     data = coder.encode(y, 80)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")  # bfloat16 inputs: the prior's have 8 bits at most

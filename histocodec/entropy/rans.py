@@ -35,13 +35,12 @@ A lane costs about 3 bytes (16 bits of start, 8 of end), so a writer is free to 
 most 0.4 % of the payload on it, which on a CPU makes no difference to the speed.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from histocodec.compiled import jit
 from histocodec.entropy.tables import COARSE_SHIFT, COST_UNIT, PRECISION, TOTAL, TableSet
 from histocodec.errors import FormatError, UsageError
 
@@ -59,16 +58,6 @@ _COMPLAINT = {
 }
 
 Row = NDArray[Any]  # for the kernels, whose types numba infers
-Kernel = TypeVar("Kernel", bound=Callable[..., Any])
-
-
-def _jit(kernel: Kernel) -> Kernel:
-    """Compile on the first call and keep the machine code on disk; where nothing can be written (a read-only
-    installation without a home), numba refuses to cache and the code lives for this process only."""
-    try:
-        return cast(Kernel, numba.njit(kernel, nogil=True, error_model="numpy", cache=True))
-    except RuntimeError:
-        return cast(Kernel, numba.njit(kernel, nogil=True, error_model="numpy"))
 
 
 # The kernels. numba has no bounds checks: what keeps every index inside is the validation in TableSet, the
@@ -76,7 +65,7 @@ def _jit(kernel: Kernel) -> Kernel:
 # read-only (see `_row`), since each new combination of types would be compiled anew.
 
 
-@_jit
+@jit
 def _find_entries(
     symbols: Row, tables: Row, low: Row, size: Row, offset: Row, cost: Row, entries: Row, escapes: Row
 ) -> tuple[int, int, int]:
@@ -104,7 +93,7 @@ def _find_entries(
     return OK, total, used
 
 
-@_jit
+@jit
 def _encode(entries: Row, bounds: Row, freq: Row, cdf: Row, states: Row, words: Row) -> int:
     """Code all segments from the last symbol to the first; words fill from the end. First word's index."""
     position = words.size
@@ -124,7 +113,7 @@ def _encode(entries: Row, bounds: Row, freq: Row, cdf: Row, states: Row, words: 
     return position
 
 
-@_jit
+@jit
 def _decode(
     data: Row, cursors: Row, states: Row, tables: Row,
     mode: Row, low: Row, size: Row, freq: Row, cdf: Row, coarse: Row, out: Row,

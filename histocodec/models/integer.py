@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from histocodec.errors import FormatError
 from histocodec.models.config import GROUPS, HyperConfig
-from histocodec.models.prior import LINEAR_CLIP, POSITIONS, SCALES, Layer, Prior, layers
+from histocodec.models.prior import LINEAR_CLIP, MEAN_BITS, POSITIONS, SCALES, Layer, Prior, layers
 
 ACCUMULATOR_LIMIT = 2**23
+LIMIT = 1 << 15  # latents are int16
+PHASE_MASK = (1 << MEAN_BITS) - 1
 Array = Any  # numpy.ndarray or torch.Tensor: the operations below are common to both
 
 
@@ -64,6 +66,10 @@ class IntegerPrior:
     def ops(self, quality: NDArray[np.integer[Any]]) -> "IntegerOps":
         """Operations for a batch of chunks with these qualities (B,), each 0 … 100."""
         return IntegerOps(self, quality)
+
+    def chunk(self, quality: int, shape: tuple[int, int, int], extent: tuple[int, int, int]) -> "IntegerChunk":
+        """As `FusedPrior.chunk`."""
+        return IntegerChunk(self, quality, shape, extent)
 
 
 class IntegerOps:
@@ -151,6 +157,47 @@ class IntegerOps:
     def scale_index(self, deviation: Array, step: int) -> Array:
         base = self.prior.xp.stack([self.base[:, p ^ step :: GROUPS] for p in range(GROUPS)], 1)
         return self.prior.xp.clip(base[..., None, None] + deviation, 0, SCALES - 1)
+
+
+class IntegerChunk:
+    """One chunk on its way through the prior, with the interface of `FusedChunk` (`histocodec.models.fused`)."""
+
+    def __init__(
+        self, prior: IntegerPrior, quality: int, shape: tuple[int, int, int], extent: tuple[int, int, int]
+    ) -> None:
+        self.prior, self.ops = prior, prior.ops(np.array([quality]))
+        self.y = prior.zeros(1, *shape)
+        self.h: Array = None
+        self._cells = (GROUPS, shape[0] // GROUPS, shape[1] // 2, shape[2] // 2)
+        self._coded = (slice(None), *(slice(end) for end in extent))
+
+    @property
+    def latents(self) -> NDArray[np.int16]:
+        return np.asarray(_integers(self.y)[0], np.int16)
+
+    def hyper_latents(self, y: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        return np.asarray(_integers(self.prior.graph.h_a(self.ops, self.prior.array(y[None])))[0])
+
+    def begin(self, z: NDArray[np.int64]) -> None:
+        self.h = self.prior.graph.h_s(self.ops, self.prior.array(z[None]))
+
+    def parameters(self, k: int) -> tuple[NDArray[np.uint16], NDArray[np.int32]]:
+        mean, index = (_integers(v)[0][self._coded].ravel() for v in self.prior.graph.step(self.ops, k, self.y, self.h))
+        return ((index << MEAN_BITS) + (mean & PHASE_MASK)).astype(np.uint16), (mean >> MEAN_BITS).astype(np.int32)
+
+    def place(self, k: int, values: NDArray[np.int32]) -> None:
+        if values.size and (values.min() < -LIMIT or values.max() >= LIMIT):
+            raise FormatError(f"a latent chunk holds values from {values.min()} to {values.max()}; beyond {LIMIT}")
+        cells = np.zeros(self._cells, np.int64)
+        coded = cells[self._coded]
+        coded[...] = values.reshape(coded.shape)
+        self.ops.place(self.y, self.prior.array(cells[None]), k)
+
+
+def _integers(values: Array) -> NDArray[np.int64]:
+    """Integers held in this library's floats, as numpy integers."""
+    as_numpy: NDArray[Any] = values if isinstance(values, np.ndarray) else values.cpu().numpy()
+    return as_numpy.astype(np.int64)
 
 
 def check_accumulators(config: HyperConfig, arrays: Mapping[str, NDArray[Any]]) -> None:
