@@ -5,7 +5,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 from histocodec.benchmarks import jobs, runner
+from histocodec.benchmarks.peers import PEERS
 from histocodec.benchmarks.rows import COLUMNS
 from histocodec.cli.main import run
 from histocodec.formats.options import EncodeOptions
+from histocodec.slide import Pixels
 from histocodec.synthetic import synthetic_slide
 
 Captured = pytest.CaptureFixture[str]
@@ -174,6 +176,31 @@ def test_variants_are_recorded_and_kept_apart(folder: Path, tiny_file: Path, cap
     assert {one["variant"] for one in found["summary"]["groups"]} == set(sizes)
     at_80 = {one["variant"]: one["psnr"] for one in found["rows"] if one["setting"] == 80}
     assert at_80["blurred"] > at_80["native"]
+
+
+def test_tiles_are_a_peer_of_their_own_where_an_image_is_larger_than_one(
+    folder: Path, tiny_file: Path, capsys: Captured
+) -> None:
+    Image.fromarray(synthetic_slide(530, 40, seed=5)).save(folder / "liver-1.png")
+    assert run(arguments(folder, tiny_file, "--no-timing", "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    names = {one["name"] for one in found["rows"]}
+    assert names == {"histocodec", "JPEG 2000", "JPEG 2000, 512-px tiles"}
+    assert {one["peer"] for one in found["summary"]["groups"]} == names - {"histocodec"}
+    assert {one["name"] for one in found["rows"] if one["kind"] != "curve"} == {"histocodec", "JPEG 2000"}
+
+
+def test_a_codec_that_is_not_there_is_told_before_anything_is_measured(
+    folder: Path, tiny_file: Path, calls: Counter[str], monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    def absent(pixels: Pixels, setting: float, threads: int) -> bytes:
+        raise RuntimeError("not in this build")
+
+    (peer,) = PEERS["webp"]
+    monkeypatch.setitem(PEERS, "webp", (replace(peer, _encode=absent),))
+    assert run(arguments(folder, tiny_file, "--against", "jpeg2000,webp")) == 4
+    assert "WebP" in capsys.readouterr().err
+    assert not calls
 
 
 @pytest.mark.parametrize(
