@@ -74,13 +74,13 @@ def run_bench(
         model = Model.of(weights)
         speed = None
         if speed_slide is not None:
-            progress(len(samples), len(samples), f"timing {speed_slide.name}")
+            progress(1, 1, f"timing {speed_slide.name}")
             speed = speed_of_slide(
                 speed_slide, model=model, threads=options.threads, device=options.device, effort=options.effort
             )
         result = BenchResult(machine, versions(peers), model, options, summarise(rows), speed, tuple(rows))
         if out is not None:
-            progress(len(samples), len(samples), "report")
+            progress(1, 1, "report")
             _write(result, samples, out, crops=crops)
     return result
 

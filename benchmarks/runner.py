@@ -67,15 +67,15 @@ def measure(
     store: RowStore,
     progress: Callable[[int, int, str], None],
 ) -> list[Row]:
-    """All rows of all samples, those that the store had among them. `progress` is told images, and what is done."""
-    rows = []
+    """All rows of all samples, those that the store had among them. `progress` is told curves, of how many."""
+    rows, each = [], 1 + sum(len(PEERS[name]) for name in options.against)
     for number, sample in enumerate(samples):
 
-        def note(text: str, number: int = number, name: str = sample.name) -> None:
-            progress(number, len(samples), f"{name}: {text}")
+        def tell(done: int, text: str, number: int = number, name: str = sample.name) -> None:
+            progress(number * each + done, len(samples) * each, f"{name}: {text}")
 
-        rows += _Bench(read(sample), options, weights, store, note).rows()
-    progress(len(samples), len(samples), "")
+        rows += _Bench(read(sample), options, weights, store, tell).rows()
+    progress(len(samples) * each, len(samples) * each, "")
     return rows
 
 
@@ -88,9 +88,10 @@ class _Bench:
         options: BenchOptions,
         weights: ModelWeights,
         store: RowStore,
-        note: Callable[[str], None],
+        tell: Callable[[int, str], None],
     ) -> None:
-        self.picture, self.options, self.store, self.note = picture, options, store, note
+        self.picture, self.options, self.store, self.tell = picture, options, store, tell
+        self.done = 0  # curves
         effort = "" if options.effort is None else f" effort {options.effort}"
         tool = f"histocodec {VERSION}, method {METHOD}"
         device = str(choose_device(options.device))
@@ -107,11 +108,15 @@ class _Bench:
         reached = [row.fidelity.psnr for row in ours if math.isfinite(row.fidelity.psnr)]
         curves = {self.ours: ours}
         for coder, peer in self.peers.items() if reached else ():
+            self.done += 1
             curves[coder] = self._peer_curve(coder, peer, min(reached), max(reached))
         rungs = list(self._rungs(ours))
         if self.options.timing:
             curves = {coder: self._timed(coder, rows) for coder, rows in curves.items()}
         return [row for rows in (*curves.values(), rungs) for row in rows]
+
+    def note(self, text: str) -> None:
+        self.tell(self.done, text)
 
     def _our_row(self, point: Point) -> Row:
         """At `point`'s quality."""

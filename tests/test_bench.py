@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 from histocodec.benchmarks import jobs, runner
+from histocodec.benchmarks.bench import Subjects, run_bench
 from histocodec.benchmarks.peers import PEERS
 from histocodec.benchmarks.rows import COLUMNS
+from histocodec.benchmarks.runner import BenchOptions
 from histocodec.cli.main import run
 from histocodec.formats.options import EncodeOptions
 from histocodec.slide import Pixels
@@ -176,6 +178,19 @@ def test_variants_are_recorded_and_kept_apart(folder: Path, tiny_file: Path, cap
     assert {one["variant"] for one in found["summary"]["groups"]} == set(sizes)
     at_80 = {one["variant"]: one["psnr"] for one in found["rows"] if one["setting"] == 80}
     assert at_80["blurred"] > at_80["native"]
+
+
+def test_progress_goes_on_from_nothing_to_all(tmp_path: Path, tiny_file: Path) -> None:
+    for name in ("a-1.png", "a-2.png"):
+        Image.fromarray(synthetic_slide(64, 64, seed=6)).save(tmp_path / name)
+    subjects = Subjects((tmp_path / "a-1.png", tmp_path / "a-2.png"), ("native",), 1, 64, 0)
+    options = BenchOptions(("webp",), QUALITIES, (), 2, str(tiny_file), "cpu", 1, timing=False)
+    told: list[tuple[int, int, str]] = []
+    run_bench(subjects, options, out=None, progress=lambda done, total, note="": told.append((done, total, note)))
+    shares = [done / total for done, total, _ in told]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0, 1)
+    assert {note.partition(":")[0] for _, _, note in told[:-1]} == {"a-1.png", "a-2.png"}
 
 
 def test_tiles_are_a_peer_of_their_own_where_an_image_is_larger_than_one(
