@@ -30,6 +30,13 @@ STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "m
 @click.option("--target-bpp", type=float, metavar="BITS", help="Aim at this many bits per pixel of level 0.")
 @click.option("--ratio", type=ratio, metavar="R", help="Aim at 1:R of the raw RGB, as 32 or 1:32.")
 @click.option(
+    "--effort",
+    type=click.IntRange(0, 9),
+    default=0,
+    show_default=True,
+    help="Passes that look for cheaper latents: 4 saves 5 to 10 %, and takes many times as long.",
+)
+@click.option(
     "--model",
     default="hyper-1",
     show_default=True,
@@ -68,6 +75,7 @@ def command(
     target_psnr: float | None,
     target_bpp: float | None,
     ratio: float | None,
+    effort: int,
     model: str,
     levels: tuple[int, ...] | None,
     background: str,
@@ -101,6 +109,7 @@ def command(
         target_psnr=target_psnr,
         target_bpp=target_bpp,
         ratio=ratio,
+        effort=effort,
         model=model,
         levels=levels,
         background=background,

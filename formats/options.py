@@ -7,6 +7,7 @@ from histocodec.models.config import QUALITIES
 from histocodec.models.weights import DEFAULT_MODEL
 
 DEFAULT_QUALITY = 50
+MOST_EFFORT = 9
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class EncodeOptions:
     target_psnr: float | None = None  # dB over the coded chunks of level 0
     target_bpp: float | None = None  # bits of the whole container per pixel of level 0
     ratio: float | None = None  # raw RGB bytes of level 0 over the container's bytes
+    effort: int = 0  # passes of rate–distortion optimised quantisation
     model: str = DEFAULT_MODEL  # an id, or the path of a .safetensors file
     levels: tuple[int, ...] | None = None  # None: all
     background: str = "skip"  # or "code"
@@ -46,6 +48,8 @@ class EncodeOptions:
             raise UsageError(f"--target-bpp {self.target_bpp:g}: above 0 and at most 24 is allowed")
         if self.ratio is not None and not 1 <= self.ratio <= 10_000:
             raise UsageError(f"--ratio {self.ratio:g}: 1 to 10000 is allowed")
+        if not 0 <= self.effort <= MOST_EFFORT:
+            raise UsageError(f"--effort {self.effort}: 0 to {MOST_EFFORT} is allowed")
         if self.background not in ("skip", "code"):
             raise UsageError(f"--background {self.background}: skip or code is allowed")
         if self.workers is not None and not 1 <= self.workers <= 1024:

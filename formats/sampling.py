@@ -4,9 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from histocodec.codec import LatentCoder
 from histocodec.errors import UsageError
 from histocodec.formats.measure import psnr, squared_error
 from histocodec.formats.options import DEFAULT_QUALITY, EncodeOptions
@@ -14,9 +12,10 @@ from histocodec.geometry import Grid
 from histocodec.models.config import QUALITIES, STRIDE
 from histocodec.models.transforms import Margin
 from histocodec.normalise import ChannelStats
-from histocodec.slide import Colour, Pixels, Slide
-from histocodec.tissue import GLASS_DISTANCE, cell_of, coarse_view, is_background
-from histocodec.transform import Transform, around, margin_of, quantise, whole_latents
+from histocodec.quantiser import Quantiser, Window
+from histocodec.slide import Colour, Slide
+from histocodec.tissue import GLASS_DISTANCE, busiest_region, cell_of, coarse_view, is_background
+from histocodec.transform import Transform, around, margin_of, whole_latents
 from histocodec.workers import Workers
 
 CHUNK = 32  # latents a side
@@ -40,18 +39,15 @@ class SampleSource:
 
 @dataclass(frozen=True)
 class _Sample:
-    """A chunk that will be coded, with the synthesis's halo: y before gains (C, h, w), the chunk's place in it, its
-    pixels. It stands for `weight` chunks of its level."""
+    """A chunk that will be coded. It stands for `weight` chunks of its level."""
 
-    y: NDArray[np.float32]
-    margin: Margin
-    pixels: Pixels
+    window: Window
     level: int
     weight: float
 
 
 def choose_quality(
-    options: EncodeOptions, source: SampleSource, transform: Transform, coder: LatentCoder, workers: Workers
+    options: EncodeOptions, source: SampleSource, quantiser: Quantiser, workers: Workers
 ) -> int:
     """The quality that the options name, or the one whose sample meets their target: the highest within a rate, the
     lowest that reaches a PSNR. Raises UsageError where none does."""
@@ -59,13 +55,13 @@ def choose_quality(
     if wanted_bpp is None and options.target_psnr is None:
         return DEFAULT_QUALITY if options.quality is None else options.quality
     skip = options.background == "skip"
-    analysed = workers.map(lambda place: _analysed(place, source, transform, skip=skip), _places(source))
+    analysed = workers.map(lambda place: _analysed(place, source, quantiser.transform, skip=skip), _places(source))
     samples = [sample for sample in analysed if sample is not None]
     if not samples:
         return DEFAULT_QUALITY  # nothing but glass: any quality gives the same
     if wanted_bpp is None:
         wanted_psnr = options.target_psnr or 0.0
-        quality = _last(lambda q: _psnr(samples, q, source, transform, workers) < wanted_psnr) + 1
+        quality = _last(lambda q: _psnr(samples, q, source, quantiser, workers) < wanted_psnr) + 1
         if quality == QUALITIES:
             raise UsageError(f"--target-psnr {wanted_psnr:g} dB is beyond quality {QUALITIES - 1} on this slide")
         return quality
@@ -73,7 +69,7 @@ def choose_quality(
     least_bits = 8 * (LEAST_BYTES + LEVEL_BYTES * len(source.levels))
 
     def bpp(quality: int) -> float:
-        return (_bits(samples, quality, coder, workers) * OVERHEAD + least_bits) / pixels
+        return (_bits(samples, quality, quantiser, workers) * OVERHEAD + least_bits) / pixels
 
     quality = _last(lambda q: bpp(q) <= wanted_bpp)
     if quality < 0:
@@ -137,35 +133,42 @@ def _analysed(place: _Place, source: SampleSource, transform: Transform, *, skip
     if skip and is_background(pixels[chunk.within(window)], source.background):
         return None
     y = transform.analyse(whole_latents(pixels), margin_of(kept, window), source.stats)
-    return _Sample(y, margin_of(chunk, kept), pixels[chunk.within(window)], place.level, place.weight)
+    return _Sample(Window(y, margin_of(chunk, kept), pixels[chunk.within(window)]), place.level, place.weight)
 
 
-def _bits(samples: Sequence[_Sample], quality: int, coder: LatentCoder, workers: Workers) -> float:
+def tissue_example(source: SampleSource, transform: Transform) -> Window:
+    """The most tissue that a chunk of the first level shows."""
+    level, config = source.slide.levels[0].region, transform.weights.config
+    chunk = busiest_region(source.slide, CHUNK * STRIDE)
+    window = around(chunk, config.analysis_halo).intersect(level)
+    pixels = source.slide.read(window, 0)
+    y = transform.analyse(whole_latents(pixels), margin_of(chunk, window), source.stats)
+    return Window(y, Margin(), pixels[chunk.within(window)])
+
+
+def _bits(samples: Sequence[_Sample], quality: int, quantiser: Quantiser, workers: Workers) -> float:
     """Estimated bits of the whole slide."""
 
     def bits(sample: _Sample) -> float:
-        m, (_, rows, columns) = sample.margin, sample.y.shape
-        y = quantise(sample.y, coder.weights.gain(quality), np.dtype(np.int16))
-        chunk = np.zeros((len(y), CHUNK, CHUNK), np.int16)
-        part = y[:, m.top : rows - m.bottom, m.left : columns - m.right]
-        chunk[:, : part.shape[1], : part.shape[2]] = part
-        return 8 * sample.weight * (len(coder.encode(chunk, quality)) + CHUNK_BYTES)
+        chunk = quantiser.chunk(sample.window, quality, CHUNK, np.dtype(np.int16))
+        return 8 * sample.weight * (len(quantiser.coder.encode(chunk, quality)) + CHUNK_BYTES)
 
     return sum(workers.map(bits, samples))
 
 
 def _psnr(
-    samples: Sequence[_Sample], quality: int, source: SampleSource, transform: Transform, workers: Workers
+    samples: Sequence[_Sample], quality: int, source: SampleSource, quantiser: Quantiser, workers: Workers
 ) -> float:
     """Estimated PSNR of level 0, in dB."""
-    weights = transform.weights
+    transform = quantiser.transform
 
     def error(sample: _Sample) -> float:
-        y = quantise(sample.y, weights.gain(quality), np.dtype(np.int16))
-        window = (y * weights.inverse_gain(quality)[:, None, None]).astype(np.float32)
-        decoded = transform.synthesise([window], sample.margin, source.stats)[0]
-        height, width, _ = sample.pixels.shape
-        return sample.weight * squared_error(decoded[:height, :width], sample.pixels)
+        y = quantiser.window(sample.window, quality, np.dtype(np.int16))
+        scaled = (y * transform.weights.inverse_gain(quality)[:, None, None]).astype(np.float32)
+        decoded = transform.synthesise([scaled], sample.window.margin, source.stats)[0]
+        height, width, _ = sample.window.pixels.shape
+        return sample.weight * squared_error(decoded[:height, :width], sample.window.pixels)
 
     chosen = [sample for sample in samples if sample.level == source.levels[0]]
-    return psnr(sum(workers.map(error, chosen)), sum(sample.weight * sample.pixels.size for sample in chosen))
+    total = sum(sample.weight * sample.window.pixels.size for sample in chosen)
+    return psnr(sum(workers.map(error, chosen)), total)

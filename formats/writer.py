@@ -12,11 +12,11 @@ computed on one thread from the same window, so the bytes do not depend on the n
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from histocodec.codec import fast_coder
 from histocodec.errors import OutputError, SourceError, UsageError
@@ -36,17 +36,18 @@ from histocodec.formats.journal import Journal, Json, ShardRecord, source_identi
 from histocodec.formats.layout import BACKGROUND, CODED, shard_path
 from histocodec.formats.measure import LevelFidelity, measure_level
 from histocodec.formats.options import EncodeOptions, EncodeProgress, EncodeReport
-from histocodec.formats.sampling import SampleSource, choose_quality
+from histocodec.formats.sampling import SampleSource, choose_quality, tissue_example
 from histocodec.formats.shard import pack_shard
 from histocodec.geometry import Grid, Level, Region, ceil_div
 from histocodec.models.config import STRIDE
 from histocodec.models.transforms import Margin
 from histocodec.models.weights import ModelWeights, find_model
 from histocodec.normalise import ChannelStats, tissue_stats
+from histocodec.quantiser import Quantiser, Window
 from histocodec.slide import Colour, Slide
 from histocodec.sources import with_pyramid
 from histocodec.tissue import estimate_background, is_background
-from histocodec.transform import Transform, around, choose_device, margin_of, quantise, whole_latents
+from histocodec.transform import Transform, around, choose_device, latents_of, margin_of, whole_latents
 from histocodec.version import VERSION
 from histocodec.workers import Workers
 
@@ -132,7 +133,9 @@ class _Encoder:
         self.background: Colour = estimate_background(slide)
         self.stats = tissue_stats(slide)
         sampled = SampleSource(slide, self.source_levels, self.background, self.stats)
-        self.quality = choose_quality(options, sampled, self.transform, self.coder, workers)
+        example = partial(tissue_example, sampled, self.transform)
+        self.quantiser = Quantiser(self.transform, self.coder, self.stats, example, effort=options.effort)
+        self.quality = choose_quality(options, sampled, self.quantiser, workers)
         self.dtype = workers.run(lambda: _latent_dtype(self.transform, self.stats, self.quality))
         self.attributes = _attributes(self)
         self.block = min(BLOCK, self.attributes.shard)
@@ -190,7 +193,8 @@ class _Encoder:
         """The chunks of one block, on this thread."""
         level = self._size(task.level).region
         block = self._block_region(task)
-        window = around(block, self.weights.config.analysis_halo).intersect(level)
+        kept = around(block, self.weights.config.synthesis_halo).intersect(level) if self.options.effort else block
+        window = around(kept, self.weights.config.analysis_halo).intersect(level)
         pixels = self.slide.read(window, self.source_levels[task.level])
         side = self.attributes.chunk * STRIDE
         grid = Grid(level.height, level.width, side)
@@ -203,23 +207,18 @@ class _Encoder:
         }
         if not coded:
             return [_CodedChunk(place, None) for place in places]
-        y = self.transform.analyse(whole_latents(pixels), margin_of(block, window), self.stats)
+        y = self.transform.analyse(whole_latents(pixels), margin_of(kept, window), self.stats)
         chunks = []
         for row, column in places:
             data = None
             if (row, column) in coded:
-                top, left = row * side // STRIDE - block.y // STRIDE, column * side // STRIDE - block.x // STRIDE
-                part = y[:, top : top + self.attributes.chunk, left : left + self.attributes.chunk]
-                data = self.coder.encode(self._quantised(part), self.quality)
+                own = grid.region(row, column)
+                around_it = around(own, self.weights.config.synthesis_halo).intersect(kept)
+                part = Window(y[latents_of(around_it, kept)], margin_of(own, around_it), pixels[own.within(window)])
+                latents = self.quantiser.chunk(part, self.quality, self.attributes.chunk, self.dtype)
+                data = self.coder.encode(latents, self.quality)
             chunks.append(_CodedChunk((row, column), data))
         return chunks
-
-    def _quantised(self, y: NDArray[np.float32]) -> NDArray[np.signedinteger]:
-        """y (C, h, w) → a whole chunk (C, n, n), zero beyond the level's edge."""
-        side = self.attributes.chunk
-        chunk = np.zeros((y.shape[0], side, side), self.dtype)
-        chunk[:, : y.shape[1], : y.shape[2]] = quantise(y, self.weights.gain(self.quality), self.dtype)
-        return chunk
 
     def _write_shard(self, level: int, place: Place, chunks: dict[Place, bytes | None]) -> None:
         across = self.attributes.shard
@@ -382,6 +381,7 @@ def _fingerprint(slide: Slide, options: EncodeOptions, weights: ModelWeights) ->
         "mpp": None if slide.mpp is None else list(slide.mpp),
         "model": weights.sha256,
         "rate": [options.quality, options.target_psnr, options.target_bpp, options.ratio],
+        "effort": options.effort,
         "levels": None if options.levels is None else list(options.levels),
         "background": options.background,
         "device": choose_device(options.device).type,

@@ -7,6 +7,7 @@
     4  …  one rANS stream of five segments: z, then the four quadtree steps
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,17 @@ class ChunkHeader:
         return header
 
 
+@dataclass(frozen=True)
+class Segment:
+    """One segment of a chunk's stream in coding order: integers, each one's frequency table, and the whole part of
+    its mean, which the symbol leaves out; (N,) int32, uint16, int32. A step's elements are those of the extent."""
+
+    values: NDArray[np.int32]
+    tables: NDArray[np.uint16]
+    whole: NDArray[np.int32]
+    extent: tuple[int, int, int]  # channel quads, cell rows, cell columns
+
+
 def quality_of(data: bytes) -> int:
     """The quality index of an encoded chunk."""
     if not data or data[0] >= QUALITIES:
@@ -81,26 +93,37 @@ class LatentCoder:
 
     def encode(self, latents: NDArray[np.integer[Any]], quality: int) -> bytes:
         """latents (C, n, n) int8 or int16 → bytes. Any values are coded; the prior only decides how briefly."""
-        shape = self._checked_shape(latents.shape)
+        self._checked_shape(latents.shape)
         if not 0 <= quality < QUALITIES:
             raise UsageError(f"quality {quality}; 0 to {QUALITIES - 1} are allowed")
         header = ChunkHeader(quality, *_extent(latents))
         if header.empty:
             return header.pack()
-        chunk = self.prior.chunk(quality, shape, header.extent)
+        encoder = Encoder(self.weights.tables)
+        for segment in self._segments(latents, header):
+            encoder.write(segment.values - segment.whole, segment.tables)
+        return header.pack() + encoder.finish()
+
+    def segments(self, latents: NDArray[np.integer[Any]], quality: int) -> Iterator[Segment]:
+        """What `encode` would code, segment by segment: z, then the four steps. None for a chunk that is zero."""
+        header = ChunkHeader(quality, *_extent(latents))
+        if not header.empty:
+            yield from self._segments(latents, header)
+
+    def _segments(self, latents: NDArray[np.integer[Any]], header: ChunkHeader) -> Iterator[Segment]:
+        shape = self._checked_shape(latents.shape)
+        chunk = self.prior.chunk(header.quality, shape, header.extent)
         keep = self._hyper_extent(header)
         z = np.zeros((self.weights.config.hyper_channels, shape[1] // 4, shape[2] // 4), np.int64)
         z[keep] = chunk.hyper_latents(latents)[keep]
-        encoder = Encoder(self.weights.tables)
-        tables, whole = self._hyper_parameters(quality, keep)
-        encoder.write((z[keep].ravel() - whole).astype(np.int32), tables)
+        tables, whole = self._hyper_parameters(header.quality, keep)
+        yield Segment(z[keep].astype(np.int32).ravel(), tables, whole, header.extent)
         chunk.begin(z)
         for k in range(GROUPS):
             tables, whole = chunk.parameters(k)
             values = _step(latents, k, header)
-            encoder.write(values - whole, tables)
+            yield Segment(values, tables, whole, header.extent)
             chunk.place(k, values)
-        return header.pack() + encoder.finish()
 
     def decode(self, data: bytes, shape: tuple[int, ...]) -> NDArray[np.int16]:
         """bytes → latents (C, n, n) int16. Raises FormatError for anything that `encode` cannot have written."""

@@ -73,7 +73,7 @@ class Transform:
         """pixels (H, W, 3) uint8, H and W multiples of 16, margin in latents included → (C, h, w) float32 without
         it, before gains."""
         with torch.inference_mode():
-            mean, std = self._statistics(stats)
+            mean, std = self.statistics(stats)
             planes = torch.from_numpy(pixels).to(self.device).permute(2, 0, 1)[None].float()
             y = self.g_a.window(((planes - mean) / std).to(self.dtype), margin)
             return cast("NDArray[np.float32]", y[0].float().contiguous().cpu().numpy())
@@ -83,7 +83,7 @@ class Transform:
     ) -> list[NDArray[np.uint8]]:
         """Windows (C, h, w) float32, gains undone, all of one shape and margin → pixels (H, W, 3) uint8 each."""
         with torch.inference_mode():
-            mean, std = self._statistics(stats)
+            mean, std = self.statistics(stats)
             latents = torch.from_numpy(np.stack(windows)).to(self.device, self.dtype, memory_format=torch.channels_last)
             normalised = self.g_s.window(latents, margin).permute(0, 2, 3, 1).float()  # (B, H, W, 3)
             if self.device.type == "cpu":
@@ -91,7 +91,8 @@ class Transform:
             rounded = (normalised * std.view(3) + mean.view(3)).round_().clamp_(0, 255).to(torch.uint8)
             return list(rounded.contiguous().cpu().numpy())
 
-    def _statistics(self, stats: ChannelStats) -> tuple[Tensor, Tensor]:
+    def statistics(self, stats: ChannelStats) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation as (1, 3, 1, 1) float32"""
         mean, std = (torch.from_numpy(np.array(v)).to(self.device).view(1, 3, 1, 1) for v in (stats.mean, stats.std))
         return mean, std
 
@@ -116,6 +117,13 @@ def margin_of(inner: Region, outer: Region) -> Margin:
         ceil_div(outer.y_end, STRIDE) - ceil_div(inner.y_end, STRIDE),
         ceil_div(outer.x_end, STRIDE) - ceil_div(inner.x_end, STRIDE),
     )
+
+
+def latents_of(inner: Region, outer: Region) -> tuple[slice, slice, slice]:
+    """The latents of `inner` in those of `outer`, (C, h, w). Both start at multiples of 16 pixels."""
+    top, left = (inner.y - outer.y) // STRIDE, (inner.x - outer.x) // STRIDE
+    rows, columns = ceil_div(inner.height, STRIDE), ceil_div(inner.width, STRIDE)
+    return slice(None), slice(top, top + rows), slice(left, left + columns)
 
 
 def _filled(network: Network, weights: ModelWeights, part: str) -> Network:

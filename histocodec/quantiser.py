@@ -1,0 +1,197 @@
+"""From y to integers: plain rounding, or with some effort a better choice for the same decoder.
+
+Rate–distortion optimised quantisation (RDOQ): a latent may go one step towards zero, or to the other side of where
+it was, if that lowers λ·MSE + bits. What it costs in pixels comes from the gradient of the synthesis and its
+curvature, what it saves in bits from the coder's own tables. Each pass moves the latents that promise most, a random
+part of them at a time since they were judged one by one, and is kept only if the whole chunk has become cheaper.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from histocodec.codec import LatentCoder
+from histocodec.compiled import jit
+from histocodec.entropy.tables import COST_UNIT
+from histocodec.models.config import GROUPS
+from histocodec.models.fused import Row
+from histocodec.models.prior import POSITIONS
+from histocodec.models.transforms import Margin
+from histocodec.normalise import ChannelStats
+from histocodec.slide import Pixels
+from histocodec.transform import Transform, quantise
+
+LEAST_GAIN = 0.5  # bits that a move must promise
+SHARE = 0.7  # of the promising moves are made in one pass
+ESCAPE_BITS = 12  # of a value beyond its table, besides the escape symbol: about a byte and a half
+PROBES = 2  # random fields for the curvature
+
+Latents = NDArray[np.signedinteger]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A chunk to quantise: y before gains (C, h, w) float32 with the synthesis's halo as far as the level goes, how
+    far that reaches beyond the chunk, and the chunk's own pixels (H, W, 3) uint8."""
+
+    y: NDArray[np.float32]
+    margin: Margin
+    pixels: Pixels
+
+    @property
+    def own(self) -> tuple[slice, slice, slice]:
+        """Where the chunk's latents are in y."""
+        m, (_, rows, columns) = self.margin, self.y.shape
+        return slice(None), slice(m.top, rows - m.bottom), slice(m.left, columns - m.right)
+
+
+class Quantiser:
+    """Quantises chunks of a slide. Thread-safe. `effort` is the number of passes, 0 … 9; 0 rounds.
+
+    `example` gives a piece of the slide's tissue, on which the curvature is measured once a quality."""
+
+    def __init__(
+        self,
+        transform: Transform,
+        coder: LatentCoder,
+        stats: ChannelStats,
+        example: Callable[[], Window],
+        *,
+        effort: int,
+    ) -> None:
+        self.transform, self.coder, self.stats, self.effort = transform, coder, stats, effort
+        self.weights = transform.weights
+        self._example = cache(example)
+        self._curvature = cache(self._probed_curvature)
+
+    def chunk(self, window: Window, quality: int, side: int, dtype: np.dtype[np.signedinteger]) -> Latents:
+        """(C, side, side) of `dtype`, zero beyond the level's edge"""
+        whole = self.window(window, quality, dtype)[window.own]
+        chunk = np.zeros((len(whole), side, side), dtype)
+        chunk[:, : whole.shape[1], : whole.shape[2]] = whole
+        return chunk
+
+    def window(self, window: Window, quality: int, dtype: np.dtype[np.signedinteger]) -> Latents:
+        """(C, h, w) of `dtype`; around the chunk itself rounded, however great the effort"""
+        gain = self.weights.gain(quality)
+        rounded = quantise(window.y, gain, dtype)
+        if not self.effort or not rounded[window.own].any():
+            return rounded
+        exact = window.y[window.own] * gain[:, None, None]
+        best = tried = rounded[window.own].copy()
+        least, share, limits = np.inf, SHARE, np.iinfo(dtype)
+        for number in range(self.effort + 1):
+            rounded[window.own] = tried
+            cost, gradient = self._distortion(rounded, window, quality)
+            bits, promising = self._moves(tried, exact, gradient, quality)
+            if cost + bits < least:
+                least, best, moves = cost + bits, tried, promising
+            else:  # too many at once
+                share /= 3
+            chosen = np.random.default_rng(number).random(best.shape, np.float32) < share
+            tried = np.where(chosen, best + moves, best).clip(limits.min, limits.max).astype(dtype)
+        rounded[window.own] = best
+        return rounded
+
+    def _distortion(self, latents: Latents, window: Window, quality: int) -> tuple[float, NDArray[np.float32]]:
+        """λ·MSE of the chunk in bits, and its gradient in each of its latents."""
+        weight = self.weights.config.rate_weight(quality) / 3  # of a squared error in one channel of one pixel
+        device, (height, width, _) = self.transform.device, window.pixels.shape
+        with torch.enable_grad():
+            y = torch.from_numpy(latents.astype(np.float32)).to(device).requires_grad_(True)
+            decoded = self._decoded(y[None], quality, window.margin)[0, :, :height, :width]
+            wanted = torch.from_numpy(window.pixels).to(device).permute(2, 0, 1).float()
+            cost = weight * (decoded - wanted).square().sum()
+            cost.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
+        assert y.grad is not None
+        gradient: NDArray[np.float32] = y.grad.cpu().numpy()[window.own]
+        return float(cost.detach()), gradient
+
+    def _decoded(self, y: torch.Tensor, quality: int, margin: Margin) -> torch.Tensor:
+        """Latents (1, C, h, w) float → pixels (1, 3, H, W) float, neither rounded nor clipped."""
+        inverse = torch.from_numpy(self.weights.inverse_gain(quality).copy()).to(y.device)[None, :, None, None]
+        scaled = (y * inverse).to(self.transform.dtype).contiguous(memory_format=torch.channels_last)
+        mean, std = self.transform.statistics(self.stats)
+        return self.transform.g_s.window(scaled, margin).float() * std + mean
+
+    def _probed_curvature(self, quality: int) -> NDArray[np.float32]:
+        """Second derivative of λ·MSE in one latent of each channel, in bits, (C,): the diagonal of JᵀJ where the
+        example lies, averaged over its positions, from random fields (Hutchinson 1990)."""
+        weight = self.weights.config.rate_weight(quality) / 3
+        example = self._example()
+        rounded = quantise(example.y, self.weights.gain(quality), np.dtype(np.int16)).astype(np.float32)
+        rng = np.random.default_rng(0)
+        total = np.zeros(len(rounded), np.float32)
+        for _ in range(PROBES):
+            field = rng.choice(np.array([-1, 1], np.float32), (1, *rounded.shape))
+            v = torch.from_numpy(field).to(self.transform.device)
+            y = torch.from_numpy(rounded)[None].to(self.transform.device).requires_grad_(True)
+            with torch.no_grad():
+                change = self._decoded(y + v / 2, quality, Margin()) - self._decoded(y - v / 2, quality, Margin())
+            with torch.enable_grad():
+                self._decoded(y, quality, Margin()).backward(change)  # type: ignore[no-untyped-call]  # as above
+            assert y.grad is not None
+            total += (y.grad * v).mean(dim=(0, 2, 3)).cpu().numpy()
+        return np.maximum(2 * weight * total / PROBES, 0)
+
+    def _moves(
+        self, latents: Latents, exact: NDArray[np.float32], gradient: NDArray[np.float32], quality: int
+    ) -> tuple[float, Latents]:
+        """The bits of these latents, and the step of -1, 0 or 1 that promises most for each of them."""
+        curvature, tables = self._curvature(quality), self.coder.weights.tables
+        moves, bits = np.zeros_like(latents), 0.0
+        chunk = np.pad(latents, ((0, 0), (0, -latents.shape[1] % 4), (0, -latents.shape[2] % 4)))
+        for step, segment in enumerate(self.coder.segments(chunk, quality), -1):
+            if step < 0:  # z, which follows from y
+                continue
+            bits += _promising(
+                segment.values, segment.tables, segment.whole, step, segment.extent[1], segment.extent[2],
+                exact, gradient, curvature, tables.low, tables.size, tables.offset, tables.cost, moves,
+            )  # fmt: skip
+        return bits, moves
+
+
+@jit
+def _cost(value: Any, table: Any, low: Row, size: Row, offset: Row, cost: Row) -> float:
+    """Bits of a symbol"""
+    entry = value - low[table]
+    if entry < 0 or entry >= size[table]:
+        return float(cost[offset[table] + size[table]]) / COST_UNIT + ESCAPE_BITS
+    return float(cost[offset[table] + entry]) / COST_UNIT
+
+
+@jit
+def _promising(
+    values: Row, tables: Row, whole: Row, step: int, cell_rows: int, cell_columns: int, exact: Row, gradient: Row,
+    curvature: Row, low: Row, size: Row, offset: Row, cost: Row, moves: Row,
+) -> float:  # fmt: skip
+    """One step's elements, in coding order: their bits, and in `moves` where each should go."""
+    bits = 0.0
+    area = cell_rows * cell_columns
+    per_position = values.size // GROUPS
+    for n in range(values.size):
+        value, table = np.int64(values[n]), np.int64(tables[n])
+        now = _cost(value - whole[n], table, low, size, offset, cost)
+        bits += now
+        if value == 0:
+            continue
+        p = n // per_position
+        within = n - p * per_position
+        channel = GROUPS * (within // area) + (p ^ step)
+        row = 2 * (within % area // cell_columns) + POSITIONS[p][0]
+        column = 2 * (within % cell_columns) + POSITIONS[p][1]
+        least = -LEAST_GAIN
+        for d in (-1, 1):
+            other = value + d
+            if abs(other) < abs(value) or abs(other - exact[channel, row, column]) < 1:
+                change = _cost(other - whole[n], table, low, size, offset, cost) - now
+                change += gradient[channel, row, column] * d + curvature[channel] / 2
+                if change < least:
+                    least = change
+                    moves[channel, row, column] = d
+    return bits

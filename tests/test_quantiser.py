@@ -1,0 +1,121 @@
+"""Rate–distortion optimised quantisation: cheaper chunks for the same decoder."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from histocodec.codec import LatentCoder
+from histocodec.errors import UsageError
+from histocodec.formats.measure import squared_error
+from histocodec.formats.options import EncodeOptions
+from histocodec.formats.reader import open_compressed
+from histocodec.formats.writer import encode_slide
+from histocodec.models.transforms import Margin
+from histocodec.normalise import ChannelStats
+from histocodec.quantiser import Quantiser, Window
+from histocodec.sources.array import ArraySlide
+from histocodec.synthetic import synthetic_slide
+from histocodec.transform import Transform, quantise
+from tests.tiny import tiny_model, tiny_weights
+
+STATS = ChannelStats((180.0, 140.0, 175.0), (40.0, 45.0, 35.0))
+INT16 = np.dtype(np.int16)
+HALO = 2
+
+
+@lru_cache(maxsize=1)
+def transform() -> Transform:
+    return Transform(tiny_weights(), torch.device("cpu"))
+
+
+@lru_cache(maxsize=1)
+def window() -> Window:
+    """A chunk of 10×9 latents, HALO more around it but at the top; its pixels end within the last latents."""
+    pixels = synthetic_slide(224, 208, seed=3)[: (10 + HALO) * 16, : (9 + 2 * HALO) * 16]
+    y = transform().analyse(pixels, Margin(), STATS)
+    return Window(y, Margin(0, HALO, HALO, HALO), pixels[: 160 - 5, HALO * 16 : (9 + HALO) * 16 - 3])
+
+
+def quantiser(effort: int) -> Quantiser:
+    coder = LatentCoder(tiny_weights())
+    return Quantiser(transform(), coder, STATS, window, effort=effort)
+
+
+def cost(chunk: np.ndarray, quality: int) -> float:
+    """λ·MSE + bits of the chunk between its neighbours, rounded, in bits; by the coder and the decoder themselves."""
+    weights = tiny_weights()
+    bits = 8 * len(LatentCoder(weights).encode(chunk, quality))
+    whole = quantise(window().y, weights.gain(quality), INT16)
+    whole[window().own] = chunk[:, :10, :9]
+    scaled = (whole * weights.inverse_gain(quality)[:, None, None]).astype(np.float32)
+    decoded = transform().synthesise([scaled], window().margin, STATS)[0]
+    height, width, _ = window().pixels.shape
+    error = squared_error(decoded[:height, :width], window().pixels)
+    return bits + weights.config.rate_weight(quality) / 3 * error
+
+
+def test_no_effort_is_rounding() -> None:
+    chunk = quantiser(0).chunk(window(), 50, 12, INT16)
+    expected = quantise(window().y, tiny_weights().gain(50), INT16)[:, :10, HALO : HALO + 9]
+    assert chunk.shape == (48, 12, 12)
+    assert np.array_equal(chunk[:, :10, :9], expected)
+    assert not chunk[:, 10:].any()
+    assert not chunk[:, :, 9:].any()
+
+
+@pytest.mark.parametrize("quality", [20, 60, 95])
+def test_effort_makes_a_chunk_cheaper(quality: int) -> None:
+    plain, little, much = (cost(quantiser(e).chunk(window(), quality, 12, INT16), quality) for e in (0, 2, 8))
+    assert little < plain
+    assert much < plain
+
+
+def test_a_move_goes_towards_zero_or_to_the_other_side_of_where_y_was() -> None:
+    y = window().y[window().own] * tiny_weights().gain(70)[:, None, None]
+    chunk = quantiser(6).chunk(window(), 70, 12, INT16)[:, :10, :9]
+    rounded = np.floor(y + 0.5)
+    assert (chunk != rounded).any()
+    assert ((np.abs(chunk) < np.abs(rounded)) | (np.abs(chunk - y) < 1) | (chunk == rounded)).all()
+
+
+def test_the_neighbours_are_left_alone() -> None:
+    rounded = quantise(window().y, tiny_weights().gain(60), INT16)
+    refined = quantiser(4).window(window(), 60, INT16)
+    assert (refined != rounded).any()
+    refined[window().own] = rounded[window().own]
+    assert np.array_equal(refined, rounded)
+
+
+def test_nothing_leaves_the_type_it_is_stored_in() -> None:
+    loud = Window(window().y * 100, window().margin, window().pixels)
+    chunk = quantiser(2).chunk(loud, 90, 12, np.dtype(np.int8))
+    assert chunk.dtype == np.int8
+    assert chunk.max() == 127
+
+
+def test_a_slide_encoded_with_effort_is_cheaper_and_the_same_with_any_number_of_workers(tmp_path: Path) -> None:
+    slide, model = ArraySlide(synthetic_slide(700, 600)), str(tiny_model(tmp_path))
+    sizes, pixels = {}, {}
+    for name, effort, workers in (("plain", 0, 2), ("one", 3, 1), ("two", 3, 2)):
+        options = EncodeOptions(quality=40, effort=effort, model=model, workers=workers, levels=(0,), embed_model=True)
+        sizes[name] = encode_slide(slide, tmp_path / f"{name}.zarr", options).payload_bytes
+        with open_compressed(tmp_path / f"{name}.zarr", device="cpu") as opened:
+            pixels[name] = opened.read(opened.levels[0].region, 0)
+    assert sizes["one"] == sizes["two"] < sizes["plain"]
+    assert np.array_equal(pixels["one"], pixels["two"])
+
+
+def test_a_target_is_met_by_what_effort_makes_of_it(tmp_path: Path) -> None:
+    slide, model = ArraySlide(synthetic_slide(1100, 1000)), str(tiny_model(tmp_path))
+    options = EncodeOptions(target_psnr=26, effort=2, model=model, levels=(0,), device="cpu")
+    report = encode_slide(slide, tmp_path / "a.zarr", options)
+    assert 26 <= report.psnr < 27.5
+
+
+@pytest.mark.parametrize("effort", [-1, 10])
+def test_an_effort_that_does_not_exist_is_refused(effort: int) -> None:
+    with pytest.raises(UsageError, match="--effort"):
+        EncodeOptions(effort=effort)
