@@ -3,17 +3,15 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
 
 from histocodec.benchmarks.contender import Coded, Contender
 from histocodec.benchmarks.rows import OURS, Sizes
-from histocodec.errors import UsageError
 from histocodec.formats.container import Container
 from histocodec.formats.decoder import BlockKey
 from histocodec.formats.measure import psnr, squared_error
@@ -81,7 +79,7 @@ class Ours:
     device: str
     threads: int
     folder: Path
-    effort: int | None = None
+    effort: int = 0
 
     @property
     def whole(self) -> Region:
@@ -160,31 +158,21 @@ class Ours:
 
     @property
     def _options(self) -> EncodeOptions:
-        options = EncodeOptions(
+        return EncodeOptions(
             quality=self.quality,
             model=self.model,
             levels=(0,),
             background="code",
             device=self.device,
             workers=self.threads,
+            effort=self.effort,
         )
-        return with_effort(options, self.effort)
 
     def _slide(self) -> ArraySlide:
         return ArraySlide(self.pixels, name="region")
 
     def _opened(self) -> CompressedSlide:
         return open_compressed(self._container, device=self.device, workers=self.threads)
-
-
-def with_effort(options: EncodeOptions, effort: int | None) -> EncodeOptions:
-    """The same options, and how hard the encoder is to search; UsageError where this one has no such option."""
-    if effort is None:
-        return options
-    if "effort" not in {field.name for field in fields(EncodeOptions)}:
-        raise UsageError(f"--effort {effort}: the encoder of this version has no effort to choose")
-    change: dict[str, Any] = {"effort": effort}  # by name, as the field may not be there
-    return replace(options, **change)
 
 
 def _chunk_bytes(container: Container) -> int:

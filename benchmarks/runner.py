@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 from histocodec.benchmarks.contender import Contender, coded_at_bytes, ladder
 from histocodec.benchmarks.images import Picture, Sample, read
-from histocodec.benchmarks.jobs import Ours, with_effort
+from histocodec.benchmarks.jobs import Ours
 from histocodec.benchmarks.metrics import fidelity
 from histocodec.benchmarks.nuclei import agreement
 from histocodec.benchmarks.peers import JPEG2000_TILES, PEERS
@@ -50,14 +50,14 @@ class BenchOptions:
     model: str
     device: str
     threads: int  # what "all" means
-    effort: int | None = None
+    effort: int = 0
     timing: bool = True
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.against if name not in PEERS]
         if unknown:
             raise UsageError(f"--against {unknown[0]}: not known; {', '.join(PEERS)} are")
-        with_effort(EncodeOptions(), self.effort)  # a refusal now, not after an hour
+        EncodeOptions(effort=self.effort)  # a refusal now, not after an hour
 
 
 def measure(
@@ -92,7 +92,7 @@ class _Bench:
     ) -> None:
         self.picture, self.options, self.store, self.tell = picture, options, store, tell
         self.done = 0  # curves
-        effort = "" if options.effort is None else f" effort {options.effort}"
+        effort = "" if not options.effort else f" effort {options.effort}"
         tool = f"histocodec {VERSION}, method {METHOD}"
         device = str(choose_device(options.device))
         self.ours = Coder(OURS, f"{OURS}{effort}", weights.id, weights.sha256, device, tool)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from histocodec.errors import UsageError
 from histocodec.geometry import Grid
-from histocodec.slide import Pixels, Slide
+from histocodec.slide import Colour, Pixels, Slide
 from histocodec.tissue import Mask, background_of, cell_of, coarse_view, is_background, stained
 
 Vector = NDArray[np.float32]  # (3,)
@@ -61,11 +61,11 @@ DEFAULT_STATS = ChannelStats(np.array(DEFAULT_MEAN, np.float32), np.array(DEFAUL
 IDENTITY_STATS = ChannelStats(np.zeros(3, np.float32), np.ones(3, np.float32))
 
 
-def tissue_stats(slide: Slide, mask: Mask | None = None) -> ChannelStats:
+def tissue_stats(slide: Slide, mask: Mask | None = None, *, background: Colour | None = None) -> ChannelStats:
     """The statistics of the tissue at level 0, from at most 64 tiles spread evenly over it. Sums are of
     integers, so the result is the same in every run. A slide without tissue has DEFAULT_STATS."""
     view = coarse_view(slide)
-    background = slide.background or background_of(view)
+    background = background or slide.background or background_of(view)
     mask = stained(view, background) if mask is None else mask
     level = slide.levels[0]
     grid = Grid(level.height, level.width, TILE)

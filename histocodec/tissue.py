@@ -45,8 +45,9 @@ def background_of(pixels: Pixels) -> Colour:
     """The commonest bright, nearly grey colour, as the mean of its neighbourhood; white where there is
     hardly any."""
     flat = pixels.reshape(-1, 3)
-    darkest = flat.min(axis=1)
-    glass = flat[(darkest >= BRIGHT) & (flat.max(axis=1) - darkest <= GREY)]
+    red, green, blue = flat.T  # numpy compares planes many times as fast as it reduces an axis of three
+    darkest, brightest = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
+    glass = flat[(darkest >= BRIGHT) & (brightest - darkest <= GREY)]
     if len(glass) < max(1, LEAST_GLASS * len(flat)):
         return WHITE
     side = 256 >> BIN_BITS
@@ -93,8 +94,11 @@ def tissue_mask(slide: Slide, background: Colour | None = None, *, longest: int 
 def stained(pixels: Pixels, background: Colour) -> Mask:
     """True where the optical density relative to the glass, averaged over the channels, is above Otsu's
     threshold."""
-    transmitted = np.maximum(pixels, 1).astype(np.float32) / np.maximum(np.array(background, np.float32), 1)
-    density = np.clip(-np.log10(transmitted).mean(axis=2), 0.0, 1.0)
+    values = np.maximum(np.arange(256, dtype=np.float32), 1)
+    density = np.zeros(pixels.shape[:2], np.float32)
+    for channel in range(3):
+        density -= np.log10(values / max(background[channel], 1))[pixels[..., channel]]
+    density = np.clip(density / 3, 0.0, 1.0)
     return np.asarray(density > min(max(otsu(density), LOWEST_THRESHOLD), HIGHEST_THRESHOLD))
 
 

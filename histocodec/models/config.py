@@ -19,16 +19,15 @@ class HyperConfig:
     The receptive field follows from the 3×3 blocks: one latent each at 1/16, half a latent each at 1/8.
     """
 
-    latent_channels: int = 384
+    latent_channels: int = 256
     hyper_channels: int = 32
     hyper_width: int = 96
     context_width: int = 128
     width8: int = 192
-    width16: int | None = None  # hidden channels of the blocks at 1/16; None: as many as there are latents
     analysis8: Blocks = (True, True, True)
     analysis16: Blocks = (True, False, True, False)
-    synthesis16: Blocks = (True, True)
-    synthesis8: Blocks = (True,)
+    synthesis16: Blocks = (True, False, True, False)
+    synthesis8: Blocks = (True, True)
     anchors: int = 9  # qualities at which gains and biases are learnt; the others are interpolated
     lambda_min: float = 5e-5  # rate–distortion weight at quality 0, MSE on the 0–255 scale
     lambda_max: float = 0.08  # … and at quality 100
@@ -38,8 +37,6 @@ class HyperConfig:
             value = getattr(self, name)
             if not (isinstance(value, int) and 4 <= value <= 1024 and value % GROUPS == 0):
                 raise FormatError(f"model config: {name} is {value!r}; a multiple of 4 from 4 to 1024 is allowed")
-        if not (self.width16 is None or (isinstance(self.width16, int) and 4 <= self.width16 <= 1024)):
-            raise FormatError(f"model config: width16 is {self.width16!r}; null, or 4 to 1024, is allowed")
         if self.width8 != 192:
             raise FormatError(f"model config: width8 is {self.width8!r}; only 192 (8×8×3) is allowed")
         if not (isinstance(self.anchors, int) and 2 <= self.anchors <= QUALITIES):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from histocodec.models.config import QUALITIES, Blocks, HyperConfig
+from histocodec.models.config import QUALITIES, HyperConfig
 
 
 @dataclass(frozen=True)
@@ -43,21 +43,17 @@ class Margin:
 class Residual(nn.Module):
     """x + W₂·relu(D·relu(W₁·x)), with D a depthwise 3×3 convolution in spatial blocks and nothing in others."""
 
-    def __init__(self, channels: int, hidden: int, spatial: bool) -> None:
+    def __init__(self, channels: int, spatial: bool) -> None:
         super().__init__()
-        self.expand = nn.Conv2d(channels, hidden, 1)
-        self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden) if spatial else None
-        self.project = nn.Conv2d(hidden, channels, 1)
+        self.expand = nn.Conv2d(channels, channels, 1)
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels) if spatial else None
+        self.project = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = F.relu(self.expand(x), inplace=True)
         if self.depthwise is not None:
             hidden = F.relu(self.depthwise(hidden), inplace=True)
         return x + cast(Tensor, self.project(hidden))
-
-
-def _residuals(channels: int, hidden: int | None, blocks: Blocks) -> list[Residual]:
-    return [Residual(channels, hidden or channels, spatial) for spatial in blocks]
 
 
 def _blocks(blocks: nn.Sequential, x: Tensor, margin: Margin, beyond: int) -> tuple[Tensor, Margin]:
@@ -75,9 +71,9 @@ class Analysis(nn.Module):
         super().__init__()
         self.config = config
         self.head = nn.Conv2d(192, config.width8, 1)
-        self.blocks8 = nn.Sequential(*_residuals(config.width8, config.width8, config.analysis8))
+        self.blocks8 = nn.Sequential(*(Residual(config.width8, spatial) for spatial in config.analysis8))
         self.down = nn.Conv2d(config.width8, config.latent_channels, 2, stride=2)
-        self.blocks16 = nn.Sequential(*_residuals(config.latent_channels, config.width16, config.analysis16))
+        self.blocks16 = nn.Sequential(*(Residual(config.latent_channels, s) for s in config.analysis16))
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = F.pixel_unshuffle(pixels, 8).contiguous(memory_format=torch.channels_last)
@@ -98,9 +94,9 @@ class Synthesis(nn.Module):
     def __init__(self, config: HyperConfig) -> None:
         super().__init__()
         self.config = config
-        self.blocks16 = nn.Sequential(*_residuals(config.latent_channels, config.width16, config.synthesis16))
+        self.blocks16 = nn.Sequential(*(Residual(config.latent_channels, s) for s in config.synthesis16))
         self.up = nn.ConvTranspose2d(config.latent_channels, config.width8, 2, stride=2)
-        self.blocks8 = nn.Sequential(*_residuals(config.width8, config.width8, config.synthesis8))
+        self.blocks8 = nn.Sequential(*(Residual(config.width8, spatial) for spatial in config.synthesis8))
         self.tail = nn.Conv2d(config.width8, 192, 1)
 
     def forward(self, latents: Tensor) -> Tensor:

@@ -97,14 +97,14 @@ def _eigen(covariance: Tensor) -> tuple[Tensor, Tensor]:
 
 def _start_residual(block: Residual, std: Tensor) -> None:
     """Random features of the standardised input, and a small output in proportion to each channel's energy."""
-    channels, hidden, std = len(std), len(block.expand.weight), std.to(block.expand.weight.device)
+    channels, std = len(std), std.to(block.expand.weight.device)
     block.expand.weight.copy_(torch.randn_like(block.expand.weight) / math.sqrt(channels) / std.view(1, -1, 1, 1))
     _no_bias(block.expand)
     if block.depthwise is not None:
         block.depthwise.weight.normal_(0, 0.1)
         block.depthwise.weight[:, :, 1, 1] += 0.8
         _no_bias(block.depthwise)
-    noise = torch.randn_like(block.project.weight) * (RESIDUAL_START / math.sqrt(hidden))
+    noise = torch.randn_like(block.project.weight) * (RESIDUAL_START / math.sqrt(channels))
     block.project.weight.copy_(noise * std.view(-1, 1, 1, 1))
     _no_bias(block.project)
 

@@ -16,13 +16,11 @@ from histocodec.slide import BaseSlide, Pixels, pyramid_levels
 
 # Scales of a crop. Below 1 the source's own compression is averaged away; above 1 the tissue is smooth, as a
 # blurred or out-of-focus field is, and a block transform must learn not to lose there.
-REDUCED, ENLARGED = (0.5, 1.0), (1.0, 2.5)
+REDUCED, ENLARGED = (0.5, 1.0), (1.0, 2.0)
 SHARE_NATIVE, SHARE_ENLARGED = 0.1, 0.3
 GROUP = 2  # patches that share one scale, and with it one resampling call
 BLANK = 0.82 * 255  # a patch whose mean is brighter shows mostly glass (Nasr et al. 2023)
 KEPT_BLANK = 0.5  # of such patches: a codec that never saw pale tissue and lumen loses there to any other
-RESTAINED = 0.3  # share of patches that are made paler or darker than their image's statistics say …
-CONTRAST, OFFSET = (0.6, 1.3), 0.4  # … by a factor, and by an offset in standard deviations
 LEAST_CONTRAST = 4.0  # standard deviation of an image worth learning from, in grey values
 
 
@@ -89,10 +87,7 @@ class PatchSampler:
             for patch, (_, image) in zip(patches, chosen, strict=True):
                 turned = torch.rot90(patch, int(rng.integers(4)), (1, 2))
                 turned = turned.flip(2) if rng.integers(2) else turned
-                normalised = (turned.clamp(0, 255) - image.mean[:, None, None]) / image.std[:, None, None]
-                if rng.random() < RESTAINED:
-                    normalised = normalised * rng.uniform(*CONTRAST) + rng.uniform(-OFFSET, OFFSET)
-                pixels.append(normalised)
+                pixels.append((turned.clamp(0, 255) - image.mean[:, None, None]) / image.std[:, None, None])
                 stds.append(image.std)
         return Batch(torch.stack(pixels), torch.stack(stds))
 

@@ -18,13 +18,14 @@ from histocodec.train.patches import PatchSampler
 
 JITTERED = 0.5  # share of patches whose normalisation is disturbed …
 GAIN_RANGE, OFFSET_RANGE = (0.75, 1.3), 0.4  # … by a factor, and by an offset in standard deviations
+WARMUP = 100  # steps: the optimiser knows nothing of the gradients yet
 FIRST_STEP = 1 << 30  # steps of the sampler that the main stage never reaches
 
 
 def refine_prior(
     model: HyperModel, sampler: PatchSampler, *, steps: int, rate: float, report: Callable[[Progress], None]
 ) -> None:
-    """Trains `model.prior` in place for `steps` steps at a learning rate that falls linearly to zero."""
+    """Trains `model.prior` in place for `steps` steps at a learning rate that, after a warm-up, falls linearly to 0."""
     device = next(model.parameters()).device
     optimizer = torch.optim.Adam(model.prior.parameters(), lr=rate, betas=(0.9, 0.99), fused=True)
     masks = [step_mask(k, model.config.latent_channels, *_latent_shape(sampler)).to(device) for k in range(GROUPS)]
@@ -39,7 +40,7 @@ def refine_prior(
         disturbed = pixels * factor + OFFSET_RANGE * (2 * draws[1] - 1)
         pixels = torch.where(draws[2] < JITTERED, disturbed, pixels)
         for group in optimizer.param_groups:
-            group["lr"] = rate * (1 - step / steps)
+            group["lr"] = rate * min(1.0, (step + 1) / WARMUP) * (1 - step / steps)
         with torch.autocast(device.type, dtype=torch.bfloat16):
             with torch.no_grad():
                 log_gain, _ = model.gains(quality)
