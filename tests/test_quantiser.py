@@ -15,7 +15,7 @@ from histocodec.formats.reader import open_compressed
 from histocodec.formats.writer import encode_slide
 from histocodec.models.transforms import Margin
 from histocodec.normalise import ChannelStats
-from histocodec.quantiser import Quantiser, Window
+from histocodec.quantiser import SLOPE, Quantiser, Window
 from histocodec.sources.array import ArraySlide
 from histocodec.synthetic import synthetic_slide
 from histocodec.transform import Transform, quantise
@@ -45,7 +45,7 @@ def quantiser(effort: int) -> Quantiser:
 
 
 def cost(chunk: np.ndarray, quality: int) -> float:
-    """λ·MSE + bits of the chunk between its neighbours, rounded, in bits; by the coder and the decoder themselves."""
+    """SLOPE·λ·MSE + bits of the chunk between its neighbours, rounded, in bits; by the coder and the decoder themselves."""
     weights = tiny_weights()
     bits = 8 * len(LatentCoder(weights).encode(chunk, quality))
     whole = quantise(window().y, weights.gain(quality), INT16)
@@ -54,7 +54,7 @@ def cost(chunk: np.ndarray, quality: int) -> float:
     decoded = transform().synthesise([scaled], window().margin, STATS)[0]
     height, width, _ = window().pixels.shape
     error = squared_error(decoded[:height, :width], window().pixels)
-    return bits + weights.config.rate_weight(quality) / 3 * error
+    return bits + SLOPE * weights.config.rate_weight(quality) / 3 * error
 
 
 def test_no_effort_is_rounding() -> None:
