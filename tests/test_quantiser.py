@@ -45,7 +45,7 @@ def quantiser(effort: int) -> Quantiser:
 
 
 def cost(chunk: np.ndarray, quality: int) -> float:
-    """SLOPE·λ·MSE + bits of the chunk between its neighbours, rounded, in bits; by the coder and the decoder themselves."""
+    """SLOPE·λ·MSE + bits of the chunk between its neighbours, rounded, in bits; by coder and decoder themselves."""
     weights = tiny_weights()
     bits = 8 * len(LatentCoder(weights).encode(chunk, quality))
     whole = quantise(window().y, weights.gain(quality), INT16)
