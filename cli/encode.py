@@ -34,7 +34,7 @@ STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "m
     type=click.IntRange(0, 9),
     default=0,
     show_default=True,
-    help="Passes that look for cheaper latents: 4 saves 5 to 10 %, and takes many times as long.",
+    help="Passes that look for cheaper latents: 4 saves 1 to 4 %, and takes many times as long.",
 )
 @click.option(
     "--model",
