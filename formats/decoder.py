@@ -82,10 +82,11 @@ class BlockDecoder:
         workers: Workers,
         *,
         cache_bytes: int,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.container, self.weights, self.device, self.workers = container, weights, device, workers
         self.coder = fast_coder(weights)
-        self.transform = Transform(weights, device)
+        self.transform = Transform(weights, device, dtype=dtype)
         self.stats = container.stats()
         self.side = container.attributes.chunk  # latents a chunk, in each direction
         self._grids = [container.attributes.grid(level) for level in range(len(container.attributes.levels))]

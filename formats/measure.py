@@ -48,9 +48,12 @@ def measure_level(
     source_level: int,
     level: int,
     done: Callable[[int], None],
+    *,
+    dtype: torch.dtype | None = None,
 ) -> LevelFidelity:
-    """Decodes `level` of `container` and compares it with `source_level` of `source`. `done` is told pixels."""
-    decoder = BlockDecoder(container, weights, device, workers, cache_bytes=CACHE_BYTES)
+    """Decodes `level` of `container` and compares it with `source_level` of `source`. `done` is told pixels; `dtype`
+    is the synthesis's arithmetic, the device's fastest where none is given."""
+    decoder = BlockDecoder(container, weights, device, workers, cache_bytes=CACHE_BYTES, dtype=dtype)
     size, tiles = container.attributes.levels[level], container.tiles(level)
     grid = Grid(size.height, size.width, container.attributes.chunk * STRIDE)
     keys = [BlockKey(level, int(row), int(column)) for row, column in np.argwhere(tiles != BACKGROUND)]

@@ -21,7 +21,7 @@ from histocodec.slide import Pixels
 
 @jit
 def _pixels(normalised: NDArray[np.float32], mean: NDArray[np.float32], std: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """(H, W, 3) float32, contiguous → uint8: one pass where PyTorch takes five."""
+    """`ChannelStats.denormalise` of (H, W, 3) float32, contiguous, in one pass where numpy takes five."""
     out = np.empty(normalised.shape, np.uint8)
     for row in range(normalised.shape[0]):
         for column in range(normalised.shape[1]):
@@ -29,10 +29,6 @@ def _pixels(normalised: NDArray[np.float32], mean: NDArray[np.float32], std: NDA
                 value = np.rint(normalised[row, column, c] * std[c] + mean[c])
                 out[row, column, c] = np.uint8(min(max(value, np.float32(0)), np.float32(255)))
     return out
-
-
-def _as_arrays(stats: ChannelStats) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    return np.array(stats.mean, np.float32), np.array(stats.std, np.float32)
 
 
 Network = TypeVar("Network", Analysis, Synthesis)
@@ -58,6 +54,11 @@ def fastest_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def other_dtype(device: torch.device) -> torch.dtype:
+    """What `fastest_dtype` is not: the arithmetic of a container that comes from another kind of machine."""
+    return torch.float32 if fastest_dtype(device) == torch.bfloat16 else torch.bfloat16
 
 
 class Transform:
@@ -87,7 +88,7 @@ class Transform:
             latents = torch.from_numpy(np.stack(windows)).to(self.device, self.dtype, memory_format=torch.channels_last)
             normalised = self.g_s.window(latents, margin).permute(0, 2, 3, 1).float()  # (B, H, W, 3)
             if self.device.type == "cpu":
-                return [_pixels(np.ascontiguousarray(one), *_as_arrays(stats)) for one in normalised.numpy()]
+                return [_pixels(np.ascontiguousarray(one), stats.mean, stats.std) for one in normalised.numpy()]
             rounded = (normalised * std.view(3) + mean.view(3)).round_().clamp_(0, 255).to(torch.uint8)
             return list(rounded.contiguous().cpu().numpy())
 

@@ -21,7 +21,7 @@ from histocodec.synthetic import synthetic_slide
 from histocodec.transform import Transform, quantise
 from tests.tiny import tiny_model, tiny_weights
 
-STATS = ChannelStats((180.0, 140.0, 175.0), (40.0, 45.0, 35.0))
+STATS = ChannelStats(np.array([180.0, 140.0, 175.0], np.float32), np.array([40.0, 45.0, 35.0], np.float32))
 INT16 = np.dtype(np.int16)
 HALO = 2
 

@@ -27,6 +27,8 @@ from histocodec.formats.arrays import write_plain
 from histocodec.formats.container import Container
 from histocodec.formats.decoder import BlockKey
 from histocodec.formats.layout import BACKGROUND, CODED, LOSSLESS, plain_arrays
+from histocodec.formats.measure import psnr, squared_error
+from histocodec.formats.options import EncodeOptions
 from histocodec.formats.reader import CompressedSlide, open_compressed
 from histocodec.formats.verify import verify
 from histocodec.formats.writer import encode_slide
@@ -37,6 +39,7 @@ from histocodec.slide import BaseSlide, Pixels
 from histocodec.sources import ArraySlide, with_pyramid
 from histocodec.synthetic import synthetic_slide
 from histocodec.tissue import GLASS_DISTANCE
+from histocodec.transform import other_dtype
 
 SIZE = (1300, 900)  # 3 x 2 chunks, and a derived level of 325 x 225
 WIDE = (4400, 40)  # two shards beside each other
@@ -410,6 +413,22 @@ def test_a_sound_container_verifies_and_its_psnr_is_measured_again(folder: Path,
     assert report.psnr == pytest.approx(attributes.levels[0].psnr, abs=1e-9)
     assert (report.chunks, report.shards) == (7, 2)
     assert verify(folder / "wide.zarr", device="cpu").ok
+
+
+def test_a_container_from_a_machine_of_other_arithmetic_verifies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bfloat16 and float32 round differently, on a smooth chunk by more than the map's tolerance; here, on tissue, by
+    more than a smaller one."""
+    source, path, cpu = ArraySlide(synthetic_slide(512, 512)), tmp_path / "a.zarr", torch.device("cpu")
+    encode_slide(source, path, EncodeOptions(quality=60, levels=(0,), device="cpu"))
+    there, tolerance = other_dtype(cpu), 0.001
+    monkeypatch.setattr("histocodec.transform.fastest_dtype", lambda _: there)
+    monkeypatch.setattr("histocodec.formats.verify.PSNR_TOLERANCE", tolerance)
+    with histocodec.open(path, device="cpu") as opened:
+        error = squared_error(opened.read(opened.levels[0].region, 0), source.read(source.levels[0].region, 0))
+        assert abs(psnr(error, 3 * 512**2) - opened.container.psnr(0)[0, 0]) > tolerance
+    assert verify(path, against=source, device="cpu").ok
 
 
 def test_another_original_does_not_verify(folder: Path) -> None:
