@@ -74,6 +74,7 @@ def _single_core_pool(count: int) -> ThreadPoolExecutor:
 
     def start() -> None:
         torch.set_num_threads(1)  # for this thread; and, as a side effect, for threads yet to be started …
+        torch.get_num_threads()  # … of which this is one until it has asked: else its first operation takes theirs
         everyone.wait()
 
     threads = torch.get_num_threads()
