@@ -76,18 +76,17 @@ def tissue_stats(slide: Slide, mask: Mask | None = None, *, background: Colour |
     ]
     if len(blocks) > MOST_TILES:
         blocks = [blocks[index * len(blocks) // MOST_TILES] for index in range(MOST_TILES)]
-    count, sums, squares = 0, np.zeros(3, np.int64), np.zeros(3, np.int64)
+    counts = np.zeros((3, 256), np.int64)  # how often each channel has each value
     for block in blocks:
         pixels = slide.read(grid.region(*block), 0)
         if is_background(pixels, background):
             continue
-        values = pixels[stained(pixels, background)].astype(np.int64)  # (n, 3)
-        count += len(values)
-        sums += values.sum(axis=0)
-        squares += (values**2).sum(axis=0)
+        values = pixels[stained(pixels, background)]  # (n, 3)
+        counts += [np.bincount(values[:, channel], minlength=256) for channel in range(3)]
+    count, grey = int(counts[0].sum()), np.arange(256)
     if count < max(1, min(LEAST_PIXELS, level.region.area // 16)):
         return DEFAULT_STATS
-    return stats_from_sums(count, sums, squares)
+    return stats_from_sums(count, counts @ grey, counts @ grey**2)
 
 
 def stats_from_sums(count: int, sums: NDArray[np.int64], squares: NDArray[np.int64]) -> ChannelStats:

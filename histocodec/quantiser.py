@@ -118,9 +118,7 @@ class Quantiser:
     def _decoded(self, y: torch.Tensor, quality: int, margin: Margin) -> torch.Tensor:
         """Latents (1, C, h, w) float → pixels (1, 3, H, W) float, neither rounded nor clipped."""
         inverse = torch.from_numpy(self.weights.inverse_gain(quality).copy()).to(y.device)[None, :, None, None]
-        scaled = (y * inverse).to(self.transform.dtype).contiguous(memory_format=torch.channels_last)
-        mean, std = self.transform.statistics(self.stats)
-        return self.transform.g_s.window(scaled, margin).float() * std + mean
+        return self.transform.decoded(y * inverse, margin, self.stats)
 
     def _probed_curvature(self, quality: int) -> NDArray[np.float32]:
         """Second derivative of λ·MSE in one latent of each channel, in bits, (C,): the diagonal of JᵀJ where the

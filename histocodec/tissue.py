@@ -97,7 +97,7 @@ def stained(pixels: Pixels, background: Colour) -> Mask:
     values = np.maximum(np.arange(256, dtype=np.float32), 1)
     density = np.zeros(pixels.shape[:2], np.float32)
     for channel in range(3):
-        density -= np.log10(values / max(background[channel], 1))[pixels[..., channel]]
+        density -= np.log10(values / max(background[channel], 1)).take(pixels[..., channel])
     density = np.clip(density / 3, 0.0, 1.0)
     return np.asarray(density > min(max(otsu(density), LOWEST_THRESHOLD), HIGHEST_THRESHOLD))
 

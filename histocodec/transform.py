@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from histocodec.compiled import jit
 from histocodec.errors import FormatError, UnsupportedError, UsageError
@@ -20,14 +21,33 @@ from histocodec.slide import Pixels
 
 
 @jit
-def _pixels(normalised: NDArray[np.float32], mean: NDArray[np.float32], std: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """`ChannelStats.denormalise` of (H, W, 3) float32, contiguous, in one pass where numpy takes five."""
-    out = np.empty(normalised.shape, np.uint8)
-    for row in range(normalised.shape[0]):
-        for column in range(normalised.shape[1]):
-            for c in range(3):
-                value = np.rint(normalised[row, column, c] * std[c] + mean[c])
-                out[row, column, c] = np.uint8(min(max(value, np.float32(0)), np.float32(255)))
+def _blocks_of(pixels: NDArray[np.uint8], mean: NDArray[np.float32], std: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`ChannelStats.normalise` and an unshuffle by 8 of (H, W, 3) uint8, in one pass: (H/8, W/8, 192) float32."""
+    rows, columns = pixels.shape[0] // 8, pixels.shape[1] // 8
+    out = np.empty((rows, columns, 192), np.float32)
+    scale = 1 / std
+    for row in range(rows):
+        for column in range(columns):
+            for i in range(8):
+                for j in range(8):
+                    for colour in range(3):
+                        value = pixels[8 * row + i, 8 * column + j, colour]
+                        out[row, column, 64 * colour + 8 * i + j] = (value - mean[colour]) * scale[colour]
+    return out
+
+
+@jit
+def _pixels_of(blocks: NDArray[np.float32], mean: NDArray[np.float32], std: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The other way round: a shuffle by 8 of (h, w, 192) float32 and `ChannelStats.denormalise`, (8h, 8w, 3) uint8."""
+    rows, columns = blocks.shape[:2]
+    out = np.empty((8 * rows, 8 * columns, 3), np.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            for i in range(8):
+                for j in range(8):
+                    for colour in range(3):
+                        value = np.rint(blocks[row, column, 64 * colour + 8 * i + j] * std[colour] + mean[colour])
+                        out[8 * row + i, 8 * column + j, colour] = np.uint8(min(max(value, 0), 255))
     return out
 
 
@@ -74,9 +94,14 @@ class Transform:
         """pixels (H, W, 3) uint8, H and W multiples of 16, margin in latents included → (C, h, w) float32 without
         it, before gains."""
         with torch.inference_mode():
-            mean, std = self.statistics(stats)
-            planes = torch.from_numpy(pixels).to(self.device).permute(2, 0, 1)[None].float()
-            y = self.g_a.window(((planes - mean) / std).to(self.dtype), margin)
+            if self.device.type == "cpu":
+                blocks = torch.from_numpy(_blocks_of(pixels, stats.mean, stats.std)).permute(2, 0, 1)[None]
+            else:
+                mean, std = self.statistics(stats)
+                planes = torch.from_numpy(pixels).to(self.device).permute(2, 0, 1)[None].float()
+                blocks = F.pixel_unshuffle((planes - mean) / std, 8)
+            x = blocks.to(self.dtype).contiguous(memory_format=torch.channels_last)
+            y = self.g_a.window(x, margin)
             return cast("NDArray[np.float32]", y[0].float().contiguous().cpu().numpy())
 
     def synthesise(
@@ -84,13 +109,21 @@ class Transform:
     ) -> list[NDArray[np.uint8]]:
         """Windows (C, h, w) float32, gains undone, all of one shape and margin → pixels (H, W, 3) uint8 each."""
         with torch.inference_mode():
-            mean, std = self.statistics(stats)
             latents = torch.from_numpy(np.stack(windows)).to(self.device, self.dtype, memory_format=torch.channels_last)
-            normalised = self.g_s.window(latents, margin).permute(0, 2, 3, 1).float()  # (B, H, W, 3)
+            blocks = self.g_s.window(latents, margin).float()  # (B, 192, H/8, W/8)
             if self.device.type == "cpu":
-                return [_pixels(np.ascontiguousarray(one), stats.mean, stats.std) for one in normalised.numpy()]
-            rounded = (normalised * std.view(3) + mean.view(3)).round_().clamp_(0, 255).to(torch.uint8)
-            return list(rounded.contiguous().cpu().numpy())
+                each = blocks.permute(0, 2, 3, 1).contiguous().numpy()
+                return [_pixels_of(one, stats.mean, stats.std) for one in each]
+            mean, std = self.statistics(stats)
+            rounded = (F.pixel_shuffle(blocks, 8) * std + mean).round_().clamp_(0, 255).to(torch.uint8)
+            return list(rounded.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+
+    def decoded(self, latents: Tensor, margin: Margin, stats: ChannelStats) -> Tensor:
+        """`synthesise` for a gradient: one batch (B, C, h, w) float → (B, 3, H, W) float, neither rounded nor
+        clipped."""
+        mean, std = self.statistics(stats)
+        x = latents.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        return F.pixel_shuffle(self.g_s.window(x, margin).float(), 8) * std + mean
 
     def statistics(self, stats: ChannelStats) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation as (1, 3, 1, 1) float32"""

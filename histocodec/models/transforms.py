@@ -3,6 +3,8 @@
     pixels (3, H, W)  →unshuffle 8→ (192, H/8, W/8) →1×1, blocks→ →2×2 stride 2→ (C, H/16, W/16) blocks → y
     y                 → blocks →2×2 stride-2 transpose→ (192, H/8, W/8) blocks, 1×1 →shuffle 8→ pixels
 
+`forward` trains on pixels; `window` codes, and begins or ends with the unshuffled pixels (192, H/8, W/8).
+
 Both start as a Karhunen–Loève transform (`histocodec.train.klt`), i.e. at JPEG's level, and learn the rest.
 Convolutions pad with zeros at their own edges. A window that reaches `synthesis_halo` latents further than the
 wanted block, or ends where the slide ends, therefore gives exactly the block of the whole decode.
@@ -56,12 +58,43 @@ class Residual(nn.Module):
         return x + cast(Tensor, self.project(hidden))
 
 
+def _fused(x: Tensor) -> bool:
+    """Whether oneDNN may take a convolution with what follows it in one go, as torch.compile has it do."""
+    able = x.device.type == "cpu" and torch.is_inference_mode_enabled() and torch._C._has_mkldnn
+    return able and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+
+
+def _relu_of(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """relu(layer(x)) in one pass"""
+    return cast(Tensor, torch.ops.mkldnn._convolution_pointwise(
+        x, layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups, "relu", [], None
+    ))  # fmt: skip
+
+
+def _added_to(layer: nn.Conv2d, x: Tensor, hidden: Tensor) -> Tensor:
+    """x + layer(hidden) in one pass, written over x"""
+    return cast(Tensor, torch.ops.mkldnn._convolution_pointwise_.binary(
+        x, hidden, layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups, "add", 1.0,
+        None, [], None,
+    ))  # fmt: skip
+
+
 def _blocks(blocks: nn.Sequential, x: Tensor, margin: Margin, beyond: int) -> tuple[Tensor, Margin]:
     """Runs residual blocks, trimming after each; `beyond` is what the layers after the last block need."""
-    ahead = [block.depthwise is not None for block in cast("list[Residual]", list(blocks))]
-    for i, block in enumerate(blocks):
-        x, margin = margin.trim(block(x), sum(ahead[i + 1 :]) + beyond)
+    residuals = cast("list[Residual]", list(blocks))
+    ahead = [block.depthwise is not None for block in residuals]
+    fused = _fused(x)
+    x = x.clone(memory_format=torch.channels_last) if fused else x
+    for i, block in enumerate(residuals):
+        x, margin = margin.trim(_in_place(block, x) if fused else block(x), sum(ahead[i + 1 :]) + beyond)
     return x, margin
+
+
+def _in_place(block: Residual, x: Tensor) -> Tensor:
+    """`block(x)`, written over x where that is contiguous"""
+    x = x.contiguous(memory_format=torch.channels_last)
+    hidden = _relu_of(block.expand, x)
+    return _added_to(block.project, x, hidden if block.depthwise is None else _relu_of(block.depthwise, hidden))
 
 
 class Analysis(nn.Module):
@@ -79,9 +112,9 @@ class Analysis(nn.Module):
         x = F.pixel_unshuffle(pixels, 8).contiguous(memory_format=torch.channels_last)
         return cast(Tensor, self.blocks16(self.down(self.blocks8(self.head(x)))))
 
-    def window(self, pixels: Tensor, margin: Margin) -> Tensor:
-        """As `forward`, without the margin (given in latents, at most `analysis_halo`)."""
-        x = F.pixel_unshuffle(pixels, 8).contiguous(memory_format=torch.channels_last)
+    def window(self, x: Tensor, margin: Margin) -> Tensor:
+        """Unshuffled pixels (B, 192, H/8, W/8) → y as `forward`'s, without the margin (given in latents, at most
+        `analysis_halo`)."""
         spatial16 = sum(self.config.analysis16)
         x, margin = _blocks(self.blocks8, self.head(x), margin.scaled(2), 2 * spatial16)
         x, _ = _blocks(self.blocks16, self.down(x), margin.scaled(0.5), 0)
@@ -104,11 +137,12 @@ class Synthesis(nn.Module):
         return F.pixel_shuffle(x, 8)
 
     def window(self, latents: Tensor, margin: Margin) -> Tensor:
-        """As `forward`, without the margin (given in latents, at most `synthesis_halo`)."""
+        """Latents, gains undone → unshuffled pixels (B, 192, 2h, 2w), without the margin (given in latents, at most
+        `synthesis_halo`)."""
         spatial8 = sum(self.config.synthesis8)
         x, margin = _blocks(self.blocks16, latents, margin, -(-spatial8 // 2))
         x, margin = _blocks(self.blocks8, self.up(x), margin.scaled(2), 0)
-        return F.pixel_shuffle(self.tail(x), 8)
+        return cast(Tensor, self.tail(x))
 
 
 class Gains(nn.Module):
