@@ -23,7 +23,12 @@ from histocodec.cli.report import print_facts, print_json, say
 @click.option("--size", type=click.IntRange(min=64), default=256, show_default=True, help="Pixels on a patch's side.")
 @click.option("--rate", type=positive, metavar="R", default=5e-4, show_default=True, help="The highest learning rate.")
 @click.option("--schedule", type=click.Choice(["wsd", "cosine"]), default="wsd", show_default=True)
-@click.option("--decay", type=click.IntRange(min=0), help="Steps at the end of wsd.  [default: the last quarter]")
+@click.option("--decay", type=click.IntRange(min=0), help="Steps at the end of wsd.  [default: the last half]")
+@click.option(
+    "--enlarged",
+    type=click.IntRange(min=0),
+    help="Steps at the end on crops half as wide again.  [default: the last quarter]",
+)
 @click.option("--warmup", type=click.IntRange(min=0), default=200, show_default=True, help="Steps at the start.")
 @click.option(
     "--prior-steps",
@@ -32,6 +37,7 @@ from histocodec.cli.report import print_facts, print_json, say
     show_default=True,
     help="A last stretch for the entropy model alone; it changes no pixel, only the rate.",
 )
+@click.option("--from", "start", metavar="MODEL", help="A finished model to start from, an id or a file.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--validation",
@@ -64,8 +70,10 @@ def command(
     rate: float,
     schedule: str,
     decay: int | None,
+    enlarged: int | None,
     warmup: int,
     prior_steps: int,
+    start: str | None,
     seed: int,
     validation: tuple[Path, ...],
     holdout: float,
@@ -84,6 +92,7 @@ def command(
     Examples:
       histocodec train slides/ --out runs/mine --model-id mine-1
       histocodec train slides/ --out runs/mine --model-id mine-1 --resume --steps 20000
+      histocodec train slides/ --out runs/tuned --model-id mine-2 --from hyper-1 --rate 2e-4
       histocodec encode slide.svs slide.zarr --model runs/mine/mine-1.safetensors
     """
     from histocodec.train.run import TrainOptions, run_training
@@ -97,8 +106,10 @@ def command(
         rate=rate,
         schedule=schedule,
         decay=decay,
+        enlarged=enlarged,
         warmup=warmup,
         prior_steps=prior_steps,
+        start=start,
         seed=seed,
         device=device,
         checkpoint_every=checkpoint_every,

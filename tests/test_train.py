@@ -12,14 +12,19 @@ from PIL import Image
 
 from histocodec.codec import LatentCoder
 from histocodec.errors import UsageError
+from histocodec.models.config import HyperConfig
+from histocodec.models.export import export_model
+from histocodec.models.hyper import HyperModel
 from histocodec.models.weights import load_model
 from histocodec.synthetic import synthetic_slide
+from histocodec.train.augment import disturbed, on_glass
 from histocodec.train.data import held_out, training_files
+from histocodec.train.finetune import deepened, start_from_model
 from histocodec.train.loop import Progress, Schedule, Trainer
 from histocodec.train.patches import PatchSampler, training_image
 from histocodec.train.prior import refine_prior
 from histocodec.train.run import TrainOptions, run_training
-from tests.tiny import TINY, tiny_network
+from tests.tiny import TINY, tiny_network, tiny_weights
 
 
 @pytest.fixture(autouse=True)
@@ -135,6 +140,79 @@ def test_refining_the_prior_lowers_the_rate_and_leaves_the_transforms_alone(samp
     assert np.mean(rates[-8:]) < np.mean(rates[:8])
     after = network.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("prior."))
+
+
+def test_training_from_a_model_file_begins_where_it_ended(sampler: PatchSampler) -> None:
+    weights = tiny_weights()
+    network = HyperModel(TINY).eval()
+    start_from_model(network, weights, sampler)
+    again = export_model(network, weights.id)
+    assert again.arrays.keys() == weights.arrays.keys()
+    for name, array in weights.arrays.items():
+        if array.dtype.kind == "f":
+            np.testing.assert_allclose(again.arrays[name], array, rtol=1e-5, err_msg=name)
+        else:
+            rounding = 0 if name.endswith(("weight", "low", "size", "freq")) else 1  # of what is between anchors
+            assert np.abs(again.arrays[name].astype(int) - array).max() <= rounding, name
+
+
+def test_blocks_that_a_start_adds_change_nothing_at_first(sampler: PatchSampler) -> None:
+    batch, quality = sampler(0), torch.tensor([40.0, 80.0])
+    outputs = []
+    for config in (TINY, deepened(TINY)):
+        network = HyperModel(config).eval()
+        start_from_model(network, tiny_weights(), sampler)
+        with torch.no_grad():
+            outputs.append(network(batch.pixels, quality))
+    assert len(network.g_a.blocks8) == len(HyperConfig().analysis8) > len(TINY.analysis8)
+    assert torch.allclose(outputs[0].pixels, outputs[1].pixels)
+    assert torch.allclose(outputs[0].y_bits, outputs[1].y_bits)
+
+
+def test_a_model_of_other_sizes_is_no_start(sampler: PatchSampler) -> None:
+    with pytest.raises(UsageError, match="other sizes"):
+        start_from_model(HyperModel(replace(TINY, context_width=20)), tiny_weights(), sampler)
+
+
+def test_the_prior_learns_from_integers_and_the_analysis_from_noise(sampler: PatchSampler) -> None:
+    """At quality 0 all latents are zero: noise asks the analysis for smaller ones all the same."""
+    network = tiny_network().train()
+    output = network(sampler(0).pixels, torch.zeros(2))
+    network.eval()
+    assert torch.allclose(output.y_bits, network(sampler(0).pixels, torch.zeros(2)).y_bits)
+    output.y_bits.sum().backward()
+    assert network.g_a.down.weight.grad is not None
+    assert float(network.g_a.down.weight.grad.abs().sum()) > 0
+
+
+def test_a_patch_on_glass_is_mostly_glass_and_normalised_by_what_is_not(sampler: PatchSampler) -> None:
+    image = torch.from_numpy(synthetic_slide(256, 256, seed=1)).permute(2, 0, 1).float()
+    mean, std = image.mean((1, 2)), image.std((1, 2))
+    shares = []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        patch, deviation = on_glass((image - mean[:, None, None]) / std[:, None, None], std, rng)
+        grey = patch * deviation[:, None, None]
+        glass = grey.flatten(1).median(1).values
+        shares.append(float(((grey - glass[:, None, None]).abs().amax(0) < 6).float().mean()))
+        assert torch.isfinite(patch).all()
+    assert np.mean(shares) > 0.5
+    assert max(shares) - min(shares) > 0.1
+
+
+def test_disturbed_statistics_leave_the_pixels_alone() -> None:
+    patch, std = torch.randn(3, 16, 16), torch.tensor([40.0, 45.0, 35.0])
+    other, other_std = disturbed(patch, std, np.random.default_rng(0))
+    assert not torch.allclose(other, patch)
+    difference = other * other_std[:, None, None] - patch * std[:, None, None]
+    assert torch.allclose(difference, difference.mean((1, 2), keepdim=True).expand_as(difference), atol=1e-4)
+
+
+def test_the_last_steps_see_larger_crops() -> None:
+    image = training_image(synthetic_slide(384, 384), "a", torch.device("cpu"))
+    assert image is not None
+    larger = PatchSampler([image], batch=4, size=128, seed=3).enlarged()
+    assert larger(0).pixels.shape == (2, 3, 192, 192)
 
 
 def test_an_empty_folder_is_an_error_that_says_what_was_looked_for(tmp_path: Path) -> None:

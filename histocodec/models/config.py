@@ -24,8 +24,8 @@ class HyperConfig:
     hyper_width: int = 96
     context_width: int = 128
     width8: int = 192
-    analysis8: Blocks = (True, True, True)
-    analysis16: Blocks = (True, False, True, False)
+    analysis8: Blocks = (True, True, True, True)
+    analysis16: Blocks = (True, False, True, False, True, False)
     synthesis16: Blocks = (True, False, True, False)
     synthesis8: Blocks = (True, True)
     anchors: int = 9  # qualities at which gains and biases are learnt; the others are interpolated

@@ -27,8 +27,8 @@ class HyperOutput:
 
 class HyperModel(nn.Module):
     """`g_a`, `g_s`, gains and prior. Normalised pixels (B, 3, H, W), H and W multiples of 64, and one quality an
-    item in; `HyperOutput` out. In training the rate is that of uniform noise (Ballé et al. 2017) and everything
-    else sees integers; in evaluation the rate is that of the integers, an ideal coder's."""
+    item in; `HyperOutput` out. The rate is that of the integers, an ideal coder's. In training the prior learns from
+    it; `g_a`, which cannot, learns from the rate of uniform noise instead (Ballé et al. 2017)."""
 
     def __init__(self, config: HyperConfig) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class HyperModel(nn.Module):
         log_gain, log_inverse = self.gains(quality)
         y = self.g_a(pixels).float() * log_gain.exp()[:, :, None, None]
         y_hat = straight_round(y)
-        y_rate = y + torch.rand_like(y) - 0.5 if self.training else y_hat
+        integers, noisy = y_hat.detach(), y + torch.rand_like(y) - 0.5 if self.training else None
 
         graph, ops = self.prior.graph, self.prior.ops(quality, log_gain)
         z = graph.h_a(ops, y_hat)
@@ -53,7 +53,10 @@ class HyperModel(nn.Module):
         for k in range(GROUPS):
             mask = step_mask(k, *y.shape[1:]).to(y.device)
             mean, index = graph.step(ops, k, y_hat * mask, h)
-            y_bits = y_bits + bits(ops.cells(y_rate, k), mean, index)
+            y_bits = y_bits + bits(ops.cells(integers, k), mean, index)
+            if noisy is not None:  # its gradient, and no value
+                for_g_a = bits(ops.cells(noisy, k), mean.detach(), index.detach())
+                y_bits = y_bits + for_g_a - for_g_a.detach()
 
         x_hat = self.g_s(y_hat * log_inverse.exp()[:, :, None, None])
         return HyperOutput(x_hat.float(), y_bits, z_bits)

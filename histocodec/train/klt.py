@@ -60,7 +60,7 @@ def start_from_klt(model: HyperModel, sampler: PatchSampler, *, blocks: int | No
         (model.g_s.blocks8, std8),
     ):
         for block in residuals.children():
-            _start_residual(cast(Residual, block), std)
+            start_residual(cast(Residual, block), std)
 
     # High-rate optimum: Δ² = 26 / (λ·σ²) for a loss λ·MSE + bpp with three samples a pixel.
     grey = torch.cat(stds).to(cpu).log().mean().exp() ** 2
@@ -95,7 +95,7 @@ def _eigen(covariance: Tensor) -> tuple[Tensor, Tensor]:
     return values.flip(0).float(), vectors.flip(1).float()
 
 
-def _start_residual(block: Residual, std: Tensor) -> None:
+def start_residual(block: Residual, std: Tensor) -> None:
     """Random features of the standardised input, and a small output in proportion to each channel's energy."""
     channels, std = len(std), std.to(block.expand.weight.device)
     block.expand.weight.copy_(torch.randn_like(block.expand.weight) / math.sqrt(channels) / std.view(1, -1, 1, 1))

@@ -14,6 +14,8 @@ from torch import Tensor
 from histocodec.errors import FormatError, UsageError
 from histocodec.models.config import QUALITIES, HyperConfig
 from histocodec.models.hyper import HyperModel
+from histocodec.models.weights import ModelWeights
+from histocodec.train.finetune import start_from_model
 from histocodec.train.klt import start_from_klt
 from histocodec.train.patches import Batch, PatchSampler
 
@@ -25,12 +27,13 @@ CLIP_NORM = 2.0
 @dataclass(frozen=True)
 class Schedule:
     """Warm-up, stable rate, then decay to zero over the last `decay` steps: linear ("wsd") or, over everything
-    after the warm-up, a cosine ("cosine")."""
+    after the warm-up, a cosine ("cosine"). The last `enlarged` steps are on larger crops."""
 
     steps: int
     warmup: int = 200
     decay: int = 0
     kind: str = "wsd"
+    enlarged: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in ("wsd", "cosine"):
@@ -100,20 +103,28 @@ class Trainer:
         self._objective = torch.compile(rate_distortion, dynamic=False) if compiled else rate_distortion
         self.step = 0
 
-    def start(self) -> None:
-        """The KLT start."""
-        start_from_klt(self.model, self.sampler)
+    def start(self, model: ModelWeights | None = None) -> None:
+        """From the KLT, or from a finished model."""
+        if model is None:
+            start_from_klt(self.model, self.sampler)
+        else:
+            start_from_model(self.model, model, self.sampler)
         self.average.load_state_dict(self.model.state_dict())
 
     def run(self, schedule: Schedule, *, until: int, report: Callable[[Progress], None]) -> None:
         """Trains up to step `until` (of `schedule.steps`), calling `report` after every step."""
         self.model.train()
+        larger = self.sampler.enlarged()
+
+        def batch_of(step: int) -> Batch:
+            return (larger if step >= schedule.steps - schedule.enlarged else self.sampler)(step)
+
         with ThreadPoolExecutor(1) as pool:
-            following = pool.submit(self.sampler, self.step)
+            following = pool.submit(batch_of, self.step)
             while self.step < until:
                 began = time.perf_counter()
                 batch = following.result()
-                following = pool.submit(self.sampler, self.step + 1)
+                following = pool.submit(batch_of, self.step + 1)
                 loss = self._update(batch, schedule.factor(self.step))
                 self.step += 1
                 seconds = time.perf_counter() - began

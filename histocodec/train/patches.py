@@ -13,11 +13,13 @@ from torch.nn import functional as F
 from histocodec.geometry import Region
 from histocodec.normalise import tissue_stats
 from histocodec.slide import BaseSlide, Pixels, pyramid_levels
+from histocodec.train.augment import disturbed, on_glass
 
 # Scales of a crop. Below 1 the source's own compression is averaged away; above 1 the tissue is smooth, as a
 # blurred or out-of-focus field is, and a block transform must learn not to lose there.
 REDUCED, ENLARGED = (0.5, 1.0), (1.0, 2.0)
 SHARE_NATIVE, SHARE_ENLARGED = 0.1, 0.3
+SHARE_ON_GLASS, SHARE_DISTURBED = 0.12, 0.2  # of all patches; see `histocodec.train.augment`
 GROUP = 2  # patches that share one scale, and with it one resampling call
 BLANK = 0.82 * 255  # a patch whose mean is brighter shows mostly glass (Nasr et al. 2023)
 KEPT_BLANK = 0.5  # of such patches: a codec that never saw pale tissue and lumen loses there to any other
@@ -73,6 +75,12 @@ class PatchSampler:
         areas = np.array([min(i.pixels.shape[1] * i.pixels.shape[2], 2_000_000) for i in images], np.float64)
         self.weights = np.sqrt(areas) / np.sqrt(areas).sum()  # large images more often, but not by their area
 
+    def enlarged(self) -> "PatchSampler":
+        """Crops half as wide again, half as many, for the end of a run: there is less edge, and a chunk is larger
+        still."""
+        size = max(64, self.size * 3 // 2 // 64 * 64)
+        return PatchSampler(self.images, batch=max(1, self.batch // 2), size=size, seed=self.seed + 1)
+
     def __call__(self, step: int) -> Batch:
         rng = np.random.default_rng((self.seed, step))
         pixels: list[Tensor] = []
@@ -87,8 +95,11 @@ class PatchSampler:
             for patch, (_, image) in zip(patches, chosen, strict=True):
                 turned = torch.rot90(patch, int(rng.integers(4)), (1, 2))
                 turned = turned.flip(2) if rng.integers(2) else turned
-                pixels.append((turned.clamp(0, 255) - image.mean[:, None, None]) / image.std[:, None, None])
-                stds.append(image.std)
+                made = (turned.clamp(0, 255) - image.mean[:, None, None]) / image.std[:, None, None], image.std
+                made = on_glass(*made, rng) if rng.random() < SHARE_ON_GLASS else made
+                made = disturbed(*made, rng) if rng.random() < SHARE_DISTURBED else made
+                pixels.append(made[0])
+                stds.append(made[1])
         return Batch(torch.stack(pixels), torch.stack(stds))
 
     def _crop(self, rng: np.random.Generator, scale: float) -> tuple[Tensor, TrainingImage]:

@@ -1,7 +1,6 @@
 """The last stretch of training: the prior alone, on the integers that the finished transforms give.
 
-Nothing that is decoded changes, only its price, so this can dwell on what the rate–distortion stage sees too little
-of: glass, pale tissue, and slides whose statistics differ from the training images'.
+Nothing that is decoded changes, only its price.
 """
 
 import time
@@ -16,8 +15,6 @@ from histocodec.models.quantised import step_mask
 from histocodec.train.loop import BALANCE, CLIP_NORM, Progress
 from histocodec.train.patches import PatchSampler
 
-JITTERED = 0.5  # share of patches whose normalisation is disturbed …
-GAIN_RANGE, OFFSET_RANGE = (0.75, 1.3), 0.4  # … by a factor, and by an offset in standard deviations
 WARMUP = 100  # steps: the optimiser knows nothing of the gradients yet
 FIRST_STEP = 1 << 30  # steps of the sampler that the main stage never reaches
 
@@ -35,10 +32,6 @@ def refine_prior(
         pixels = sampler(FIRST_STEP + step).pixels
         count = len(pixels)
         quality = (torch.rand(count, generator=generator) * (QUALITIES - 1)).round().to(device)
-        draws = torch.rand(3, count, 1, 1, 1, generator=generator).to(device)
-        factor = GAIN_RANGE[0] + (GAIN_RANGE[1] - GAIN_RANGE[0]) * draws[0]
-        disturbed = pixels * factor + OFFSET_RANGE * (2 * draws[1] - 1)
-        pixels = torch.where(draws[2] < JITTERED, disturbed, pixels)
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / WARMUP) * (1 - step / steps)
         with torch.autocast(device.type, dtype=torch.bfloat16):

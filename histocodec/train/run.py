@@ -11,8 +11,10 @@ import torch
 from histocodec.errors import UsageError
 from histocodec.models.config import HyperConfig
 from histocodec.models.export import export_model
+from histocodec.models.weights import find_model
 from histocodec.train.data import case_of, held_out, load_images, training_files
 from histocodec.train.evaluate import rate_distortion_points
+from histocodec.train.finetune import deepened
 from histocodec.train.loop import Progress, Schedule, Trainer, TrainingLog
 from histocodec.train.patches import PatchSampler, TrainingImage
 from histocodec.train.prior import refine_prior
@@ -32,10 +34,12 @@ class TrainOptions:
     size: int = 256
     rate: float = 5e-4
     schedule: str = "wsd"
-    decay: int | None = None  # None: the last quarter
+    decay: int | None = None  # None: the last half
+    enlarged: int | None = None  # None: the last quarter
     warmup: int = 200
     prior_steps: int = 0  # a last stretch for the prior alone; see `histocodec.train.prior`
     prior_rate: float = 8e-4
+    start: str | None = None  # a finished model's id or file; None: the KLT
     seed: int = 0
     device: str = "auto"
     checkpoint_every: int = 500
@@ -73,16 +77,21 @@ def run_training(
     training, validation = _images(options, device)
     report(f"{len(training)} training images, {len(validation)} for validation, on {device}")
     sampler = PatchSampler(training, batch=options.batch, size=options.size, seed=options.seed)
-    trainer = Trainer(config or HyperConfig(), sampler, rate=options.rate, device=device, compiled=options.compile)
+    start = None if options.start is None else find_model(options.start)
+    config = config or (HyperConfig() if start is None else deepened(start.config))
+    trainer = Trainer(config, sampler, rate=options.rate, device=device, compiled=options.compile)
     if checkpoint.exists():
         trainer.load(checkpoint)
         report(f"resumed at step {trainer.step}")
     else:
-        trainer.start()
+        trainer.start(start)
     described = {**asdict(options), "commit": _commit()}
     (out / "options.json").write_text(json.dumps(described, default=_plain, indent=1))
-    decay = options.steps // 4 if options.decay is None else options.decay
-    schedule = Schedule(options.steps, warmup=options.warmup, decay=decay, kind=options.schedule)
+    decay = options.steps // 2 if options.decay is None else options.decay
+    enlarged = options.steps // 4 if options.enlarged is None else options.enlarged
+    schedule = Schedule(
+        options.steps, warmup=options.warmup, decay=decay, kind=options.schedule, enlarged=enlarged
+    )
     log = TrainingLog(out / "log.csv", every=20)
 
     def after_step(progress: Progress) -> None:

@@ -1,0 +1,99 @@
+"""A start from a finished model: its integers as the parameters they were rounded from, and a deeper analysis.
+
+What export rounded stays rounded, which costs nothing measurable. Blocks that the new config adds at the end of `g_a`
+begin as nothing, so that the first step has the finished model's rate and distortion.
+"""
+
+import math
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from histocodec.errors import UsageError
+from histocodec.models.config import QUALITIES, HyperConfig
+from histocodec.models.hyper import HyperModel
+from histocodec.models.prior import MEAN_BITS, SCALE_BITS, SMALLEST_SCALE
+from histocodec.models.transforms import Residual, interpolate
+from histocodec.models.weights import ModelWeights
+from histocodec.train.klt import start_residual
+from histocodec.train.patches import PatchSampler
+
+BATCHES = 4  # on which the scale of what new blocks see is measured
+
+
+def deepened(config: HyperConfig) -> HyperConfig:
+    """`config` with the analysis of a new model, where that only adds blocks. Readers pay nothing for it."""
+    new = HyperConfig()
+    longer = {
+        name: getattr(new, name)
+        for name in ("analysis8", "analysis16")
+        if getattr(new, name)[: len(getattr(config, name))] == getattr(config, name)
+    }
+    return replace(config, **longer)
+
+
+@torch.no_grad()
+def start_from_model(model: HyperModel, weights: ModelWeights, sampler: PatchSampler) -> None:
+    """Overwrites the model's parameters with those of `weights`, whose config is `model`'s but for blocks that the
+    analysis lacks. Raises UsageError for any other."""
+    if deepened(weights.config) != model.config and weights.config != model.config:
+        raise UsageError(f"model {weights.id} has other sizes than the one to train: {weights.config.to_json()}")
+    _take(model.g_s, weights, "g_s")
+    old = _take(model.g_a, weights, "g_a")
+    _start_new_blocks(model, old, sampler)
+    arrays = weights.arrays
+    model.gains.log_gain.copy_(_anchored(np.log(arrays["gain"]), model))
+    model.gains.log_inverse.copy_(_anchored(np.log(arrays["inverse_gain"]), model))
+    prior = model.prior
+    for layer in prior.graph.layers.values():
+        key = layer.name.replace(".", "_")
+        weight = arrays[f"prior.{layer.name}.weight"].astype(np.float32) / 2.0**layer.bits
+        bias = arrays[f"prior.{layer.name}.bias"] / 2.0 ** (layer.bits + layer.input_bits)
+        prior.weights[key].copy_(torch.from_numpy(weight))
+        prior.biases[key].copy_(_anchored(bias, model) if layer.by_quality else torch.from_numpy(bias[0]))
+    octaves = arrays["prior.base_index"] / 2**SCALE_BITS + math.log2(SMALLEST_SCALE) - np.log2(arrays["gain"])
+    prior.scale_base.copy_(torch.from_numpy(octaves.mean(axis=0)))
+    prior.hyper_mean.copy_(_anchored(arrays["prior.hyper_mean"] / 2**MEAN_BITS, model))
+    hyper_octaves = arrays["prior.hyper_index"] / 2**SCALE_BITS + math.log2(SMALLEST_SCALE)
+    prior.hyper_scale.copy_(_anchored(hyper_octaves, model))
+
+
+def _take(network: nn.Module, weights: ModelWeights, part: str) -> set[str]:
+    """Copies the tensors of a transform; the names of those that there were."""
+    state = {
+        name.removeprefix(f"{part}."): torch.from_numpy(array.astype(np.float32))
+        for name, array in weights.arrays.items()
+        if name.startswith(f"{part}.")
+    }
+    network.load_state_dict(state, strict=False)
+    return set(state)
+
+
+def _anchored(samples: NDArray[Any], model: HyperModel) -> Tensor:
+    """(Q, …) values at every quality → the (A, …) at the anchors from which they were interpolated."""
+    shares = interpolate(torch.eye(model.config.anchors), torch.arange(QUALITIES, dtype=torch.float32)).double()
+    found: Tensor = torch.linalg.lstsq(shares, torch.from_numpy(samples.astype(np.float64))).solution
+    return found.float()
+
+
+def _start_new_blocks(model: HyperModel, known: set[str], sampler: PatchSampler) -> None:
+    """Blocks of `g_a` that are not `known`: random features of what they see, and no output yet."""
+    g_a, cpu = model.g_a, torch.device("cpu")
+    device = next(g_a.parameters()).device
+    new8, new16 = (
+        [cast(Residual, block) for i, block in enumerate(blocks) if f"{name}.{i}.expand.weight" not in known]
+        for name, blocks in (("blocks8", g_a.blocks8), ("blocks16", g_a.blocks16))
+    )
+    for block in (*new8, *new16):
+        block.project.weight.zero_()
+    pixels = torch.cat([sampler((1 << 29) + i).pixels for i in range(BATCHES)]).to(device)  # steps never reached
+    at8 = g_a.blocks8(g_a.head(F.pixel_unshuffle(pixels, 8)))
+    for blocks, seen in ((new8, at8), (new16, g_a.blocks16(g_a.down(at8)))):
+        for block in blocks:
+            start_residual(block, seen.std((0, 2, 3)).clamp(min=1e-3).to(cpu))
+            block.project.weight.zero_()
