@@ -131,7 +131,7 @@ class _Encoder:
         self.transform = Transform(weights, device)
         self.coder = fast_coder(weights)
         self.background: Colour = estimate_background(slide)
-        self.stats = tissue_stats(slide, background=self.background)
+        self.stats = tissue_stats(slide, background=self.background, mapped=workers.map)
         sampled = SampleSource(slide, self.source_levels, self.background, self.stats)
         example = partial(tissue_example, sampled, self.transform)
         self.quantiser = Quantiser(self.transform, self.coder, self.stats, example, effort=options.effort)

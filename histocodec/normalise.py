@@ -1,5 +1,6 @@
 """Standard-score normalisation: per-channel statistics of a slide's tissue, and the two directions."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ from histocodec.slide import Colour, Pixels, Slide
 from histocodec.tissue import Mask, background_of, cell_of, coarse_view, is_background, stained
 
 Vector = NDArray[np.float32]  # (3,)
+Block = tuple[int, int]
+Mapped = Callable[[Callable[[Block], NDArray[np.int64]], Iterable[Block]], Iterable[NDArray[np.int64]]]
 
 TILE = 256
 MOST_TILES = 64  # 4 megapixels: the mean's error is then far below a grey value, at a second's reading
@@ -61,12 +64,16 @@ DEFAULT_STATS = ChannelStats(np.array(DEFAULT_MEAN, np.float32), np.array(DEFAUL
 IDENTITY_STATS = ChannelStats(np.zeros(3, np.float32), np.ones(3, np.float32))
 
 
-def tissue_stats(slide: Slide, mask: Mask | None = None, *, background: Colour | None = None) -> ChannelStats:
+def tissue_stats(
+    slide: Slide, mask: Mask | None = None, *, background: Colour | None = None, mapped: Mapped = map
+) -> ChannelStats:
     """The statistics of the tissue at level 0, from at most 64 tiles spread evenly over it. Sums are of
-    integers, so the result is the same in every run. A slide without tissue has DEFAULT_STATS."""
+    integers, so the result is the same in every run. A slide without tissue has DEFAULT_STATS.
+
+    `mapped` does what `map` does, perhaps on several threads."""
     view = coarse_view(slide)
-    background = background or slide.background or background_of(view)
-    mask = stained(view, background) if mask is None else mask
+    colour = background or slide.background or background_of(view)
+    mask = stained(view, colour) if mask is None else mask
     level = slide.levels[0]
     grid = Grid(level.height, level.width, TILE)
     blocks = [
@@ -77,16 +84,20 @@ def tissue_stats(slide: Slide, mask: Mask | None = None, *, background: Colour |
     if len(blocks) > MOST_TILES:
         blocks = [blocks[index * len(blocks) // MOST_TILES] for index in range(MOST_TILES)]
     counts = np.zeros((3, 256), np.int64)  # how often each channel has each value
-    for block in blocks:
-        pixels = slide.read(grid.region(*block), 0)
-        if is_background(pixels, background):
-            continue
-        values = pixels[stained(pixels, background)]  # (n, 3)
-        counts += [np.bincount(values[:, channel], minlength=256) for channel in range(3)]
+    for counted in mapped(lambda block: _counts(slide.read(grid.region(*block), 0), colour), blocks):
+        counts += counted
     count, grey = int(counts[0].sum()), np.arange(256)
     if count < max(1, min(LEAST_PIXELS, level.region.area // 16)):
         return DEFAULT_STATS
     return stats_from_sums(count, counts @ grey, counts @ grey**2)
+
+
+def _counts(pixels: Pixels, background: Colour) -> NDArray[np.int64]:
+    """How often each channel of a tile's tissue has each value, (3, 256)"""
+    if is_background(pixels, background):
+        return np.zeros((3, 256), np.int64)
+    values = pixels[stained(pixels, background)]  # (n, 3)
+    return np.stack([np.bincount(values[:, channel], minlength=256) for channel in range(3)])
 
 
 def stats_from_sums(count: int, sums: NDArray[np.int64], squares: NDArray[np.int64]) -> ChannelStats:

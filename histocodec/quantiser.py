@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from histocodec.codec import LatentCoder
 from histocodec.compiled import jit
 from histocodec.entropy.tables import COST_UNIT
-from histocodec.models.config import GROUPS
+from histocodec.models.config import GROUPS, QUALITIES
 from histocodec.models.fused import Row
 from histocodec.models.prior import POSITIONS
 from histocodec.models.transforms import Margin
@@ -26,12 +26,11 @@ from histocodec.normalise import ChannelStats
 from histocodec.slide import Pixels
 from histocodec.transform import Transform, quantise
 
-LEAST_GAIN = 0.5  # bits that a move must promise
+LEAST_GAIN = 2.0  # bits that a move must promise: promises are made one by one, and too good by about as much
 SHARE = 0.7  # of the promising moves are made in one pass
 ESCAPE_BITS = 12  # of a value beyond its table, besides the escape symbol: about a byte and a half
-# A model's rate falls faster than its λ says, 1 to 2.2 times on held-out images: between two of its own qualities
-# a unit of MSE costs that many times λ bits. With λ itself, passes would trade quality away below its price.
-SLOPE = 1.6
+NEIGHBOUR = 5  # qualities up and down, between which a chunk's own exchange of squared error for bits is taken
+SLOPES = (0.25, 4.0)  # times the λ of training, between which it must lie
 PROBES = 2  # random fields for the curvature
 
 Latents = NDArray[np.signedinteger]
@@ -86,12 +85,14 @@ class Quantiser:
         if not self.effort or not rounded[window.own].any():
             return rounded
         exact = window.y[window.own] * gain[:, None, None]
+        weight = self._weight(window, quality)
         best = tried = rounded[window.own].copy()
         least, share, limits = np.inf, SHARE, np.iinfo(dtype)
         for number in range(self.effort + 1):
             rounded[window.own] = tried
-            cost, gradient = self._distortion(rounded, window, quality)
-            bits, promising = self._moves(tried, exact, gradient, quality)
+            error, slope = self._distortion(rounded, window, quality)
+            cost = weight * error
+            bits, promising = self._moves(tried, exact, weight * slope, weight * self._curvature(quality), quality)
             if cost + bits < least:
                 least, best, moves = cost + bits, tried, promising
             else:  # too many at once
@@ -101,19 +102,38 @@ class Quantiser:
         rounded[window.own] = best
         return rounded
 
+    def _weight(self, window: Window, quality: int) -> float:
+        """Bits that a unit of squared error is worth on this chunk: the exchange rate between its neighbouring
+        qualities. A move at a better rate pays; λ itself is off by up to twice either way."""
+        below, above = max(0, quality - NEIGHBOUR), min(QUALITIES - 1, quality + NEIGHBOUR)
+        bits, error = self._rounded_cost(window, below)
+        more_bits, less_error = self._rounded_cost(window, above)
+        trained = self.weights.config.rate_weight(quality) / 3  # of one squared error in one channel
+        if more_bits <= bits or less_error >= error:
+            return trained
+        return min(max((more_bits - bits) / (error - less_error), SLOPES[0] * trained), SLOPES[1] * trained)
+
+    def _rounded_cost(self, window: Window, quality: int) -> tuple[float, float]:
+        """Bits and squared error of a chunk whose latents are rounded."""
+        latents = quantise(window.y, self.weights.gain(quality), np.dtype(np.int16))
+        scaled = (latents * self.weights.inverse_gain(quality)[:, None, None]).astype(np.float32)
+        height, width, _ = window.pixels.shape
+        decoded = self.transform.synthesise([scaled], window.margin, self.stats)[0][:height, :width]
+        error = np.square(np.subtract(decoded, window.pixels, dtype=np.int32)).sum(dtype=np.int64)
+        return 8.0 * len(self.coder.encode(_whole_cells(latents[window.own]), quality)), float(error)
+
     def _distortion(self, latents: Latents, window: Window, quality: int) -> tuple[float, NDArray[np.float32]]:
-        """λ·MSE of the chunk in bits, and its gradient in each of its latents."""
-        weight = SLOPE * self.weights.config.rate_weight(quality) / 3  # of one squared error in one channel
+        """The chunk's squared error, and its gradient in each of its latents."""
         device, (height, width, _) = self.transform.device, window.pixels.shape
         with torch.enable_grad():
             y = torch.from_numpy(latents.astype(np.float32)).to(device).requires_grad_(True)
             decoded = self._decoded(y[None], quality, window.margin)[0, :, :height, :width]
-            wanted = torch.from_numpy(window.pixels).to(device).permute(2, 0, 1).float()
-            cost = weight * (decoded - wanted).square().sum()
-            cost.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
+            wanted = torch.tensor(window.pixels, device=device).permute(2, 0, 1).float()
+            error = (decoded - wanted).square().sum()
+            error.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
         assert y.grad is not None
         gradient: NDArray[np.float32] = y.grad.cpu().numpy()[window.own]
-        return float(cost.detach()), gradient
+        return float(error.detach()), gradient
 
     def _decoded(self, y: torch.Tensor, quality: int, margin: Margin) -> torch.Tensor:
         """Latents (1, C, h, w) float → pixels (1, 3, H, W) float, neither rounded nor clipped."""
@@ -121,9 +141,8 @@ class Quantiser:
         return self.transform.decoded(y * inverse, margin, self.stats)
 
     def _probed_curvature(self, quality: int) -> NDArray[np.float32]:
-        """Second derivative of λ·MSE in one latent of each channel, in bits, (C,): the diagonal of JᵀJ where the
-        example lies, averaged over its positions, from random fields (Hutchinson 1990)."""
-        weight = SLOPE * self.weights.config.rate_weight(quality) / 3
+        """Second derivative of the squared error in one latent of each channel, (C,): twice the diagonal of JᵀJ where
+        the example lies, averaged over its positions, from random fields (Hutchinson 1990)."""
         example = self._example()
         rounded = quantise(example.y, self.weights.gain(quality), np.dtype(np.int16)).astype(np.float32)
         rng = np.random.default_rng(0)
@@ -138,16 +157,20 @@ class Quantiser:
                 self._decoded(y, quality, Margin()).backward(change)  # type: ignore[no-untyped-call]  # as above
             assert y.grad is not None
             total += (y.grad * v).mean(dim=(0, 2, 3)).cpu().numpy()
-        return np.maximum(2 * weight * total / PROBES, 0)
+        return np.maximum(2 * total / PROBES, 0)
 
     def _moves(
-        self, latents: Latents, exact: NDArray[np.float32], gradient: NDArray[np.float32], quality: int
+        self,
+        latents: Latents,
+        exact: NDArray[np.float32],
+        gradient: NDArray[np.float32],
+        curvature: NDArray[np.float32],
+        quality: int,
     ) -> tuple[float, Latents]:
-        """The bits of these latents, and the step of -1, 0 or 1 that promises most for each of them."""
-        curvature, tables = self._curvature(quality), self.coder.weights.tables
-        moves, bits = np.zeros_like(latents), 0.0
-        chunk = np.pad(latents, ((0, 0), (0, -latents.shape[1] % 4), (0, -latents.shape[2] % 4)))
-        for step, segment in enumerate(self.coder.segments(chunk, quality), -1):
+        """The bits of these latents, and the step of -1, 0 or 1 that promises most for each of them; gradient and
+        curvature in bits."""
+        tables, moves, bits = self.coder.weights.tables, np.zeros_like(latents), 0.0
+        for step, segment in enumerate(self.coder.segments(_whole_cells(latents), quality), -1):
             if step < 0:  # z, which follows from y
                 continue
             bits += _promising(
@@ -155,6 +178,11 @@ class Quantiser:
                 exact, gradient, curvature, tables.low, tables.size, tables.offset, tables.cost, moves,
             )  # fmt: skip
         return bits, moves
+
+
+def _whole_cells(latents: Latents) -> Latents:
+    """(C, h, w) with zeros up to multiples of 4, as a chunk has"""
+    return np.pad(latents, ((0, 0), (0, -latents.shape[1] % 4), (0, -latents.shape[2] % 4)))
 
 
 @jit

@@ -15,7 +15,7 @@ from histocodec.formats.reader import open_compressed
 from histocodec.formats.writer import encode_slide
 from histocodec.models.transforms import Margin
 from histocodec.normalise import ChannelStats
-from histocodec.quantiser import SLOPE, Quantiser, Window
+from histocodec.quantiser import Quantiser, Window
 from histocodec.sources.array import ArraySlide
 from histocodec.synthetic import synthetic_slide
 from histocodec.transform import Transform, quantise
@@ -44,8 +44,8 @@ def quantiser(effort: int) -> Quantiser:
     return Quantiser(transform(), coder, STATS, window, effort=effort)
 
 
-def cost(chunk: np.ndarray, quality: int) -> float:
-    """SLOPE·λ·MSE + bits of the chunk between its neighbours, rounded, in bits; by coder and decoder themselves."""
+def priced(chunk: np.ndarray, quality: int) -> tuple[float, float]:
+    """Bits and squared error of the chunk between its neighbours, rounded; by coder and decoder themselves."""
     weights = tiny_weights()
     bits = 8 * len(LatentCoder(weights).encode(chunk, quality))
     whole = quantise(window().y, weights.gain(quality), INT16)
@@ -53,8 +53,17 @@ def cost(chunk: np.ndarray, quality: int) -> float:
     scaled = (whole * weights.inverse_gain(quality)[:, None, None]).astype(np.float32)
     decoded = transform().synthesise([scaled], window().margin, STATS)[0]
     height, width, _ = window().pixels.shape
-    error = squared_error(decoded[:height, :width], window().pixels)
-    return bits + SLOPE * weights.config.rate_weight(quality) / 3 * error
+    return bits, squared_error(decoded[:height, :width], window().pixels)
+
+
+def exchange(quality: int) -> float:
+    """Bits that a unit of squared error costs on this chunk, from one quality to another."""
+    (bits, error), (more, less) = (
+        priced(quantiser(0).chunk(window(), q, 12, INT16), q) for q in (quality - 5, quality + 5)
+    )
+    assert more > bits
+    assert less < error
+    return (more - bits) / (error - less)
 
 
 def test_no_effort_is_rounding() -> None:
@@ -68,7 +77,8 @@ def test_no_effort_is_rounding() -> None:
 
 @pytest.mark.parametrize("quality", [20, 60, 95])
 def test_effort_makes_a_chunk_cheaper(quality: int) -> None:
-    plain, little, much = (cost(quantiser(e).chunk(window(), quality, 12, INT16), quality) for e in (0, 2, 8))
+    found = [priced(quantiser(e).chunk(window(), quality, 12, INT16), quality) for e in (0, 2, 8)]
+    plain, little, much = (bits + exchange(quality) * error for bits, error in found)
     assert little < plain
     assert much < plain
 
