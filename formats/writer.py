@@ -46,12 +46,13 @@ from histocodec.normalise import ChannelStats, tissue_stats
 from histocodec.quantiser import Quantiser, Window
 from histocodec.slide import Colour, Slide
 from histocodec.sources import with_pyramid
-from histocodec.tissue import estimate_background, is_background
+from histocodec.tissue import estimate_background, glass_share, is_background
 from histocodec.transform import Transform, around, choose_device, latents_of, margin_of, whole_latents
 from histocodec.version import VERSION
 from histocodec.workers import Workers
 
 BLOCK = 2  # chunks a side that are analysed together: a smaller share of the window is margin
+LEAST_GLASS = 0.1  # of what is coded: below, decoding glass exactly is not worth statistics that are a little off
 SHARD = 8  # chunks a side of a shard, at most; its index has 16 bytes for each, so a small slide has smaller ones
 
 Place = tuple[int, int]
@@ -132,13 +133,20 @@ class _Encoder:
         self.coder = fast_coder(weights)
         self.background: Colour = estimate_background(slide)
         self.stats = tissue_stats(slide, background=self.background, mapped=workers.map)
-        sampled = SampleSource(slide, self.source_levels, self.background, self.stats)
-        example = partial(tissue_example, sampled, self.transform)
-        self.quantiser = Quantiser(self.transform, self.coder, self.stats, example, effort=options.effort)
-        self.quality = choose_quality(options, sampled, self.quantiser, workers)
+        self.quality = choose_quality(options, self._sampled(), self._quantiser(), workers)
+        if glass_share(slide, self.background, side=Attributes.chunk * STRIDE) >= LEAST_GLASS:
+            self.stats = workers.run(lambda: self.transform.aligned(self.stats, self.background, self.quality))
+        self.quantiser = self._quantiser()
         self.dtype = workers.run(lambda: _latent_dtype(self.transform, self.stats, self.quality))
         self.attributes = _attributes(self)
         self.block = min(BLOCK, self.attributes.shard)
+
+    def _sampled(self) -> SampleSource:
+        return SampleSource(self.slide, self.source_levels, self.background, self.stats)
+
+    def _quantiser(self) -> Quantiser:
+        example = partial(tissue_example, self._sampled(), self.transform)
+        return Quantiser(self.transform, self.coder, self.stats, example, effort=self.options.effort)
 
     def run(self) -> tuple[Attributes, int]:
         """Writes the whole container into the journal's partial folder; the final attributes, and how many chunks

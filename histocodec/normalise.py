@@ -17,7 +17,7 @@ Mapped = Callable[[Callable[[Block], NDArray[np.int64]], Iterable[Block]], Itera
 
 TILE = 256
 MOST_TILES = 64  # 4 megapixels: the mean's error is then far below a grey value, at a second's reading
-LEAST_TISSUE = 0.25  # of a tile, for it to be sampled
+LEAST_TISSUE = 0.02  # of a tile, for it to be sampled: at a section's edge there is no more
 LEAST_PIXELS = 4096  # of tissue in all; below, statistics would describe one speck
 LEAST_STD = 1.0  # grey values; normalised values stay finite on a slide of one colour
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.geometry import Level, Region
+from histocodec.geometry import Grid, Level, Region
 from histocodec.slide import WHITE, Colour, Pixels, Slide
 
 Mask = NDArray[np.bool_]
@@ -113,6 +113,19 @@ def otsu(values: NDArray[np.float32], bins: int = 256) -> float:
         apart = (moment / below - (moment[-1] - moment) / above) ** 2
     between = np.where((below > 0) & (above > 0), below * above * apart, 0.0)
     return float(edges[int(between.argmax()) + 1])
+
+
+def glass_share(slide: Slide, background: Colour, *, side: int) -> float:
+    """How much of the squares of level 0 that are not glass throughout is glass all the same, 0 … 1."""
+    view, level = coarse_view(slide), slide.levels[0]
+    glass = np.abs(view.astype(np.int16) - np.array(background, np.int16)).max(axis=2) <= GLASS_DISTANCE
+    grid = Grid(level.height, level.width, side)
+    found = total = 0
+    for block in grid.blocks_in(level.region):
+        cell = cell_of(glass, level, grid.region(*block))
+        if not cell.all():
+            found, total = found + int(cell.sum()), total + cell.size
+    return found / max(1, total)
 
 
 def cell_of(mask: Mask, level: Level, region: Region) -> Mask:

@@ -17,7 +17,7 @@ from histocodec.models.config import STRIDE
 from histocodec.models.transforms import Analysis, Margin, Synthesis
 from histocodec.models.weights import ModelWeights
 from histocodec.normalise import ChannelStats
-from histocodec.slide import Pixels
+from histocodec.slide import Colour, Pixels
 
 
 @jit
@@ -50,6 +50,8 @@ def _pixels_of(blocks: NDArray[np.float32], mean: NDArray[np.float32], std: NDAr
                         out[8 * row + i, 8 * column + j, colour] = np.uint8(min(max(value, 0), 255))
     return out
 
+
+MOST_MOVES = 4  # of the mean: the first is nearly always right
 
 Network = TypeVar("Network", Analysis, Synthesis)
 
@@ -124,6 +126,26 @@ class Transform:
         mean, std = self.statistics(stats)
         x = latents.to(self.dtype).contiguous(memory_format=torch.channels_last)
         return F.pixel_shuffle(self.g_s.window(x, margin).float(), 8) * std + mean
+
+    def aligned(self, stats: ChannelStats, colour: Colour, quality: int) -> ChannelStats:
+        """`stats` with the mean moved a little, so that an area of one `colour` is decoded as that colour. Quantised
+        under statistics that know nothing of it, it would come out several grey values off at low qualities."""
+        margin, reach = self.weights.config.analysis_halo, self.weights.config.synthesis_halo
+        flat = np.empty(((2 * margin + 1) * STRIDE, (2 * margin + 1) * STRIDE, 3), np.uint8)
+        flat[...] = colour
+        known = None
+        for _ in range(MOST_MOVES):
+            y = self.analyse(flat, Margin(margin, margin, margin, margin), stats)
+            latents = quantise(y, self.weights.gain(quality), np.dtype(np.int16))
+            if known is not None and np.array_equal(latents, known):
+                break
+            known = latents
+            scaled = (latents * self.weights.inverse_gain(quality)[:, None, None]).astype(np.float32)
+            window = torch.from_numpy(np.tile(scaled, (1, 2 * reach + 1, 2 * reach + 1))[None]).to(self.device)
+            with torch.inference_mode():
+                decoded = self.decoded(window, Margin(reach, reach, reach, reach), stats)[0].mean(dim=(1, 2))
+            stats = ChannelStats(stats.mean + np.array(colour, np.float32) - decoded.cpu().numpy(), stats.std)
+        return stats
 
     def statistics(self, stats: ChannelStats) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation as (1, 3, 1, 1) float32"""

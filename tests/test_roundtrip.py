@@ -366,6 +366,17 @@ def test_an_embedded_model_is_all_that_is_needed(
 # Background.
 
 
+@pytest.mark.parametrize("quality", [0, 20, 50])
+def test_glass_beside_tissue_keeps_its_colour_at_any_quality(tmp_path: Path, tiny_file: Path, quality: int) -> None:
+    pixels = synthetic_slide(512, 512)
+    pixels[:, 192:] = (243, 240, 244)
+    options = EncodeOptions(quality=quality, model=str(tiny_file), levels=(0,), device="cpu", embed_model=True)
+    encode_slide(ArraySlide(pixels), tmp_path / "a.zarr", options)
+    with open_compressed(tmp_path / "a.zarr", device="cpu") as opened:
+        found = opened.read(Region(384, 128, 128, 128), 0)
+    assert np.abs(found.mean(axis=(0, 1)) - (243, 240, 244)).max() < 1
+
+
 def test_bare_glass_is_skipped_and_has_exactly_its_colour(tmp_path: Path, tiny_file: Path) -> None:
     rng = np.random.default_rng(0)
     noise = rng.integers(-4, 5, (600, 1100, 3))
@@ -465,7 +476,7 @@ def test_more_quality_is_more_bytes_and_less_error(tmp_path: Path, tiny_file: Pa
 
 def test_a_target_psnr_is_reached_and_hardly_exceeded(tmp_path: Path, tiny_file: Path, source: ArraySlide) -> None:
     report = encoded(source, tmp_path / "a.zarr", tiny_file, target_psnr=31.0)
-    assert 31.0 <= report.psnr < 31.5
+    assert 31.0 <= report.psnr < 31.7  # glass decoded exactly adds to what the sample promises
 
 
 @pytest.mark.parametrize(("option", "value", "bpp"), [("target_bpp", 0.3, 0.3), ("ratio", 40.0, 0.6)])

@@ -9,7 +9,7 @@ from histocodec.geometry import Region
 from histocodec.slide import Colour, Pixels
 from histocodec.sources import ArraySlide, open_slide
 from histocodec.synthetic import synthetic_slide
-from histocodec.tissue import estimate_background, is_background, stained, tissue_mask
+from histocodec.tissue import estimate_background, glass_share, is_background, stained, tissue_mask
 
 GLASS: Colour = (240, 236, 242)
 
@@ -83,3 +83,11 @@ def test_a_real_section_lies_where_it_lies(data_dir: Path) -> None:
 def test_slides_of_any_shape_have_a_mask(size: tuple[int, int]) -> None:
     slide = ArraySlide(np.full((*size, 3), 255, np.uint8))
     assert not tissue_mask(slide).any()
+
+
+def test_glass_counts_where_it_is_coded() -> None:
+    """Squares of nothing but glass are left out; of the others, this is how much is glass."""
+    image = np.full((256, 512, 3), 244, np.uint8)
+    image[:, :64] = (150, 80, 150)
+    assert glass_share(ArraySlide(image), (244, 244, 244), side=128) == pytest.approx(0.5)
+    assert glass_share(ArraySlide(image[:, :64]), (244, 244, 244), side=128) == 0
