@@ -84,6 +84,7 @@ class EncodeChoices(TypedDict, total=False):
     target_psnr: float | None
     target_bpp: float | None
     ratio: float | None
+    min_psnr: float | None
     effort: int
     model: str
     levels: tuple[int, ...] | None

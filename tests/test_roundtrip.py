@@ -455,6 +455,31 @@ def test_the_psnr_map_is_what_the_pixels_say(slide: CompressedSlide, source: Arr
         assert slide.container.attributes.levels[number].psnr == pytest.approx(level_psnr)
 
 
+def test_the_map_of_local_errors_is_what_the_pixels_say(slide: CompressedSlide, source: ArraySlide) -> None:
+    originals = with_pyramid(source)
+    for number, level in enumerate(slide.levels):
+        stored = slide.container.block_error(number)
+        assert stored is not None
+        for place in Grid(level.height, level.width, CHUNK).blocks_in(level.region):
+            region = Grid(level.height, level.width, CHUNK).region(*place)
+            square = (slide.read(region, number).astype(float) - originals.read(region, number)) ** 2
+            corners = [(y, x) for y in range(0, region.height, 16) for x in range(0, region.width, 16)]
+            worst = max(float(square[y : y + 16, x : x + 16].mean()) for y, x in corners)
+            assert stored[place] == pytest.approx(worst**0.5)
+
+
+def test_a_container_without_the_map_of_local_errors_opens_and_verifies(
+    tmp_path: Path, tiny_file: Path, source: ArraySlide
+) -> None:
+    path = tmp_path / "a.zarr"
+    encoded(source, path, tiny_file, embed_model=True)
+    shutil.rmtree(path / "block_error")
+    assert not verify(path, quick=True).ok  # it was there once
+    files.finish(path, Container.open(path).attributes)
+    assert Container.open(path).block_error(0) is None
+    assert verify(path, against=source, device="cpu").ok
+
+
 def test_more_quality_is_more_bytes_and_less_error(tmp_path: Path, tiny_file: Path) -> None:
     slide = ArraySlide(synthetic_slide(700, 600, seed=6))
     reports = [encoded(slide, tmp_path / f"{q}.zarr", tiny_file, quality=q) for q in (0, 25, 50, 75, 100)]
