@@ -71,6 +71,7 @@ STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "m
 @click.option("--resume", is_flag=True, help="Go on with an interrupted encoding of the same slide.")
 @click.option("--keep-label", is_flag=True, help="Keep the label's image, which may name the patient.")
 @click.option("--keep-macro", is_flag=True, help="Keep the macro image, which may show the label.")
+@click.option("--keep-private", is_flag=True, help="Keep properties that may name people, dates or numbers of cases.")
 @click.option("--embed-model", is_flag=True, help="Store the model in DST, so that it decodes for ever.")
 @json_option
 def command(
@@ -93,6 +94,7 @@ def command(
     resume: bool,
     keep_label: bool,
     keep_macro: bool,
+    keep_private: bool,
     embed_model: bool,
     as_json: bool,
 ) -> None:
@@ -128,6 +130,7 @@ def command(
         resume=resume,
         keep_label=keep_label,
         keep_macro=keep_macro,
+        keep_private=keep_private,
         embed_model=embed_model,
     )
     with open_slide(src, mpp=mpp, device=device) as slide, progress_bar(src.name) as bar:

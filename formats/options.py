@@ -29,6 +29,7 @@ class EncodeOptions:
     resume: bool = False
     keep_label: bool = False
     keep_macro: bool = False
+    keep_private: bool = False  # properties that may name people or dates
     embed_model: bool = False
 
     def __post_init__(self) -> None:

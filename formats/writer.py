@@ -38,6 +38,7 @@ from histocodec.formats.journal import Journal, Json, source_identity
 from histocodec.formats.layout import CODED
 from histocodec.formats.measure import Floor, LevelFidelity, measure_level
 from histocodec.formats.options import EncodeOptions, EncodeProgress, EncodeReport
+from histocodec.formats.privacy import without_private
 from histocodec.formats.progress import Clock
 from histocodec.formats.sampling import SampleSource, choose_quality, tissue_example
 from histocodec.geometry import Grid, Level, Region, ceil_div
@@ -319,6 +320,7 @@ def _attributes(encoder: _Encoder) -> Attributes:
     slide, weights = encoder.slide, encoder.weights
     file, dtype = Path(slide.name), _DTYPES[encoder.dtype.itemsize]
     vendor = slide.properties.get("openslide.vendor", file.suffix[1:] or "array")
+    properties = dict(slide.properties) if encoder.options.keep_private else without_private(slide.properties)[0]
     return Attributes(
         generator=f"histocodec {VERSION}",
         model=ModelReference(weights.id, weights.sha256, weights.config.latent_channels),
@@ -330,7 +332,7 @@ def _attributes(encoder: _Encoder) -> Attributes:
         source=SourceAttributes(file.name, source_bytes(slide), vendor),
         mpp=slide.mpp,
         objective_power=slide.objective_power,
-        properties=dict(slide.properties),
+        properties=properties,
         shard=_shard_side(slide.levels[0]),
     )
 

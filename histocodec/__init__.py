@@ -95,6 +95,7 @@ class EncodeChoices(TypedDict, total=False):
     resume: bool
     keep_label: bool
     keep_macro: bool
+    keep_private: bool
     embed_model: bool
 
 

@@ -46,7 +46,7 @@ WIDE = (4400, 40)  # two shards beside each other
 CHUNK = 512
 GLASS = (240, 238, 241)
 ICC = b"\0\0\0\x0cnot really one"
-PROPERTIES = {"vendor.scanner": "Ω 3", "vendor.note": ""}
+PROPERTIES = {"vendor.scanner": "Ω 3", "vendor.lens": ""}
 
 
 @pytest.fixture(scope="module")
