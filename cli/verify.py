@@ -18,7 +18,7 @@ SHOWN = 20  # problems that are listed for people; --json has all
     "--against",
     type=click.Path(path_type=Path),
     metavar="ORIGINAL",
-    help="Decode everything and measure the PSNR again.",
+    help="Decode everything, measure it again, and compare with the stored maps.",
 )
 @click.option("--quick", is_flag=True, help="Compare checksums only; decode nothing.")
 @device_option
