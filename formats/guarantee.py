@@ -111,21 +111,26 @@ class Guarantee:
 
     def _lowest(self, key: BlockKey, low: int, decoder: BlockDecoder) -> int | None:
         """The lowest quality above `low` with which the chunk holds the floor, found by bisection and tried; None
-        where there is none."""
+        where the highest does not."""
         around, margin = decoder.window(key)
         part = self._window(key.level, (key.row, key.column))
         height, width, _ = part.pixels.shape
         rows, columns = around.shape[1] - margin.bottom, around.shape[2] - margin.right
         own = around[:, margin.top : rows, margin.left : columns]
-        most, high = self.floor.mean_squared_error * part.pixels.size, QUALITIES
+        most, high = self.floor.mean_squared_error * part.pixels.size, QUALITIES - 1
+
+        def holds(quality: int) -> bool:
+            latents = self.quantiser.window(part, quality, self.dtype)[part.own]
+            np.multiply(latents, self.quantiser.weights.inverse_gain(quality)[:, None, None], out=own)
+            decoded = self.quantiser.transform.synthesise([around], margin, decoder.stats.channels)[0]
+            return squared_error(decoded[:height, :width], part.pixels) <= most
+
+        if low == high or not holds(high):
+            return None  # at once, as for noise, which no quality holds
         while high - low > 1:
             middle = (low + high) // 2
-            latents = self.quantiser.window(part, middle, self.dtype)[part.own]
-            np.multiply(latents, self.quantiser.weights.inverse_gain(middle)[:, None, None], out=own)
-            decoded = self.quantiser.transform.synthesise([around], margin, decoder.stats.channels)[0]
-            holds = squared_error(decoded[:height, :width], part.pixels) <= most
-            low, high = (low, middle) if holds else (middle, high)
-        return None if high == QUALITIES else high
+            low, high = (low, middle) if holds(middle) else (middle, high)
+        return high
 
     def _make(self, level: int, changes: Sequence[Change]) -> None:
         """Writes the shards in which something changes, and the pixels of what becomes lossless."""
