@@ -19,7 +19,7 @@ from histocodec.cli.report import (
 if TYPE_CHECKING:
     from histocodec.formats.options import EncodeProgress, EncodeReport
 
-STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "measuring"}
+STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "measuring", "raise": "raising"}
 
 
 @click.command("encode", short_help="Compress a slide.")
@@ -29,6 +29,12 @@ STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "m
 @click.option("--target-psnr", type=float, metavar="DB", help="Aim at this PSNR of level 0.")
 @click.option("--target-bpp", type=float, metavar="BITS", help="Aim at this many bits per pixel of level 0.")
 @click.option("--ratio", type=ratio, metavar="R", help="Aim at 1:R of the raw RGB, as 32 or 1:32.")
+@click.option(
+    "--min-psnr",
+    type=float,
+    metavar="DB",
+    help="Give every chunk at least this PSNR: with more quality where it needs it, losslessly where that fails.",
+)
 @click.option(
     "--effort",
     type=click.IntRange(0, 9),
@@ -65,6 +71,7 @@ STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "m
 @click.option("--resume", is_flag=True, help="Go on with an interrupted encoding of the same slide.")
 @click.option("--keep-label", is_flag=True, help="Keep the label's image, which may name the patient.")
 @click.option("--keep-macro", is_flag=True, help="Keep the macro image, which may show the label.")
+@click.option("--keep-private", is_flag=True, help="Keep properties that may name people, dates or numbers of cases.")
 @click.option("--embed-model", is_flag=True, help="Store the model in DST, so that it decodes for ever.")
 @json_option
 def command(
@@ -75,6 +82,7 @@ def command(
     target_psnr: float | None,
     target_bpp: float | None,
     ratio: float | None,
+    min_psnr: float | None,
     effort: int,
     model: str,
     levels: tuple[int, ...] | None,
@@ -86,6 +94,7 @@ def command(
     resume: bool,
     keep_label: bool,
     keep_macro: bool,
+    keep_private: bool,
     embed_model: bool,
     as_json: bool,
 ) -> None:
@@ -99,6 +108,7 @@ def command(
       histocodec encode slide.svs slide.zarr
       histocodec encode slide.svs slide.zarr --quality 70
       histocodec encode slide.svs slide.zarr --ratio 1:64 --json
+      histocodec encode slide.svs slide.zarr --min-psnr 30
     """
     from histocodec.formats.options import EncodeOptions
     from histocodec.formats.source import open_slide
@@ -109,6 +119,7 @@ def command(
         target_psnr=target_psnr,
         target_bpp=target_bpp,
         ratio=ratio,
+        min_psnr=min_psnr,
         effort=effort,
         model=model,
         levels=levels,
@@ -119,6 +130,7 @@ def command(
         resume=resume,
         keep_label=keep_label,
         keep_macro=keep_macro,
+        keep_private=keep_private,
         embed_model=embed_model,
     )
     with open_slide(src, mpp=mpp, device=device) as slide, progress_bar(src.name) as bar:
@@ -143,6 +155,16 @@ def progress_note(progress: "EncodeProgress") -> str:
     return note
 
 
+def raised_text(report: "EncodeReport") -> str:
+    """What --min-psnr has done."""
+    raised = f", {report.raised} of them raised" if report.raised else ""
+    return raised + (f", {report.lossless} stored losslessly" if report.lossless else "")
+
+
+def worst_text(report: "EncodeReport") -> str:
+    return "" if report.worst_psnr is None else f"worst chunk {decibel_text(report.worst_psnr)}, "
+
+
 def report_facts(report: "EncodeReport") -> list[tuple[str, str]]:
     """Names and values, for people."""
     levels = "1 level" if report.levels == 1 else f"{report.levels} levels"
@@ -151,7 +173,7 @@ def report_facts(report: "EncodeReport") -> list[tuple[str, str]]:
             "container",
             f"{report.path}: {size_text(report.bytes)}, of which latents {size_text(report.payload_bytes)}",
         ),
-        ("pixels", f"{report.width} x {report.height}, {levels}, {report.chunks} chunks coded"),
+        ("pixels", f"{report.width} x {report.height}, {levels}, {report.chunks} chunks coded{raised_text(report)}"),
         ("rate", f"{report.bpp:.4f} bits per pixel"),
         (
             "ratio",
@@ -159,7 +181,7 @@ def report_facts(report: "EncodeReport") -> list[tuple[str, str]]:
             f"{ratio_text(report.ratio_source_file)} against the source file\n"
             f"{ratio_text(report.ratio_level0)} level 0 against level 0, of raw RGB",
         ),
-        ("PSNR", f"{decibel_text(report.psnr)}, measured by decoding"),
+        ("PSNR", f"{decibel_text(report.psnr)}, {worst_text(report)}measured by decoding"),
         ("model", f"{report.model}, quality {report.quality}"),
         (
             "time",

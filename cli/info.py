@@ -17,8 +17,15 @@ SHORT = 100  # characters of a value that are shown; --json has all
 
 @click.command("info", short_help="Say what a container, or any slide, holds.")
 @path_argument("src")
+@click.option(
+    "--map",
+    "picture",
+    type=click.Path(path_type=Path),
+    metavar="PNG",
+    help="Draw the stored PSNR of every chunk of level 0 over the overview.",
+)
 @json_option
-def command(src: Path, *, as_json: bool) -> None:
+def command(src: Path, *, picture: Path | None, as_json: bool) -> None:
     """Say what the container SRC holds: sizes, resolution, model, bytes, fidelity. Nothing is decoded.
 
     SRC may also be a slide that is not compressed yet.
@@ -27,13 +34,20 @@ def command(src: Path, *, as_json: bool) -> None:
     Examples:
       histocodec info slide.zarr
       histocodec info slide.svs --json
+      histocodec info slide.zarr --map fidelity.png
     """
     from histocodec.formats.container import is_container
 
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise click.UsageError(f"--map {picture}: its name has to end in .png")
     if is_container(src):
         from histocodec.formats.describe import describe
 
         facts = describe(src)
+        if picture is not None:
+            draw_map(src, picture)
+    elif picture is not None:
+        raise click.UsageError(f"--map: {src} is no container, and its fidelity was never measured")
     else:
         from histocodec.sources import open_slide
 
@@ -43,6 +57,14 @@ def command(src: Path, *, as_json: bool) -> None:
         print_json(facts)
     else:
         print_facts([(name.replace("_", " "), as_text(name, value)) for name, value in facts.items()])
+
+
+def draw_map(src: Path, picture: Path) -> None:
+    from histocodec.cli.fidelity import fidelity_map
+    from histocodec.formats.container import Container
+    from histocodec.formats.images import write_region
+
+    write_region(picture, fidelity_map(Container.open(src)), mpp=None, icc=None)
 
 
 def slide_facts(slide: "Slide") -> dict[str, object]:

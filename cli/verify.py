@@ -18,7 +18,7 @@ SHOWN = 20  # problems that are listed for people; --json has all
     "--against",
     type=click.Path(path_type=Path),
     metavar="ORIGINAL",
-    help="Decode everything and measure the PSNR again.",
+    help="Decode everything, measure it again, and compare with the stored maps.",
 )
 @click.option("--quick", is_flag=True, help="Compare checksums only; decode nothing.")
 @device_option
@@ -60,6 +60,10 @@ def command(
         if report.psnr is not None:
             worst = "" if report.worst_psnr is None else f", worst chunk {decibel_text(report.worst_psnr)}"
             facts.append(("PSNR", decibel_text(report.psnr) + worst))
+        if report.worst_block_error is not None:
+            facts.append(("local error", f"{report.worst_block_error:.2f} grey values at most (RMS, 16 x 16 pixels)"))
+        if report.worst_background_psnr is not None:
+            facts.append(("background", f"{decibel_text(report.worst_background_psnr)} at least"))
         facts.append(("time", time_text(report.seconds)))
         print_facts(facts)
         for problem in report.problems[:SHOWN]:

@@ -39,8 +39,10 @@ from histocodec.formats.layout import (
     GROUPS,
     LISTING,
     NO_SHARD,
+    block_error_form,
     check_values,
     chunk_size,
+    is_lossless,
     is_shard,
     latent_metadata,
     lossless_form,
@@ -68,10 +70,11 @@ class Stats:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes on disk: all files, and the shards of latents among them."""
+    """Bytes on disk: all files, and the shards of latents and the lossless chunks among them."""
 
     total: int
     latents: int
+    lossless: int
 
 
 # Writing. `root` is the folder that grows; every call leaves whole files only.
@@ -109,6 +112,15 @@ def write_stats(root: Path, attributes: Attributes, stats: Stats) -> None:
     write_array(root, attributes, "stats/background_latent", stats.background_latent)
 
 
+def write_block_error(root: Path, attributes: Attributes, level: int, values: NDArray[np.float32]) -> None:
+    """The map of local errors, which old containers lack."""
+    form = block_error_form(attributes, level)
+    if values.shape != form.shape or (values < 0).any():
+        raise UsageError(f"block_error/{level}: {values.shape}; {form.shape} without negative values is needed")
+    write_plain(root / "block_error" / str(level), form, values)
+    _write_group_of(root, f"block_error/{level}", attributes)
+
+
 def write_lossless(
     root: Path, attributes: Attributes, level: int, row: int, column: int, pixels: Pixels
 ) -> None:
@@ -140,7 +152,17 @@ def finish(root: Path, attributes: Attributes) -> None:
 def sizes(root: Path) -> Sizes:
     """What a container takes on disk."""
     found = {name: (root / name).stat().st_size for name in _files(root)}
-    return Sizes(sum(found.values()), sum(size for name, size in found.items() if is_shard(name)))
+    return Sizes(
+        sum(found.values()),
+        sum(size for name, size in found.items() if is_shard(name)),
+        sum(size for name, size in found.items() if is_lossless(name)),
+    )
+
+
+def lossless_bytes(root: Path, level: int) -> int:
+    """The bytes of the chunks of `level` that are stored losslessly."""
+    chunks = root / "lossless" / str(level) / "c"
+    return sum(file.stat().st_size for file in chunks.rglob("*") if file.is_file())
 
 
 def _write_root(root: Path, attributes: Attributes) -> None:
@@ -234,6 +256,17 @@ class Container:
     def psnr(self, level: int) -> NDArray[np.float32]:
         """(rows, columns) dB, as measured by decoding; NaN: background; infinite: nothing was lost."""
         return self.array(f"psnr/{self._checked(level)}")
+
+    def block_error(self, level: int) -> NDArray[np.float32] | None:
+        """(rows, columns) the largest RMS error of any 16×16 pixels of each chunk, in grey values; NaN: background.
+        None in a container that was made without this map."""
+        folder = self.path / "block_error" / str(self._checked(level))
+        if not folder.exists():
+            return None
+        values = read_plain(folder, block_error_form(self.attributes, level))
+        if not (np.isnan(values) | ((values >= 0) & (values <= 255))).all():
+            raise FormatError(f"{folder}: has values that are not allowed there; 0 to 255 and NaN are")
+        return values
 
     def integrity(self, level: int) -> NDArray[np.uint8]:
         """(shard rows, shard columns, 32) SHA-256 of every shard; zeros where there is none."""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from histocodec.formats.container import Container, sizes
-from histocodec.formats.layout import BACKGROUND, CODED
+from histocodec.formats.container import Container, lossless_bytes, sizes
+from histocodec.formats.layout import BACKGROUND, CODED, LOSSLESS
 
 
 def describe(path: str | Path) -> dict[str, object]:
@@ -15,7 +15,7 @@ def describe(path: str | Path) -> dict[str, object]:
     attributes = container.attributes
     on_disk = sizes(container.path)
     first = attributes.levels[0]
-    pixels = first.width * first.height
+    pixels, level0 = first.width * first.height, (first.bytes or 0) + lossless_bytes(container.path, 0)
     return {
         "path": str(path),
         "format_version": 1,
@@ -29,11 +29,12 @@ def describe(path: str | Path) -> dict[str, object]:
         "objective_power": attributes.objective_power,
         "bytes": on_disk.total,
         "latent_bytes": on_disk.latents,
-        "overhead": (on_disk.total - on_disk.latents) / on_disk.total,
+        "lossless_bytes": on_disk.lossless,
+        "overhead": (on_disk.total - on_disk.latents - on_disk.lossless) / on_disk.total,
         "bpp": 8 * on_disk.total / pixels,
         "ratio_raw": 3 * pixels / on_disk.total,
         "ratio_source_file": attributes.source.bytes / on_disk.total if attributes.source.bytes else None,
-        "ratio_level0": 3 * pixels / first.bytes if first.bytes else None,
+        "ratio_level0": 3 * pixels / level0 if level0 else None,
         "levels": [_level(container, number) for number in range(len(attributes.levels))],
         "background": {"mode": attributes.background.mode, "colour": list(attributes.background.colour)},
         "source": {
@@ -53,6 +54,8 @@ def _level(container: Container, number: int) -> dict[str, object]:
     level, tiles = container.attributes.levels[number], container.tiles(number)
     measured = container.psnr(number)
     finite = measured[np.isfinite(measured)]
+    block_error = container.block_error(number)
+    local = np.zeros(0) if block_error is None else block_error[~np.isnan(block_error)]
     return {
         "width": level.width,
         "height": level.height,
@@ -63,7 +66,10 @@ def _level(container: Container, number: int) -> dict[str, object]:
         "bpp": level.bpp,
         "psnr": level.psnr if level.psnr is not None and math.isfinite(level.psnr) else None,
         "worst_psnr": float(finite.min()) if finite.size else None,
+        "worst_block_error": float(local.max()) if local.size else None,
         "chunks": tiles.size,
         "coded": int((tiles == CODED).sum()),
+        "raised": int((container.quality(number)[tiles == CODED] > level.quality).sum()),
+        "lossless": int((tiles == LOSSLESS).sum()),
         "background": int((tiles == BACKGROUND).sum()),
     }

@@ -9,14 +9,16 @@ from PIL import Image
 from histocodec.errors import HistocodecError
 from histocodec.formats import container as files
 from histocodec.formats.arrays import Form, pack_values
-from histocodec.formats.attributes import Attributes
+from histocodec.formats.attributes import MAX_ASSOCIATED, MAX_TEXT, Attributes
 from histocodec.formats.options import EncodeOptions
+from histocodec.formats.privacy import without_private
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Pixels, Slide
 from histocodec.tissue import coarse_view
 
 OVERVIEW_SHARE = 0.01  # of the latents' bytes, at most; likewise the thumbnail
 OVERVIEW_SIDES = (2048, 1448, 1024, 724, 512, 362, 256, 181, 128, 96)  # tried in turn; smaller ones show nothing
+PROPERTY = "property "  # before a property's name in `dropped`
 PRIVATE = ("label", "macro")  # they may show a patient's name
 
 
@@ -32,7 +34,7 @@ def write_extras(
         attributes,
         overview=None if overview is None else (overview.shape[1], overview.shape[0]),
         associated={name: (image.shape[1], image.shape[0]) for name, image in kept.items()},
-        dropped=dropped,
+        dropped=_listed(dropped, () if options.keep_private else without_private(slide.properties)[1]),
         icc=len(icc) if icc else None,
         model=replace(attributes.model, embedded=len(weights.data) if options.embed_model else None),
     )
@@ -45,6 +47,15 @@ def write_extras(
     if options.embed_model:
         files.write_array(root, attributes, "model/weights", np.frombuffer(weights.data, np.uint8))
     return attributes
+
+
+def _listed(images: tuple[str, ...], properties: tuple[str, ...]) -> tuple[str, ...]:
+    """What was left out, as the attributes name it: images by their names, then properties, as many as there is
+    room for."""
+    named = (*images, *(f"{PROPERTY}{name}"[:MAX_TEXT] for name in properties))
+    if len(named) <= MAX_ASSOCIATED:
+        return named
+    return (*named[: MAX_ASSOCIATED - 1], f"{PROPERTY}and {len(named) - MAX_ASSOCIATED + 1} more")
 
 
 def _overview(slide: Slide, budget: int) -> Pixels | None:

@@ -1,7 +1,8 @@
 """The encoder's journal: what makes an interrupted encode resumable, and its result complete or absent.
 
     <dst>.partial/   the container as it grows
-    <dst>.journal    JSON lines: the fingerprint of the request, then one line for every finished shard
+    <dst>.journal    JSON lines: the fingerprint of the request, then one line for every finished shard, and with
+                     --min-psnr one for every round of changes, written before they are made
     <dst>.old        the container that is being replaced, for the moment in which both names change
 
 A shard's line is written after the shard itself is on the disk, so a line is a promise; a line that was cut
@@ -17,19 +18,19 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Self
 
 from histocodec.errors import FormatError, OutputError, UsageError
-from histocodec.formats.attributes import MAX_SIDE, SHA256
+from histocodec.formats.attributes import MAX_CHUNKS, MAX_SIDE, SHA256
 from histocodec.formats.container import file_digest, is_container
 from histocodec.formats.fields import Node, parse_json
 from histocodec.formats.files import TEMPORARY_GLOB, sync_folder
 from histocodec.formats.layout import shard_path
 
-JOURNAL_VERSION = 1
+JOURNAL_VERSION = 2
 MAX_TILES = 32 * 32  # chunks in a shard, at most
 FINISHED = "finished"  # the key of the last line; its value says whether an old container is replaced
 
@@ -39,8 +40,8 @@ Place = tuple[int, int, int]  # level, shard row, shard column
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """One finished shard: its file, and its part of `tiles`, a byte for each chunk in C order, 0 beyond the
-    level's edge. `file_bytes` is 0 and `sha256` empty where all is background and nothing is stored."""
+    """One finished shard: its file, and its part of `tiles` and `quality`, a byte for each chunk in C order, 0
+    beyond the level's edge. `file_bytes` is 0 and `sha256` empty where all is background and nothing is stored."""
 
     level: int
     row: int
@@ -48,39 +49,77 @@ class ShardRecord:
     file_bytes: int
     sha256: str
     tiles: bytes
+    quality: bytes
 
     @classmethod
-    def of(cls, level: int, place: tuple[int, int], data: bytes, tiles: bytes) -> "ShardRecord":
+    def of(
+        cls, level: int, place: tuple[int, int], data: bytes, tiles: bytes, quality: bytes
+    ) -> "ShardRecord":
         """The record of the shard at `place` (row, column); `data` is empty where nothing is stored."""
         digest = hashlib.sha256(data).hexdigest() if data else ""
-        return cls(level, *place, len(data), digest, tiles)
+        return cls(level, *place, len(data), digest, tiles, quality)
 
     @property
     def place(self) -> Place:
         return self.level, self.row, self.column
 
     def to_json(self) -> dict[str, object]:
-        return {**asdict(self), "tiles": self.tiles.hex()}
+        return {**asdict(self), "tiles": self.tiles.hex(), "quality": self.quality.hex()}
 
     @classmethod
     def from_json(cls, node: Node) -> "ShardRecord":
-        f = node.fields("level", "row", "column", "file_bytes", "sha256", "tiles")
+        f = node.fields("level", "row", "column", "file_bytes", "sha256", "tiles", "quality")
         return cls(
             level=f["level"].integer(0, MAX_SIDE),
             row=f["row"].integer(0, MAX_SIDE),
             column=f["column"].integer(0, MAX_SIDE),
             file_bytes=f["file_bytes"].integer(0, 2**53),
             sha256=f["sha256"].text(64, f"|{SHA256}"),
-            tiles=bytes.fromhex(f["tiles"].text(2 * MAX_TILES, r"(?:[0-9a-f]{2})*")),
+            tiles=_from_hex(f["tiles"]),
+            quality=_from_hex(f["quality"]),
         )
+
+
+@dataclass(frozen=True)
+class Change:
+    """A chunk that will be stored in another way: its value in `tiles`, and the quality of its latents."""
+
+    row: int
+    column: int
+    tile: int
+    quality: int
+
+
+@dataclass(frozen=True)
+class Round:
+    """Changes to a level that are made together. They are noted before the first, so that an encode that is
+    stopped among them, and resumed, makes the rest; what it then measures and decides is the same."""
+
+    level: int
+    changes: tuple[Change, ...]
+
+    def to_json(self) -> dict[str, object]:
+        return {"level": self.level, "changes": [[c.row, c.column, c.tile, c.quality] for c in self.changes]}
+
+    @classmethod
+    def from_json(cls, node: Node) -> "Round":
+        f = node.fields("level", "changes")
+        rows = [item.items(4, 4) for item in f["changes"].items(1, MAX_CHUNKS)]
+        changes = tuple(
+            Change(row.integer(0, MAX_SIDE), column.integer(0, MAX_SIDE), tile.integer(1, 2), quality.integer(0, 100))
+            for row, column, tile, quality in rows
+        )
+        return cls(f["level"].integer(0, MAX_SIDE), changes)
 
 
 class Journal:
     """The one encode that works on `dst`. Use as a context manager: leaving it without `commit` or `discard`
     keeps everything for a later `resume`."""
 
-    def __init__(self, dst: Path, file: IO[bytes], records: dict[Place, ShardRecord]) -> None:
-        self.dst, self._file, self._records = dst, file, records
+    def __init__(
+        self, dst: Path, file: IO[bytes], records: dict[Place, ShardRecord], rounds: list[Round]
+    ) -> None:
+        self.dst, self._file, self._records, self._rounds = dst, file, records, rounds
 
     @classmethod
     def start(
@@ -106,7 +145,7 @@ class Journal:
                         "--overwrite starts anew"
                     )
             _remove(partial_path(dst))
-            journal = cls(dst, file, {})
+            journal = cls(dst, file, {}, [])
             _truncate(file, 0, journal_path(dst))
             journal._write({"journal": JOURNAL_VERSION, "fingerprint": dict(fingerprint)})
             journal._make_partial()
@@ -128,11 +167,15 @@ class Journal:
         if difference:
             raise UsageError(f"{dst}: cannot be resumed: {difference}; --overwrite starts anew")
         nodes = [parse_json(line, f"{name}: line {n}") for n, line in enumerate(lines[1:], 2)]
-        records = [ShardRecord.from_json(node) for node in nodes if not _says_finished(node)]
+        nodes = [node for node in nodes if not _says_finished(node)]
+        rounds = [Round.from_json(node) for node in nodes if _is_round(node)]
+        records = [ShardRecord.from_json(node) for node in nodes if not _is_round(node)]
         _truncate(file, sum(len(line) + 1 for line in lines), journal_path(dst))  # a line cut short goes
         for leftover in partial_path(dst).rglob(TEMPORARY_GLOB):
             leftover.unlink(missing_ok=True)
-        return cls(dst, file, {r.place: r for r in records if _is_there(partial_path(dst), r)})
+        newest = {record.place: record for record in records}
+        there = {place: record for place, record in newest.items() if _is_there(partial_path(dst), record)}
+        return cls(dst, file, there, rounds)
 
     @property
     def partial(self) -> Path:
@@ -144,10 +187,20 @@ class Journal:
         """The finished shards, by place; those of an earlier run have been held to their SHA-256."""
         return self._records
 
+    @property
+    def rounds(self) -> Sequence[Round]:
+        """The rounds of changes that were begun, in their order; those of an earlier run may be half made."""
+        return self._rounds
+
     def append(self, record: ShardRecord) -> None:
-        """Note a shard that is on the disk. Returns when the note is, too."""
+        """Note a shard that is on the disk, in place of an earlier note. Returns when the note is there, too."""
         self._write(record.to_json())
         self._records[record.place] = record
+
+    def begin(self, changes: Round) -> None:
+        """Note changes before the first of them is made. Returns when the note is on the disk."""
+        self._write(changes.to_json())
+        self._rounds.append(changes)
 
     def commit(self, *, overwrite: bool = False) -> None:
         """Give the finished container its name, and end the journal. See the module's docstring for what
@@ -256,6 +309,14 @@ def _recover(dst: Path) -> None:
 
 def _says_finished(node: Node) -> bool:
     return isinstance(node.value, dict) and list(node.value) == [FINISHED]
+
+
+def _is_round(node: Node) -> bool:
+    return isinstance(node.value, dict) and "changes" in node.value
+
+
+def _from_hex(node: Node) -> bytes:
+    return bytes.fromhex(node.text(2 * MAX_TILES, r"(?:[0-9a-f]{2})*"))
 
 
 def _check_free(dst: Path, *, overwrite: bool) -> None:

@@ -5,6 +5,7 @@ tiles/N  quality/N  psnr/N        one value per chunk
 integrity/N  integrity/files      SHA-256 of every shard, and of every other file
 stats/mean std background background_latent
 overview/0  associated/<name>  metadata/icc  model/weights  lossless/N      where there are any
+block_error/N                     one value per chunk; containers of earlier versions lack it
 """
 
 from pathlib import Path
@@ -85,6 +86,12 @@ def lossless_form(attributes: Attributes, level: int) -> Form:
     return Form((size.height, size.width, 3), "uint8", PIXEL_NAMES, chunk=(side, side, 3))
 
 
+def block_error_form(attributes: Attributes, level: int) -> Form:
+    """block_error/<level>. It is no part of `plain_arrays`, since containers may lack it."""
+    grid = attributes.grid(level)
+    return Form((grid.chunk_rows, grid.chunk_columns), "float32", GRID_NAMES)
+
+
 def shard_path(root: Path, level: int, row: int, column: int) -> Path:
     return chunk_path(root / "latents" / str(level), (0, row, column))
 
@@ -99,6 +106,11 @@ def chunk_size(attributes: Attributes, level: int, row: int, column: int) -> tup
 def is_shard(name: str) -> bool:
     """Whether a file's name, relative to the container, is that of a shard of latents."""
     return name.startswith("latents/") and "/c/" in name
+
+
+def is_lossless(name: str) -> bool:
+    """Whether it is that of a chunk that is stored losslessly."""
+    return name.startswith("lossless/") and "/c/" in name
 
 
 def check_values(name: str, values: NDArray[Any], where: str) -> None:

@@ -18,6 +18,7 @@ class EncodeOptions:
     target_psnr: float | None = None  # dB over the coded chunks of level 0
     target_bpp: float | None = None  # bits of the whole container per pixel of level 0
     ratio: float | None = None  # raw RGB bytes of level 0 over the container's bytes
+    min_psnr: float | None = None  # dB that every chunk of every level must have, whatever it takes
     effort: int = 0  # passes of rate–distortion optimised quantisation
     model: str = DEFAULT_MODEL  # an id, or the path of a .safetensors file
     levels: tuple[int, ...] | None = None  # None: all
@@ -28,6 +29,7 @@ class EncodeOptions:
     resume: bool = False
     keep_label: bool = False
     keep_macro: bool = False
+    keep_private: bool = False  # properties that may name people or dates
     embed_model: bool = False
 
     def __post_init__(self) -> None:
@@ -44,6 +46,8 @@ class EncodeOptions:
             raise UsageError(f"--quality {self.quality}: 0 to {QUALITIES - 1} is allowed")
         if self.target_psnr is not None and not 10 <= self.target_psnr <= 60:
             raise UsageError(f"--target-psnr {self.target_psnr:g}: 10 to 60 dB is allowed")
+        if self.min_psnr is not None and not 10 <= self.min_psnr <= 100:
+            raise UsageError(f"--min-psnr {self.min_psnr:g}: 10 to 100 dB is allowed")
         if self.target_bpp is not None and not 0 < self.target_bpp <= 24:
             raise UsageError(f"--target-bpp {self.target_bpp:g}: above 0 and at most 24 is allowed")
         if self.ratio is not None and not 1 <= self.ratio <= 10_000:
@@ -67,7 +71,7 @@ class EncodeOptions:
 class EncodeProgress:
     """`done` and `total` are pixels, over all stages; speed and time left are those of the stage."""
 
-    stage: str  # "prepare", "encode" or "measure"
+    stage: str  # "prepare", "encode", "measure" or "raise"
     done: int
     total: int
     megapixels_per_second: float
@@ -76,10 +80,11 @@ class EncodeProgress:
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """A finished container. Bytes are those on disk; `payload_bytes` those of latents, indices and statistics.
+    """A finished container. Bytes are those on disk; `payload_bytes` those of latents, lossless chunks, indices and
+    statistics.
 
-    `bpp` and `ratio_raw` set all levels' bytes against level 0's pixels; `ratio_level0` sets level 0's shards alone
-    against them, and `ratio_source_file` the container against the source file.
+    `bpp` and `ratio_raw` set all levels' bytes against level 0's pixels; `ratio_level0` sets level 0's shards and
+    lossless chunks alone against them, and `ratio_source_file` the container against the source file.
     """
 
     path: str
@@ -92,7 +97,11 @@ class EncodeReport:
     ratio_source_file: float | None
     ratio_level0: float | None
     psnr: float
+    worst_psnr: float | None  # of any chunk that is not background, all levels; None where there is none
+    worst_block_error: float | None  # likewise, RMS in grey values over 16×16 pixels
     chunks: int
+    raised: int  # of the chunks, those with more quality than the level, for --min-psnr
+    lossless: int  # and those stored losslessly
     seconds: float
     megapixels_per_second: float
     device: str

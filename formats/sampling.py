@@ -12,9 +12,9 @@ from histocodec.geometry import Grid
 from histocodec.models.config import QUALITIES, STRIDE
 from histocodec.models.transforms import Margin
 from histocodec.normalise import ChannelStats
-from histocodec.quantiser import Quantiser, Window
-from histocodec.slide import Colour, Slide
-from histocodec.tissue import GLASS_DISTANCE, busiest_region, cell_of, coarse_view, is_background
+from histocodec.quantiser import Quantiser, Window, analysed
+from histocodec.slide import Colour, Pixels, Slide
+from histocodec.tissue import GLASS_DISTANCE, busiest_region, cell_of, coarse_view
 from histocodec.transform import Transform, around, margin_of, whole_latents
 from histocodec.workers import Workers
 
@@ -24,17 +24,19 @@ GLASS_CHUNKS = 20  # of those that look like bare glass from afar: cheap, but on
 OVERHEAD = 1.015  # maps, metadata and overview, as a share of the latents
 # Bytes beside them, measured on small containers: what all levels share, each level's maps and metadata, and
 # a chunk's place in the index of its shard and its CRC.
-LEAST_BYTES, LEVEL_BYTES, CHUNK_BYTES = 2900, 2600, 20
+LEAST_BYTES, LEVEL_BYTES, CHUNK_BYTES = 2900, 3050, 20
 
 
 @dataclass(frozen=True)
 class SampleSource:
-    """What a sample is drawn from: these levels of a slide, its background colour and statistics."""
+    """What a sample is drawn from: these levels of a slide, its background colour and statistics, and which chunks
+    are left out as background."""
 
     slide: Slide
     levels: tuple[int, ...]
     background: Colour
     stats: ChannelStats
+    skips: Callable[[Pixels], bool]
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,8 @@ def choose_quality(
     wanted_bpp = options.wanted_bpp
     if wanted_bpp is None and options.target_psnr is None:
         return DEFAULT_QUALITY if options.quality is None else options.quality
-    skip = options.background == "skip"
-    analysed = workers.map(lambda place: _analysed(place, source, quantiser.transform, skip=skip), _places(source))
-    samples = [sample for sample in analysed if sample is not None]
+    found = workers.map(lambda place: _analysed(place, source, quantiser.transform), _places(source))
+    samples = [sample for sample in found if sample is not None]
     if not samples:
         return DEFAULT_QUALITY  # nothing but glass: any quality gives the same
     if wanted_bpp is None:
@@ -123,17 +124,14 @@ def _spread(items: Sequence[tuple[int, int]], count: int) -> list[tuple[int, int
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
-def _analysed(place: _Place, source: SampleSource, transform: Transform, *, skip: bool) -> _Sample | None:
+def _analysed(place: _Place, source: SampleSource, transform: Transform) -> _Sample | None:
     """The sample at a place; None where the encoder will skip the chunk as background."""
-    level, config = source.slide.levels[place.level].region, transform.weights.config
+    level = source.slide.levels[place.level].region
     chunk = Grid(level.height, level.width, CHUNK * STRIDE).region(place.row, place.column)
-    kept = around(chunk, config.synthesis_halo).intersect(level)
-    window = around(kept, config.analysis_halo).intersect(level)
-    pixels = source.slide.read(window, place.level)
-    if skip and is_background(pixels[chunk.within(window)], source.background):
+    if source.skips(source.slide.read(chunk, place.level)):
         return None
-    y = transform.analyse(whole_latents(pixels), margin_of(kept, window), source.stats)
-    return _Sample(Window(y, margin_of(chunk, kept), pixels[chunk.within(window)]), place.level, place.weight)
+    window = analysed(source.slide, place.level, chunk, transform, source.stats)
+    return _Sample(window, place.level, place.weight)
 
 
 def tissue_example(source: SampleSource, transform: Transform) -> Window:

@@ -1,32 +1,38 @@
 """Whether a container is what was written: digests, presence, every chunk decoded; and how true it is to a source."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from histocodec.errors import FormatError, UsageError
 from histocodec.formats.container import Container
-from histocodec.formats.layout import BACKGROUND
+from histocodec.formats.layout import BACKGROUND, LOSSLESS
 from histocodec.formats.reader import model_of
-from histocodec.geometry import Grid
-from histocodec.models.config import STRIDE
 from histocodec.slide import Slide
 from histocodec.sources import with_pyramid
 from histocodec.workers import Workers
 
+if TYPE_CHECKING:
+    from histocodec.formats.measure import LevelFidelity
+
 MOST_PROBLEMS = 100  # reported one by one; a container with more is not better described by them
 PSNR_TOLERANCE = 0.05  # dB between the stored map and a new measurement: another device may round differently
+BLOCK_TOLERANCE = 0.5  # grey values, likewise for local errors: rounding moves single pixels by 1 or 2
+
+Values = NDArray[np.float32] | NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was looked at, and what was wrong. PSNR in dB only where an original was given, over coded chunks."""
+    """What was looked at, and what was wrong. Fidelity only where an original was given: PSNR in dB over all chunks
+    but background, of the worst of these, and of the worst of background; RMS errors in grey values."""
 
     path: str
     ok: bool
@@ -35,6 +41,8 @@ class VerifyReport:
     problems: tuple[str, ...]
     psnr: float | None
     worst_psnr: float | None
+    worst_block_error: float | None
+    worst_background_psnr: float | None
     seconds: float
 
 
@@ -47,8 +55,8 @@ def verify(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
-    """Checks structure, presence and SHA-256; unless `quick`, entropy-decodes every chunk; with `against`, decodes
-    all pixels, measures them and compares with the stored map.
+    """Checks structure, presence and SHA-256; unless `quick`, entropy-decodes every chunk and reads every lossless
+    one; with `against`, decodes all pixels, measures them and compares with the stored maps.
 
     Problems of the container are reported, not raised. Raises UnsupportedError where `path` is no container,
     MissingModelError, and UsageError where `against` has other levels.
@@ -57,11 +65,13 @@ def verify(
     container = Container.open(Path(path))
     problems = [str(problem) for problem in islice(container.problems(), MOST_PROBLEMS)]
     chunks = shards = 0
-    total = worst = None
+    fidelity = _Fidelity()
     try:
         for level in range(len(container.attributes.levels)):
             chunks += int((container.tiles(level) != BACKGROUND).sum())
             shards += int(container.present_shards(level).sum())
+            problems += _contradictions(container, level)
+        container.stats()
     except FormatError as exc:
         problems.append(str(exc))
     pool = Workers(workers)
@@ -70,14 +80,43 @@ def verify(
             check = _Check(container, device, pool, progress, chunks * (1 if against is None else 2))
             problems += check.decode()
             if against is not None and not problems:
-                total, worst, found = check.compare(with_pyramid(against))
+                fidelity, found = check.compare(with_pyramid(against))
                 problems += found
     finally:
         pool.close()
     shown = tuple(dict.fromkeys(problems))[:MOST_PROBLEMS]
     return VerifyReport(
-        str(path), not shown, chunks, shards, shown, total, worst, time.perf_counter() - began
-    )
+        str(path), not shown, chunks, shards, shown,
+        fidelity.psnr, fidelity.worst_psnr, fidelity.worst_block_error, fidelity.worst_background_psnr,
+        time.perf_counter() - began,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Fidelity:
+    """As in VerifyReport."""
+
+    psnr: float | None = None
+    worst_psnr: float | None = None
+    worst_block_error: float | None = None
+    worst_background_psnr: float | None = None
+
+
+def _contradictions(container: Container, level: int) -> list[str]:
+    """Where the maps of a level do not go together. Reads them all; raises FormatError where one is broken."""
+    background = container.tiles(level) == BACKGROUND
+    wrong = {
+        "quality": background & (container.quality(level) != 0),
+        "psnr": background != np.isnan(container.psnr(level)),
+    }
+    block_error = container.block_error(level)
+    if block_error is not None:
+        wrong["block_error"] = background != np.isnan(block_error)
+    return [
+        f"{container.path}: chunk ({row}, {column}) is background by one of tiles/{level} and {name}/{level} only"
+        for name, places in wrong.items()
+        for row, column in np.argwhere(places)[:MOST_PROBLEMS]
+    ]
 
 
 class _Check:
@@ -102,9 +141,13 @@ class _Check:
         """Every chunk, to integers: the entropy coder's own check is that it ends where it began."""
         from histocodec.formats.decoder import BlockKey
 
+        tiles = [self.container.tiles(level) for level in range(len(self.container.attributes.levels))]
+
         def problem(key: BlockKey) -> str | None:
             try:
                 chunk = self.decoder.chunk(key)
+                if tiles[key.level][key.row, key.column] == LOSSLESS:
+                    self.container.lossless(key.level, key.row, key.column)
             except FormatError as exc:
                 return str(exc)
             expected = int(self.container.quality(key.level)[key.row, key.column])
@@ -115,8 +158,8 @@ class _Check:
 
         keys = [
             BlockKey(level, int(row), int(column))
-            for level in range(len(self.container.attributes.levels))
-            for row, column in np.argwhere(self.container.tiles(level) != BACKGROUND)
+            for level, stored in enumerate(tiles)
+            for row, column in np.argwhere(stored != BACKGROUND)
         ]
         found = []
         for result in self.workers.map(problem, keys):
@@ -125,39 +168,58 @@ class _Check:
                 found.append(result)
         return found
 
-    def compare(self, original: Slide) -> tuple[float, float | None, list[str]]:
-        """PSNR of level 0, the worst chunk of all levels, and where the stored map is wrong."""
+    def compare(self, original: Slide) -> tuple[_Fidelity, list[str]]:
+        """How true it is, and where the stored maps are wrong."""
         from histocodec.formats.measure import measure_level
-        from histocodec.transform import other_dtype
 
         levels = self.container.attributes.levels
         sizes = {(level.width, level.height): i for i, level in enumerate(original.levels)}
-        totals, worst, found = [], [], []
+        found: list[str] = []
+        coded, bare = [], []
         for number, level in enumerate(levels):
             if (level.width, level.height) not in sizes:
                 raise UsageError(
                     f"{original.name}: has no level of {level.width}x{level.height}, as {self.container.path} has"
                 )
             source_level = sizes[level.width, level.height]
-            side = self.container.attributes.chunk * STRIDE
-            count = Grid(level.height, level.width, side)
             measure = partial(
                 measure_level, self.container, self.weights, self.device, self.workers, original, source_level, number
             )
-            fidelity = measure(lambda _: self._step())
-            totals.append(fidelity.total)
-            stored = self.container.psnr(number)
-            differs = _differs(stored, fidelity.psnr)
-            if differs.any():  # as it was measured on a machine of the other arithmetic?
-                differs &= _differs(stored, measure(lambda _: None, dtype=other_dtype(self.device)).psnr)
-            for row, column in np.argwhere(differs)[:MOST_PROBLEMS]:
-                found.append(
-                    f"{self.container.path}: level {number} chunk ({row}, {column}) of {count.rows}x{count.cols}: "
-                    f"{fidelity.psnr[row, column]:.2f} dB, the map says {stored[row, column]:.2f}"
-                )
-            if np.isfinite(fidelity.psnr).any():
-                worst.append(float(np.nanmin(fidelity.psnr)))
-        return totals[0], min(worst, default=None), found
+            coded.append(measure(lambda _: self._step()))
+            found += self._differences(number, coded[-1], measure)
+            background = np.argwhere(self.container.tiles(number) == BACKGROUND)
+            places = [(int(row), int(column)) for row, column in background]
+            bare.append(measure(lambda _: None, places=places))
+        return _Fidelity(
+            coded[0].total,
+            _extreme(min, [one.psnr for one in coded]),
+            _extreme(max, [one.block_error for one in coded]),
+            _extreme(min, [one.psnr for one in bare]),
+        ), found
+
+    def _differences(
+        self, level: int, measured: "LevelFidelity", measure: Callable[..., "LevelFidelity"]
+    ) -> list[str]:
+        """Where the stored maps of a level are not what is measured, in neither arithmetic."""
+        from histocodec.transform import other_dtype
+
+        psnr, block_error = self.container.psnr(level), self.container.block_error(level)
+        if block_error is None:
+            block_error = measured.block_error.astype(np.float32)
+
+        def differs(found: "LevelFidelity") -> NDArray[np.bool_]:
+            local = _differs(block_error, found.block_error, BLOCK_TOLERANCE)
+            return local | _differs(psnr, found.psnr, PSNR_TOLERANCE)
+
+        wrong = differs(measured)
+        if wrong.any():  # as it was measured on a machine of the other arithmetic?
+            wrong &= differs(measure(lambda _: None, dtype=other_dtype(self.device)))
+        return [
+            f"{self.container.path}: level {level} chunk ({row}, {column}): {measured.psnr[row, column]:.2f} dB and a "
+            f"local error of {measured.block_error[row, column]:.2f}, the map says {psnr[row, column]:.2f} dB and "
+            f"{block_error[row, column]:.2f}"
+            for row, column in np.argwhere(wrong)[:MOST_PROBLEMS]
+        ]
 
     def _step(self) -> None:
         self.done += 1
@@ -165,5 +227,11 @@ class _Check:
             self.progress(min(self.done, self.total), self.total)
 
 
-def _differs(stored: NDArray[np.float32], measured: NDArray[np.float32]) -> NDArray[np.bool_]:
-    return ~np.isclose(stored, measured, rtol=0, atol=PSNR_TOLERANCE, equal_nan=True)
+def _differs(stored: Values, measured: Values, tolerance: float) -> NDArray[np.bool_]:
+    return ~np.isclose(stored, measured, rtol=0, atol=tolerance, equal_nan=True)
+
+
+def _extreme(choose: Callable[[list[float]], float], maps: Sequence[Values]) -> float | None:
+    """The least or largest value of several maps; None where there is none. NaN is no value."""
+    values = np.concatenate([one[~np.isnan(one)] for one in maps])
+    return float(choose(values.tolist())) if values.size else None

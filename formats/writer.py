@@ -3,6 +3,7 @@
     prepare   background, statistics, quality                       a few seconds, a bounded sample
     encode    shard by shard: every worker takes a block of 2×2 chunks from its pixels to its bytes
     measure   every chunk decoded as a reader will decode it, and compared with the source
+    raise     with --min-psnr: chunks below it get more quality, or are stored losslessly; see `guarantee.py`
     finish    maps, overview, integrity; then the folder gets its name
 
 Memory is bounded by the workers' blocks and two shards of coded bytes, whatever the slide's size. A block is always
@@ -10,7 +11,7 @@ computed on one thread from the same window, so the bytes do not depend on the n
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,20 +32,22 @@ from histocodec.formats.attributes import (
 )
 from histocodec.formats.container import Container, Stats
 from histocodec.formats.extras import write_extras
-from histocodec.formats.files import write_atomically
-from histocodec.formats.journal import Journal, Json, ShardRecord, source_identity
-from histocodec.formats.layout import BACKGROUND, CODED, shard_path
-from histocodec.formats.measure import LevelFidelity, measure_level
+from histocodec.formats.growing import Growing, Maps, Place, StoredChunk
+from histocodec.formats.guarantee import Guarantee
+from histocodec.formats.journal import Journal, Json, source_identity
+from histocodec.formats.layout import CODED
+from histocodec.formats.measure import Floor, LevelFidelity, measure_level
 from histocodec.formats.options import EncodeOptions, EncodeProgress, EncodeReport
+from histocodec.formats.privacy import without_private
+from histocodec.formats.progress import Clock
 from histocodec.formats.sampling import SampleSource, choose_quality, tissue_example
-from histocodec.formats.shard import pack_shard
 from histocodec.geometry import Grid, Level, Region, ceil_div
-from histocodec.models.config import STRIDE
+from histocodec.models.config import QUALITIES, STRIDE
 from histocodec.models.transforms import Margin
 from histocodec.models.weights import ModelWeights, find_model
 from histocodec.normalise import ChannelStats, tissue_stats
 from histocodec.quantiser import Quantiser, Window
-from histocodec.slide import Colour, Slide
+from histocodec.slide import Colour, Pixels, Slide
 from histocodec.sources import with_pyramid
 from histocodec.tissue import estimate_background, glass_share, is_background
 from histocodec.transform import Transform, around, choose_device, latents_of, margin_of, whole_latents
@@ -53,9 +56,9 @@ from histocodec.workers import Workers
 
 BLOCK = 2  # chunks a side that are analysed together: a smaller share of the window is margin
 LEAST_GLASS = 0.1  # of what is coded: below, decoding glass exactly is not worth statistics that are a little off
+MOST_ALIGNED = 3  # qualities for which that is tried, where a target has to be met
 SHARD = 8  # chunks a side of a shard, at most; its index has 16 bytes for each, so a small slide has smaller ones
 
-Place = tuple[int, int]
 _DTYPES: dict[int, DType] = {1: "int8", 2: "int16"}
 
 
@@ -82,7 +85,7 @@ def encode_slide(
         ) as journal:
             try:
                 encoder = _Encoder(slide, options, weights, device, workers, journal, progress)
-                attributes, chunks = encoder.run()
+                attributes, outcome = encoder.run()
                 journal.commit(overwrite=options.overwrite)
             except (OutputError, KeyboardInterrupt):
                 raise  # the partial container stays, for --resume
@@ -92,7 +95,7 @@ def encode_slide(
                 raise
     finally:
         workers.close()
-    return _report(dst, attributes, slide, chunks, time.perf_counter() - began, str(device))
+    return _report(dst, attributes, slide, outcome, time.perf_counter() - began, str(device))
 
 
 @dataclass(frozen=True)
@@ -102,14 +105,6 @@ class _Task:
     level: int
     row: int
     column: int
-
-
-@dataclass(frozen=True)
-class _CodedChunk:
-    """One chunk's row and column, and its bytes; None where it is background."""
-
-    place: Place
-    data: bytes | None
 
 
 class _Encoder:
@@ -128,44 +123,67 @@ class _Encoder:
         self.slide, self.options, self.weights, self.workers, self.journal = slide, options, weights, workers, journal
         self.device = device
         self.source_levels = _chosen_levels(slide, options)
-        self.clock = _Clock(progress, 2 * sum(slide.levels[i].region.area for i in self.source_levels))
+        self.clock = Clock(progress, 2 * sum(slide.levels[i].region.area for i in self.source_levels))
         self.transform = Transform(weights, device)
         self.coder = fast_coder(weights)
         self.background: Colour = estimate_background(slide)
         self.stats = tissue_stats(slide, background=self.background, mapped=workers.map)
-        self.quality = choose_quality(options, self._sampled(), self._quantiser(), workers)
+        self.floor = None if options.min_psnr is None else Floor(options.min_psnr, self.transform.dtype)
+        self.quality = self._chosen()
         if glass_share(slide, self.background, side=Attributes.chunk * STRIDE) >= LEAST_GLASS:
-            self.stats = workers.run(lambda: self.transform.aligned(self.stats, self.background, self.quality))
+            self._align()
         self.quantiser = self._quantiser()
-        self.dtype = workers.run(lambda: _latent_dtype(self.transform, self.stats, self.quality))
+        highest = self.quality if self.floor is None else QUALITIES - 1  # that any chunk may get
+        self.dtype = workers.run(lambda: _latent_dtype(self.transform, self.stats, highest))
         self.attributes = _attributes(self)
+        self.growing = Growing(journal, self.attributes)
         self.block = min(BLOCK, self.attributes.shard)
 
+    def _chosen(self) -> int:
+        return choose_quality(self.options, self._sampled(), self._quantiser(), self.workers)
+
+    def _align(self) -> None:
+        """Has bare glass decoded exactly. That changes rate and PSNR a little, so a target is sought again."""
+        measured = self.stats
+        for _ in range(MOST_ALIGNED):
+            self.stats = self.workers.run(lambda: self.transform.aligned(measured, self.background, self.quality))
+            sought, self.quality = self.quality, self._chosen()
+            if sought == self.quality:
+                break
+
     def _sampled(self) -> SampleSource:
-        return SampleSource(self.slide, self.source_levels, self.background, self.stats)
+        return SampleSource(self.slide, self.source_levels, self.background, self.stats, self._skips)
 
     def _quantiser(self) -> Quantiser:
         example = partial(tissue_example, self._sampled(), self.transform)
         return Quantiser(self.transform, self.coder, self.stats, example, effort=self.options.effort)
 
-    def run(self) -> tuple[Attributes, int]:
-        """Writes the whole container into the journal's partial folder; the final attributes, and how many chunks
-        are coded."""
-        root = self.journal.partial
+    def run(self) -> "tuple[Attributes, _Outcome]":
+        """Writes the whole container into the journal's partial folder; the final attributes, and how it went."""
+        root, numbers = self.journal.partial, range(len(self.source_levels))
         files.create_skeleton(root, self.attributes)
-        for level in range(len(self.source_levels)):
+        for level in numbers:
             self._encode_level(level)
         files.write_stats(root, self.attributes, self.workers.run(self._stats))
-        maps = [self._write_maps(level) for level in range(len(self.source_levels))]
-        levels = []
-        for number, plan in enumerate(self.attributes.levels):
-            fidelity = self._measure(number)
-            files.write_array(root, self.attributes, f"psnr/{number}", fidelity.psnr)
-            levels.append(replace(plan, bytes=maps[number].bytes, psnr=fidelity.total))
+        guarantee = None if self.floor is None else self._guarantee(self.floor)
+        for level in numbers:
+            if guarantee is not None:
+                guarantee.restore(level)
+            self.growing.write_maps(level)
+        levels, outcomes = [], []
+        for level in numbers:
+            fidelity = self._measure(level)
+            if guarantee is not None:
+                fidelity = guarantee.hold(level, fidelity, self._measure_again)
+            files.write_array(root, self.attributes, f"psnr/{level}", fidelity.psnr)
+            files.write_block_error(root, self.attributes, level, fidelity.block_error.astype(np.float32))
+            maps = self.growing.maps(level)
+            levels.append(replace(self.attributes.levels[level], bytes=maps.bytes, psnr=fidelity.total))
+            outcomes.append(_Outcome.of(maps, fidelity, self.quality))
         attributes = replace(self.attributes, levels=tuple(levels))
         attributes = write_extras(root, attributes, self.slide, self.options, self.weights)
         files.finish(root, attributes)
-        return attributes, sum(m.coded for m in maps)
+        return attributes, _Outcome.of_all(outcomes)
 
     def _encode_level(self, level: int) -> None:
         grid, across = self.attributes.grid(level), self.attributes.shard
@@ -190,15 +208,14 @@ class _Encoder:
             self.clock.skip("encode", self._size(level).region.area - missing)
         results = self.workers.map(self._encode_block, (task for group in tasks for task in group))
         for (row, column), group in zip(shards, tasks, strict=True):
-            chunks: dict[Place, bytes | None] = {}
+            chunks: dict[Place, StoredChunk] = {}
             for task in group:
-                coded = next(results)
-                chunks.update({chunk.place: chunk.data for chunk in coded})
+                chunks.update(next(results))
                 self.clock.add("encode", self._block_region(task).area)
-            self._write_shard(level, (row, column), chunks)
+            self.growing.write_shard(level, (row, column), chunks)
 
-    def _encode_block(self, task: _Task) -> list[_CodedChunk]:
-        """The chunks of one block, on this thread."""
+    def _encode_block(self, task: _Task) -> dict[Place, StoredChunk]:
+        """The chunks of one block that are not background, on this thread."""
         level = self._size(task.level).region
         block = self._block_region(task)
         kept = around(block, self.weights.config.synthesis_halo).intersect(level) if self.options.effort else block
@@ -206,66 +223,47 @@ class _Encoder:
         pixels = self.slide.read(window, self.source_levels[task.level])
         side = self.attributes.chunk * STRIDE
         grid = Grid(level.height, level.width, side)
-        places = list(grid.blocks_in(block))
-        skip = self.options.background == "skip"
-        coded = {
-            place
-            for place in places
-            if not (skip and is_background(pixels[grid.region(*place).within(window)], self.background))
-        }
+        coded = [p for p in grid.blocks_in(block) if not self._skips(pixels[grid.region(*p).within(window)])]
         if not coded:
-            return [_CodedChunk(place, None) for place in places]
+            return {}
         y = self.transform.analyse(whole_latents(pixels), margin_of(kept, window), self.stats)
-        chunks = []
-        for row, column in places:
-            data = None
-            if (row, column) in coded:
-                own = grid.region(row, column)
-                around_it = around(own, self.weights.config.synthesis_halo).intersect(kept)
-                part = Window(y[latents_of(around_it, kept)], margin_of(own, around_it), pixels[own.within(window)])
-                latents = self.quantiser.chunk(part, self.quality, self.attributes.chunk, self.dtype)
-                data = self.coder.encode(latents, self.quality)
-            chunks.append(_CodedChunk((row, column), data))
+        chunks = {}
+        for place in coded:
+            own = grid.region(*place)
+            around_it = around(own, self.weights.config.synthesis_halo).intersect(kept)
+            part = Window(y[latents_of(around_it, kept)], margin_of(own, around_it), pixels[own.within(window)])
+            latents = self.quantiser.chunk(part, self.quality, self.attributes.chunk, self.dtype)
+            chunks[place] = StoredChunk(CODED, self.coder.encode(latents, self.quality))
         return chunks
 
-    def _write_shard(self, level: int, place: Place, chunks: dict[Place, bytes | None]) -> None:
-        across = self.attributes.shard
-        corner = (place[0] * across, place[1] * across)
-        slots = [(corner[0] + i, corner[1] + j) for i in range(across) for j in range(across)]
-        tiles = bytes(BACKGROUND if chunks.get(slot) is None else CODED for slot in slots)
-        data = b""
-        if any(tiles):
-            data = pack_shard([chunks.get(slot) for slot in slots])
-            write_atomically(shard_path(self.journal.partial, level, *place), data)
-        self.journal.append(ShardRecord.of(level, place, data, tiles))
+    def _skips(self, pixels: Pixels) -> bool:
+        """Whether a chunk of these pixels is left out as background."""
+        if self.options.background != "skip" or not is_background(pixels, self.background):
+            return False
+        return self.floor is None or self.floor.skips(pixels, self.background)
 
-    def _write_maps(self, level: int) -> "_Maps":
-        """tiles, quality and integrity of a level, from the journal."""
-        grid, across = self.attributes.grid(level), self.attributes.shard
-        tiles = np.zeros((grid.shard_rows * across, grid.shard_columns * across), np.uint8)
-        digests = np.zeros((grid.shard_rows * grid.shard_columns, 32), np.uint8)
-        total = 0
-        for row in range(grid.shard_rows):
-            for column in range(grid.shard_columns):
-                record = self.journal.records[level, row, column]
-                part = np.frombuffer(record.tiles, np.uint8).reshape(across, across)
-                tiles[row * across : (row + 1) * across, column * across : (column + 1) * across] = part
-                if record.sha256:
-                    digests[row * grid.shard_columns + column] = np.frombuffer(bytes.fromhex(record.sha256), np.uint8)
-                total += record.file_bytes
-        tiles = np.ascontiguousarray(tiles[: grid.chunk_rows, : grid.chunk_columns])
-        quality = np.where(tiles == CODED, np.uint8(self.quality), np.uint8(0))
-        root = self.journal.partial
-        files.write_array(root, self.attributes, f"tiles/{level}", tiles)
-        files.write_array(root, self.attributes, f"quality/{level}", quality)
-        files.write_array(root, self.attributes, f"integrity/{level}", digests)
-        return _Maps(int((tiles == CODED).sum()), total)
+    def _guarantee(self, floor: Floor) -> Guarantee:
+        return Guarantee(
+            floor, self.growing, self.slide, self.source_levels, self.quantiser, self.dtype, self.quality, self.workers,
+            extend=self.clock.extend, done=lambda pixels: self.clock.add("raise", pixels),
+        )  # fmt: skip
 
     def _measure(self, level: int) -> LevelFidelity:
+        """All chunks of a level but background."""
+        fidelity = self._measured(level, "measure", None, None)
+        self.clock.skip("measure", self._size(level).region.area - int(np.nansum(fidelity.samples)) // 3)
+        return fidelity
+
+    def _measure_again(self, level: int, places: Sequence[Place], known: LevelFidelity) -> LevelFidelity:
+        return self._measured(level, "raise", places, known)
+
+    def _measured(
+        self, level: int, stage: str, places: Sequence[Place] | None, known: LevelFidelity | None
+    ) -> LevelFidelity:
         container = Container(self.journal.partial, self.attributes)
         return measure_level(
             container, self.weights, self.device, self.workers, self.slide, self.source_levels[level], level,
-            lambda pixels: self.clock.add("measure", pixels),
+            lambda pixels: self.clock.add(stage, pixels), places=places, known=known, dtype=self.transform.dtype,
         )  # fmt: skip
 
     def _stats(self) -> Stats:
@@ -287,39 +285,33 @@ class _Encoder:
 
 
 @dataclass(frozen=True)
-class _Maps:
-    """What a level's maps add up to: its coded chunks, and the bytes of its shards."""
+class _Outcome:
+    """What became of the chunks that are not background: how many, and the worst of them."""
 
-    coded: int
-    bytes: int
+    chunks: int
+    raised: int
+    lossless: int
+    worst_psnr: float | None
+    worst_block_error: float | None
 
+    @classmethod
+    def of(cls, maps: Maps, fidelity: LevelFidelity, quality: int) -> "_Outcome":
+        measured = maps.stored > 0
+        return cls(
+            maps.stored, maps.raised(quality), maps.lossless,
+            float(np.nanmin(fidelity.psnr)) if measured else None,
+            float(np.nanmax(fidelity.block_error)) if measured else None,
+        )  # fmt: skip
 
-class _Clock:
-    """Turns pixels done into progress: over everything for the bar, within the stage for the speed."""
-
-    def __init__(self, progress: Callable[[EncodeProgress], None] | None, total: int) -> None:
-        self.progress, self.total, self.done = progress, total, 0
-        self._stage, self._began, self._stage_done = "prepare", time.perf_counter(), 0
-        self._tell()
-
-    def add(self, stage: str, pixels: int) -> None:
-        if stage != self._stage:
-            self._stage, self._began, self._stage_done = stage, time.perf_counter(), 0
-        self.done += pixels
-        self._stage_done += pixels
-        self._tell()
-
-    def skip(self, stage: str, pixels: int) -> None:
-        """Pixels that an interrupted run has done already: they count, but not for the speed."""
-        self.done += pixels
-        self.add(stage, 0)
-
-    def _tell(self) -> None:
-        if self.progress is not None:
-            seconds = time.perf_counter() - self._began
-            speed = self._stage_done / seconds if seconds > 0 else 0.0
-            left = (self.total - self.done) / speed if speed > 0 else None
-            self.progress(EncodeProgress(self._stage, self.done, self.total, speed / 1e6, left))
+    @classmethod
+    def of_all(cls, levels: "Sequence[_Outcome]") -> "_Outcome":
+        return cls(
+            sum(one.chunks for one in levels),
+            sum(one.raised for one in levels),
+            sum(one.lossless for one in levels),
+            min((one.worst_psnr for one in levels if one.worst_psnr is not None), default=None),
+            max((one.worst_block_error for one in levels if one.worst_block_error is not None), default=None),
+        )
 
 
 def _chosen_levels(slide: Slide, options: EncodeOptions) -> tuple[int, ...]:
@@ -349,6 +341,7 @@ def _attributes(encoder: _Encoder) -> Attributes:
     slide, weights = encoder.slide, encoder.weights
     file, dtype = Path(slide.name), _DTYPES[encoder.dtype.itemsize]
     vendor = slide.properties.get("openslide.vendor", file.suffix[1:] or "array")
+    properties = dict(slide.properties) if encoder.options.keep_private else without_private(slide.properties)[0]
     return Attributes(
         generator=f"histocodec {VERSION}",
         model=ModelReference(weights.id, weights.sha256, weights.config.latent_channels),
@@ -360,7 +353,7 @@ def _attributes(encoder: _Encoder) -> Attributes:
         source=SourceAttributes(file.name, source_bytes(slide), vendor),
         mpp=slide.mpp,
         objective_power=slide.objective_power,
-        properties=dict(slide.properties),
+        properties=properties,
         shard=_shard_side(slide.levels[0]),
     )
 
@@ -389,6 +382,7 @@ def _fingerprint(slide: Slide, options: EncodeOptions, weights: ModelWeights) ->
         "mpp": None if slide.mpp is None else list(slide.mpp),
         "model": weights.sha256,
         "rate": [options.quality, options.target_psnr, options.target_bpp, options.ratio],
+        "min_psnr": options.min_psnr,
         "effort": options.effort,
         "levels": None if options.levels is None else list(options.levels),
         "background": options.background,
@@ -397,16 +391,16 @@ def _fingerprint(slide: Slide, options: EncodeOptions, weights: ModelWeights) ->
 
 
 def _report(
-    dst: Path, attributes: Attributes, slide: Slide, chunks: int, seconds: float, device: str
+    dst: Path, attributes: Attributes, slide: Slide, outcome: _Outcome, seconds: float, device: str
 ) -> EncodeReport:
     sizes, first = files.sizes(dst), attributes.levels[0]
     pixels, source = first.width * first.height, source_bytes(slide)
     everything = sum(level.width * level.height for level in attributes.levels)
-    level0 = first.bytes or 0
+    level0 = (first.bytes or 0) + files.lossless_bytes(dst, 0)
     return EncodeReport(
         path=str(dst),
         bytes=sizes.total,
-        payload_bytes=sizes.latents + 8 * 3 + 3 + 4 * attributes.model.channels,
+        payload_bytes=sizes.latents + sizes.lossless + 8 * 3 + 3 + 4 * attributes.model.channels,
         width=first.width,
         height=first.height,
         bpp=8 * sizes.total / pixels,
@@ -414,7 +408,11 @@ def _report(
         ratio_source_file=None if source is None else source / sizes.total,
         ratio_level0=3 * pixels / level0 if level0 else None,
         psnr=first.psnr if first.psnr is not None else float("inf"),
-        chunks=chunks,
+        worst_psnr=outcome.worst_psnr,
+        worst_block_error=outcome.worst_block_error,
+        chunks=outcome.chunks,
+        raised=outcome.raised,
+        lossless=outcome.lossless,
         seconds=seconds,
         megapixels_per_second=everything / seconds / 1e6,
         device=device,

@@ -84,6 +84,7 @@ class EncodeChoices(TypedDict, total=False):
     target_psnr: float | None
     target_bpp: float | None
     ratio: float | None
+    min_psnr: float | None
     effort: int
     model: str
     levels: tuple[int, ...] | None
@@ -94,6 +95,7 @@ class EncodeChoices(TypedDict, total=False):
     resume: bool
     keep_label: bool
     keep_macro: bool
+    keep_private: bool
     embed_model: bool
 
 

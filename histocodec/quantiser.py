@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from histocodec.codec import LatentCoder
 from histocodec.compiled import jit
 from histocodec.entropy.tables import COST_UNIT
+from histocodec.geometry import Region
 from histocodec.models.config import GROUPS, QUALITIES
 from histocodec.models.fused import Row
 from histocodec.models.prior import POSITIONS
 from histocodec.models.transforms import Margin
 from histocodec.normalise import ChannelStats
-from histocodec.slide import Pixels
-from histocodec.transform import Transform, quantise
+from histocodec.slide import Pixels, Slide
+from histocodec.transform import Transform, around, margin_of, quantise, whole_latents
 
 LEAST_GAIN = 2.0  # bits that a move must promise: promises are made one by one, and too good by about as much
 SHARE = 0.7  # of the promising moves are made in one pass
@@ -50,6 +51,16 @@ class Window:
         """Where the chunk's latents are in y."""
         m, (_, rows, columns) = self.margin, self.y.shape
         return slice(None), slice(m.top, rows - m.bottom), slice(m.left, columns - m.right)
+
+
+def analysed(slide: Slide, level: int, chunk: Region, transform: Transform, stats: ChannelStats) -> Window:
+    """The window of a chunk of a slide's level, read and analysed with the halos of both transforms."""
+    whole, config = slide.levels[level].region, transform.weights.config
+    kept = around(chunk, config.synthesis_halo).intersect(whole)
+    read = around(kept, config.analysis_halo).intersect(whole)
+    pixels = slide.read(read, level)
+    y = transform.analyse(whole_latents(pixels), margin_of(kept, read), stats)
+    return Window(y, margin_of(chunk, kept), pixels[chunk.within(read)])
 
 
 class Quantiser:

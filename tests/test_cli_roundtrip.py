@@ -87,6 +87,16 @@ def test_encode_says_all_three_ratios_to_people(capsys: Captured, folder: Path) 
     assert "1 level" in text
 
 
+def test_a_floor_is_held_and_reported(capsys: Captured, folder: Path) -> None:
+    report = json_of(capsys, *encoding(folder, "floor.zarr", "--levels", "0", "--quality", "10", "--min-psnr", "27"))
+    assert isinstance(report["worst_psnr"], float)
+    assert report["worst_psnr"] >= 27
+    assert report["raised"] or report["lossless"]
+    levels = json_of(capsys, "info", str(folder / "floor.zarr"))["levels"]
+    assert isinstance(levels, list)
+    assert [(one["raised"], one["lossless"]) for one in levels] == [(report["raised"], report["lossless"])]
+
+
 def test_encode_leaves_an_existing_container_alone(capsys: Captured, folder: Path) -> None:
     before = (folder / "slide.zarr" / "zarr.json").read_bytes()
     code, line = failure(capsys, *encoding(folder, "slide.zarr"))
@@ -106,7 +116,8 @@ def test_rate_options_exclude_each_other(capsys: Captured, folder: Path, options
 @pytest.mark.parametrize(
     "options",
     [
-        ("--ratio", "0.5"), ("--ratio", "nan"), ("--target-psnr", "-3"), ("--target-bpp", "0"),
+        ("--ratio", "0.5"), ("--ratio", "nan"), ("--min-psnr", "5"), ("--min-psnr", "nan"),
+        ("--target-psnr", "-3"), ("--target-bpp", "0"),
         ("--overwrite", "--resume"), ("--levels", "0,9"),
     ],
 )  # fmt: skip

@@ -19,6 +19,7 @@ from histocodec.entropy import Encoder, TableSet, decode
 from histocodec.errors import FormatError, HistocodecError, UnsupportedError, UsageError
 from histocodec.formats import attributes as limits
 from histocodec.formats import container as module
+from histocodec.formats.arrays import Form, write_plain
 from histocodec.formats.attributes import (
     KEY,
     Attributes,
@@ -35,12 +36,21 @@ from histocodec.formats.container import (
     is_container,
     sizes,
     write_array,
+    write_block_error,
     write_lossless,
     write_stats,
 )
 from histocodec.formats.fields import Node
 from histocodec.formats.files import write_atomically
-from histocodec.formats.layout import BACKGROUND, CODED, LOSSLESS, NO_SHARD, plain_arrays, shard_path
+from histocodec.formats.layout import (
+    BACKGROUND,
+    CODED,
+    LOSSLESS,
+    NO_SHARD,
+    block_error_form,
+    plain_arrays,
+    shard_path,
+)
 from histocodec.formats.shard import pack_shard, read_chunk, read_index
 from histocodec.normalise import ChannelStats
 
@@ -319,6 +329,26 @@ def test_an_embedded_model_is_held_to_its_digest(tmp_path: Path) -> None:
         container.model_bytes()
     write_array(tmp_path / "a", described, "model/weights", np.frombuffer(WEIGHTS, np.uint8))
     assert container.model_bytes() == WEIGHTS
+
+
+def test_a_map_of_local_errors_is_optional_and_checked(tmp_path: Path) -> None:
+    described, root = attributes(), tmp_path / "a"
+    container = written(root, described)
+    assert container.block_error(0) is None
+    form = block_error_form(described, 0)
+    values = np.full(form.shape, 3.5, np.float32)
+    values[0, 0] = np.nan
+    write_block_error(root, described, 0, values)
+    assert np.array_equal(container.block_error(0), values, equal_nan=True)
+    for wrong in (np.full(form.shape, 255.5, np.float32), np.full(form.shape, -np.inf, np.float32)):
+        write_plain(root / "block_error" / "0", form, wrong)
+        with pytest.raises(FormatError, match="0 to 255 and NaN are"):
+            container.block_error(0)
+    write_plain(root / "block_error" / "0", Form((7, 7), "float32"), np.zeros((7, 7), np.float32))
+    with pytest.raises(FormatError, match="shape"):
+        container.block_error(0)
+    with pytest.raises(UsageError, match="without negative values"):
+        write_block_error(root, described, 0, -values)
 
 
 def test_lossless_chunks_come_back_cut_at_the_edge(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def content(path: Path) -> str:
 
 
 def record(journal: Journal, row: int, data: bytes) -> ShardRecord:
-    made = ShardRecord.of(0, (row, 0), data, b"\x01\x00\x02\x01" if data else bytes(4))
+    made = ShardRecord.of(0, (row, 0), data, b"\x01\x00\x02\x01" if data else bytes(4), bytes(4))
     if data:
         write_atomically(shard_path(journal.partial, 0, row, 0), data)
     journal.append(made)
