@@ -50,13 +50,13 @@ GROWTH = 128  # MiB that a run may add to the process, however many inputs and w
 EFFECTS = (
     "refused",  # by whoever reads pixels
     "same, verified",  # the same pixels, and `verify --quick` names the file
-    "other, verified",  # attributes can be edited on purpose, so a reader believes what fits; `verify --quick` does not
+    "other, verified",  # attributes may be edited on purpose: reading believes what fits, `verify --quick` does not
     "same",  # as if nothing had happened
     "other",  # wrong pixels, and nobody says so: what must never happen
 )
 HOSTILE = [
     None, True, False, 0, -1, 1, 0.5, 10**400, 2**31, 2**53, 1e308, float("nan"), float("inf"), "", "0", "../x",
-    "é\ud800",    "x" * 2000, [], [[]], [1] * 100, {}, {"a": 1}, "Infinity", "int16", "\x1b[2J", "a/b", ".", "zarr.json",
+    "é\ud800", "x" * 2000, [], [[]], [1] * 100, {}, {"a": 1}, "Infinity", "int16", "\x1b[2J", "a/b", ".", "zarr.json",
 ]  # fmt: skip
 
 

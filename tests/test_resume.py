@@ -248,3 +248,13 @@ def test_the_journal_holds_one_line_for_each_finished_shard(stopped: dict[str, S
     entries = [json.loads(line.rpartition("  ")[0]) for line in lines[1:]]
     places = [(entry["row"], entry["column"]) for entry in entries]
     assert places == [(0, column) for column in range(len(places))]
+
+
+def test_the_old_output_or_the_new_one_is_whole_whenever_an_encode_is_killed() -> None:
+    """A slice of `python -m tests.kill`, in a process of its own since it forks."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kill", "--moments", "2"],
+        capture_output=True, text=True, cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=PATIENCE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("all ended well") == 3
