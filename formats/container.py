@@ -327,6 +327,11 @@ class Container:
         except FormatError as exc:
             yield exc
             return
+        arrays = plain_arrays(self.attributes).items()
+        needed = {METADATA, *(f"{name}/{METADATA}" for name, _ in arrays)}
+        needed |= {chunk_path(Path(name), (0,) * len(form.shape)).as_posix() for name, form in arrays}
+        for name in sorted(needed - listed.keys()):
+            yield FormatError(f"{self.path / LISTING}: does not list {name}")
         for name, digest in listed.items():
             try:
                 _check_digest(self.path / name, digest)

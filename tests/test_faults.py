@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import gzip
 import json
 import os
 import shutil
@@ -645,6 +646,17 @@ def test_a_listing_that_leads_elsewhere_is_refused(capsys: Captured, broken: Pat
         code, found = problems(capsys, broken, "--quick")
         assert code == 3
         assert any("line 1 is not a SHA-256, two spaces and a file's name" in problem for problem in found)
+
+
+def test_a_listing_that_leaves_out_a_file_is_found(capsys: Captured, broken: Path) -> None:
+    """Its line gone, nothing would be known of the file."""
+    chunk = chunk_path(broken / "integrity/files", (0,))
+    lines = gzip.decompress(chunk.read_bytes()).splitlines(keepends=True)
+    text = np.frombuffer(b"".join(line for line in lines if not line.endswith(b"  tiles/0/c/0/0\n")), np.uint8)
+    form = Form(text.shape, "uint8")
+    chunk.write_bytes(pack_values(text, form))
+    write_metadata(broken / "integrity/files", form.metadata())
+    assert problems(capsys, broken, "--quick") == (3, [f"{broken}/integrity/files: does not list tiles/0/c/0/0"])
 
 
 CARRIES_CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "runpy"}
