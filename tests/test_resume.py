@@ -253,7 +253,7 @@ def test_the_journal_holds_one_line_for_each_finished_shard(stopped: dict[str, S
 def test_the_old_output_or_the_new_one_is_whole_whenever_an_encode_is_killed() -> None:
     """A slice of `python -m tests.kill`, in a process of its own since it forks."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.kill", "--moments", "2"],
+        [sys.executable, "-m", "tests.kill", "--moments", "1"],
         capture_output=True, text=True, cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
