@@ -410,7 +410,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         counts = {"chunks": given.chunks, "models": given.files, "containers": given.files}
         for target in targets(Path(folder)):
-            print(fuzz(target, counts.get(target.name, given.others), seed=given.seed), flush=True)
+            if count := counts.get(target.name, given.others):
+                print(fuzz(target, count, seed=given.seed), flush=True)
     if given.flips:
         with tempfile.TemporaryDirectory() as folder:
             for effect, count in flip_all(Path(folder), step=given.flips).items():
