@@ -22,6 +22,12 @@ def peak_bytes(call: Callable[[], object]) -> int | None:
     return None if before is None or after is None else max(0, after - before) * 1024
 
 
+def resident_bytes() -> int | None:
+    """What this process holds in memory now; None where the system does not tell."""
+    now = _kilobytes("VmRSS")
+    return None if now is None else now * 1024
+
+
 def _give_back() -> None:
     """Freed memory to the system; a call that takes it again would seem to take none."""
     gc.collect()

@@ -12,6 +12,7 @@ from types import FrameType
 
 import click
 
+from histocodec.cli.report import printable
 from histocodec.errors import HistocodecError
 
 COMMANDS = ("encode", "decode", "info", "verify", "train", "bench", "demo")
@@ -108,7 +109,7 @@ def _failed(message: str, exit_code: int) -> int:
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exc()
     with suppress(OSError):
-        click.echo(f"histocodec: error: {' '.join(message.split())}", err=True)
+        click.echo(f"histocodec: error: {printable(' '.join(message.split()))}", err=True)
     return exit_code
 
 

@@ -52,7 +52,8 @@ def say(message: str) -> None:
 
 def print_json(result: object) -> None:
     """One object, with every field."""
-    click.echo(json.dumps(plain(result), indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(plain(result), indent=2, ensure_ascii=False, allow_nan=False)
+    click.echo(text.encode("utf-8", "backslashreplace"))  # half a surrogate pair is \\udc80, in JSON too
 
 
 def plain(value: object) -> object:
@@ -77,7 +78,12 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     width = max((len(name) for name, _ in facts), default=0)
     for name, value in facts:
         for index, line in enumerate(value.splitlines() or [""]):
-            click.echo(f"{name if index == 0 else '':<{width}}  {line}".rstrip())
+            click.echo(f"{name if index == 0 else '':<{width}}  {printable(line)}".rstrip())
+
+
+def printable(line: str) -> str:
+    """The line with control characters written out: what a file says must not steer the terminal."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
 
 
 def size_text(count: int) -> str:

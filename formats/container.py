@@ -50,6 +50,7 @@ from histocodec.formats.layout import (
     shard_path,
 )
 from histocodec.formats.overview import ome_attributes
+from histocodec.formats.shard import read_index
 from histocodec.normalise import ChannelStats
 from histocodec.slide import Pixels
 
@@ -359,6 +360,11 @@ class Container:
         except FormatError as exc:
             yield exc
             return
+        arrays = plain_arrays(self.attributes).items()
+        needed = {METADATA, *(f"{name}/{METADATA}" for name, _ in arrays)}
+        needed |= {chunk_path(Path(name), (0,) * len(form.shape)).as_posix() for name, form in arrays}
+        for name in sorted(needed - listed.keys()):
+            yield FormatError(f"{self.path / LISTING}: does not list {name}")
         for name, digest in listed.items():
             try:
                 _check_digest(self.path / name, digest)
@@ -377,7 +383,7 @@ class Container:
     def _shard_problems(self, level: int) -> Iterator[FormatError]:
         try:
             self.check_latent_metadata(level)
-            digests, present = self.integrity(level), self.present_shards(level)
+            digests, present, tiles = self.integrity(level), self.present_shards(level), self.tiles(level)
         except FormatError as exc:
             yield exc
             return
@@ -390,8 +396,21 @@ class Container:
                         f"{path}: tiles/{level} and integrity/{level} disagree whether it has to be there"
                     )
                 self.check_shard(level, row, column, digest)
+                if digest != NO_SHARD:
+                    self._check_presence(level, row, column, tiles)
             except FormatError as exc:
                 yield exc
+
+    def _check_presence(self, level: int, row: int, column: int, tiles: NDArray[np.uint8]) -> None:
+        """FormatError unless a shard holds the chunks that `tiles`, the level's, does not call background."""
+        path, side = self.shard_path(level, row, column), self.attributes.shard
+        expected = np.zeros((side, side), np.bool_)
+        part = tiles[row * side : (row + 1) * side, column * side : (column + 1) * side] != BACKGROUND
+        expected[: part.shape[0], : part.shape[1]] = part
+        found = np.reshape(read_index(path, side * side).present, (side, side))
+        for i, j in np.argwhere(found != expected)[:1]:
+            where = f"{path}: level {level} chunk ({row * side + i}, {column * side + j})"
+            raise FormatError(f"{where} is {'here' if found[i, j] else 'missing'}, against what tiles/{level} says")
 
     def _listing(self) -> dict[str, str]:
         """File name -> SHA-256 in hexadecimal, of `integrity/files`."""

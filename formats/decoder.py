@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -104,11 +105,13 @@ class BlockDecoder:
     def chunk(self, key: BlockKey) -> ChunkLatents | None:
         """The latents of a chunk, or None where it is background."""
         if self._tiles[key.level][key.row, key.column] == BACKGROUND:
+            self._check_absent(key)
             return None
         known = self._latents.get(key)
         if isinstance(known, ChunkLatents):
             return known
-        data = self._stored(key)
+        path, number = self._place(key)
+        data = read_chunk(path, self._index(key, path), number)
         if data is None:
             raise FormatError(
                 f"{self.container.path}: level {key.level} chunk ({key.row}, {key.column}) is missing from its shard"
@@ -128,18 +131,32 @@ class BlockDecoder:
         self._latents.put(key, chunk, chunk.y.nbytes)
         return chunk
 
-    def _stored(self, key: BlockKey) -> bytes | None:
-        """The bytes of a chunk, from its shard, whose index is read once."""
+    def _check_absent(self, key: BlockKey) -> None:
+        """FormatError where a chunk is stored that `tiles` calls background: one of both is wrong."""
+        path, number = self._place(key)
+        if path.exists() and self._index(key, path).entries[number] is not None:
+            raise FormatError(
+                f"{path}: holds level {key.level} chunk ({key.row}, {key.column}), which tiles/{key.level} calls "
+                "background"
+            )
+
+    def _place(self, key: BlockKey) -> tuple[Path, int]:
+        """The shard of a chunk, and the chunk's number there."""
+        across = self.container.attributes.shard
+        path = self.container.shard_path(key.level, key.row // across, key.column // across)
+        return path, key.row % across * across + key.column % across
+
+    def _index(self, key: BlockKey, path: Path) -> ShardIndex:
+        """The index of a chunk's shard, which is read once."""
         across = self.container.attributes.shard
         shard = BlockKey(key.level, key.row // across, key.column // across)
-        path = self.container.shard_path(shard.level, shard.row, shard.column)
         index = self._indices.get(shard)
         if index is None:
             index = read_index(path, across * across)
             if len(self._indices) >= MOST_INDICES:
                 self._indices.clear()
             self._indices[shard] = index
-        return read_chunk(path, index, key.row % across * across + key.column % across)
+        return index
 
     def window(self, key: BlockKey) -> tuple[NDArray[np.float32], Margin]:
         """The scaled latents (C, h, w) float32 around a block, as far as the synthesis looks and the level goes."""
@@ -205,6 +222,7 @@ class BlockDecoder:
         """A block that is background, was decoded before, or is stored as pixels."""
         stored = self._tiles[key.level][key.row, key.column]
         if stored == BACKGROUND:
+            self._check_absent(key)
             height, width = self._size(key)
             return np.broadcast_to(np.array(self.stats.background, np.uint8), (height, width, 3))
         known = self._pixels.get(key)

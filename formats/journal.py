@@ -1,15 +1,15 @@
 """The encoder's journal: what makes an interrupted encode resumable, and its result complete or absent.
 
     <dst>.partial/   the container as it grows
-    <dst>.journal    JSON lines: the fingerprint of the request, then one line for every finished shard, and with
-                     --min-psnr one for every round of changes, written before they are made
+    <dst>.journal    JSON, a checksum a line: the fingerprint of the request, then one line for every finished shard,
+                     and with --min-psnr one for every round of changes, written before they are made
     <dst>.old        the container that is being replaced, for the moment in which both names change
 
-A shard's line is written after the shard itself is on the disk, so a line is a promise; a line that was cut
-short is none. Where `commit` replaces a container, it notes that in the journal, moves the old one aside,
-gives the new one its name, and removes the old one, then the journal. Whatever stops it in between, the new
-one is whole at <dst>.partial or <dst>, and the old one at <dst> or <dst>.old. The next encode to the same
-place first ends what that note began (`_recover`): it puts the new one at <dst> if nothing is there, and
+A shard's line is written after the shard itself is on the disk, so a line is a promise; one that was cut short or
+altered is none, nor is what follows it. Where `commit` replaces a container, it notes that in the journal, moves
+the old one aside, gives the new one its name, and removes the old one, then the journal. Whatever stops it in
+between, the new one is whole at <dst>.partial or <dst>, and the old one at <dst> or <dst>.old. The next encode to
+the same place first ends what that note began (`_recover`): it puts the new one at <dst> if nothing is there, and
 removes <dst>.old. By hand: `mv <dst>.partial <dst>`, or `mv <dst>.old <dst>`, and remove what is left.
 """
 
@@ -20,6 +20,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Self
 
@@ -29,8 +30,10 @@ from histocodec.formats.container import file_digest, is_container
 from histocodec.formats.fields import Node, parse_json
 from histocodec.formats.files import TEMPORARY_GLOB, sync_folder
 from histocodec.formats.layout import shard_path
+from histocodec.formats.shard import crc32c
 
 JOURNAL_VERSION = 2
+CHECKSUM = 8  # hexadecimal digits at a line's end, after two spaces: crc32c of what stands before
 MAX_TILES = 32 * 32  # chunks in a shard, at most
 FINISHED = "finished"  # the key of the last line; its value says whether an old container is replaced
 
@@ -170,7 +173,8 @@ class Journal:
         nodes = [node for node in nodes if not _says_finished(node)]
         rounds = [Round.from_json(node) for node in nodes if _is_round(node)]
         records = [ShardRecord.from_json(node) for node in nodes if not _is_round(node)]
-        _truncate(file, sum(len(line) + 1 for line in lines), journal_path(dst))  # a line cut short goes
+        size = sum(len(line) + 2 + CHECKSUM + 1 for line in lines)
+        _truncate(file, size, journal_path(dst))  # a line cut short goes
         for leftover in partial_path(dst).rglob(TEMPORARY_GLOB):
             leftover.unlink(missing_ok=True)
         newest = {record.place: record for record in records}
@@ -247,7 +251,8 @@ class Journal:
     def _write(self, entry: Mapping[str, object]) -> None:
         try:
             self._file.seek(0, os.SEEK_END)
-            self._file.write(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
+            text = json.dumps(entry, separators=(",", ":")).encode()
+            self._file.write(text + b"  " + crc32c(text).hex().encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as exc:
@@ -332,11 +337,13 @@ def _check_free(dst: Path, *, overwrite: bool) -> None:
 
 
 def _lines(path: Path) -> list[bytes]:
-    """The complete lines of a journal; a last one without its end was never promised."""
+    """The sound lines of a journal, without their checksums; a last one without its end was never promised."""
     try:
-        return path.read_bytes().split(b"\n")[:-1]
+        lines = path.read_bytes().split(b"\n")[:-1]
     except OSError as exc:
         raise OutputError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+    split = ((line[: -CHECKSUM - 2], line[-CHECKSUM:]) for line in lines)
+    return [text for text, _ in takewhile(lambda one: crc32c(one[0]).hex().encode() == one[1], split)]
 
 
 def _truncate(file: IO[bytes], size: int, path: Path) -> None:

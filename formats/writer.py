@@ -79,13 +79,14 @@ def encode_slide(
     weights, device = find_model(options.model), choose_device(options.device)
     slide = with_pyramid(slide) if options.levels is None else slide
     workers = Workers(options.workers)
+    asked = _fingerprint(slide, options, weights)
     try:
-        with Journal.start(
-            dst, _fingerprint(slide, options, weights), resume=options.resume, overwrite=options.overwrite
-        ) as journal:
+        with Journal.start(dst, asked, resume=options.resume, overwrite=options.overwrite) as journal:
             try:
                 encoder = _Encoder(slide, options, weights, device, workers, journal, progress)
                 attributes, outcome = encoder.run()
+                if _fingerprint(slide, options, weights) != asked:  # a chunk that Zarr misses reads as zeros
+                    raise SourceError(f"{slide.name}: changed or vanished while it was read")
                 journal.commit(overwrite=options.overwrite)
             except (OutputError, KeyboardInterrupt):
                 raise  # the partial container stays, for --resume
@@ -377,7 +378,7 @@ def _fingerprint(slide: Slide, options: EncodeOptions, weights: ModelWeights) ->
     file = Path(slide.name)
     return {
         "generator": f"histocodec {VERSION}",
-        "source": source_identity(file) if file.is_file() else {"name": slide.name},
+        "source": source_identity(file) if file.is_file() else {"name": slide.name, "folder": file.is_dir()},
         "sizes": [[level.width, level.height] for level in slide.levels],
         "mpp": None if slide.mpp is None else list(slide.mpp),
         "model": weights.sha256,

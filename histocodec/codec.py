@@ -137,7 +137,7 @@ class LatentCoder:
         tables, whole = self._hyper_parameters(header.quality, keep)
         z = np.zeros((self.weights.config.hyper_channels, full[1] // 4, full[2] // 4), np.int64)
         coded = decoder.read(tables) + whole
-        if int(np.abs(coded).max()) > HYPER_CLIP:
+        if coded.min() < -HYPER_CLIP or coded.max() > HYPER_CLIP:  # int32's lowest has no magnitude
             raise FormatError(f"a latent chunk holds z from {coded.min()} to {coded.max()}; beyond {HYPER_CLIP}")
         z[keep] = coded.reshape(z[keep].shape)
         chunk.begin(z)

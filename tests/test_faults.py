@@ -1,6 +1,8 @@
 """Whatever is broken, cut short, foreign, full or hostile: one clear error, the right exit code, nothing half done."""
 
+import ast
 import errno
+import gzip
 import json
 import os
 import shutil
@@ -14,12 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import zarr
 
 import histocodec
 from histocodec.cli.main import run
 from histocodec.codec import LatentCoder
 from histocodec.errors import FormatError, HistocodecError
 from histocodec.formats import container as files
+from histocodec.formats import writer
 from histocodec.formats.arrays import Form, chunk_path, pack_values, write_metadata
 from histocodec.formats.attributes import MAX_MODEL
 from histocodec.formats.container import Container
@@ -546,3 +550,131 @@ def test_hostile_latents_never_give_a_foreign_error(broken: Path) -> None:
         fill_shard(broken, chunk)
         with histocodec.open(broken, device="cpu") as slide, pytest.raises(FormatError, match=r"chunk \("):
             slide.read_array(0, 0, 10, 10)
+
+
+# What appears, vanishes or comes from elsewhere.
+
+
+def test_a_source_that_vanishes_is_exit_code_1_and_is_not_encoded_as_black(
+    capsys: Captured, tmp_path: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk that Zarr does not find reads as its fill value."""
+    source = tmp_path / "slide.zarr"
+    zarr.create_array(source, data=synthetic_slide(600, 400, seed=3), chunks=(100, 100, 3))
+    real = writer.tissue_stats
+
+    def and_then_nothing(*given: Any, **options: Any) -> Any:
+        found = real(*given, **options)
+        shutil.rmtree(source)
+        return found
+
+    monkeypatch.setattr(writer, "tissue_stats", and_then_nothing)
+    code, line = failure(capsys, *encoding(source, tmp_path / "a.zarr", tiny_file, "--levels", "0"))
+    assert code == 1
+    assert "slide.zarr" in line
+    assert not (tmp_path / "a.zarr").exists()
+
+
+def test_a_source_that_changes_while_it_is_read_is_exit_code_1(
+    capsys: Captured, jpeg_tiff: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = writer.tissue_stats
+
+    def and_then_later(*given: Any, **options: Any) -> Any:
+        os.utime(jpeg_tiff, ns=(0, 7))
+        return real(*given, **options)
+
+    monkeypatch.setattr(writer, "tissue_stats", and_then_later)
+    code, line = failure(capsys, *encoding(jpeg_tiff, jpeg_tiff.parent / "a.zarr", tiny_file))
+    assert code == 1
+    assert "slide.tif: changed or vanished while it was read" in line
+    assert not (jpeg_tiff.parent / "a.zarr").exists()
+
+
+@pytest.mark.parametrize("command", ["decode", "verify", "info", "encode"])
+def test_a_container_from_the_future_is_exit_code_4_and_named(
+    capsys: Captured, broken: Path, tiny_file: Path, command: str
+) -> None:
+    edited(("attributes.histocodec", {"version": 2, "anything": "else"}))(broken)
+    given = {
+        "decode": decoding(broken), "verify": ("verify", broken), "info": ("info", broken),
+        "encode": encoding(broken, broken.parent / "a.zarr", tiny_file),
+    }  # fmt: skip
+    code, line = failure(capsys, *given[command])
+    assert code == 4
+    assert "broken.zarr" in line
+    assert "version 2, written by a later version of histocodec; this one reads version 1" in line
+    assert sorted(path.name for path in broken.parent.iterdir()) == ["broken.zarr"]
+
+
+WITHOUT_MODELS = """
+import sys
+from pathlib import Path
+from histocodec.models import weights
+weights.model_folders = lambda: [Path(sys.argv[1]).parent / "nothing"]
+import histocodec
+with histocodec.open(sys.argv[1], device="cpu") as slide:
+    print(slide.model_id, slide.read_array(0, 0, 64, 64).std() > 0, slide.latents(0)[:, :4, :4].shape)
+"""
+
+
+@pytest.mark.parametrize("name", ["sound", "plain"])
+def test_an_embedded_model_decodes_where_no_weights_are_installed(folder: Path, plain: Path, name: str) -> None:
+    path = folder / "sound.zarr" if name == "sound" else plain
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_MODELS, str(path)], capture_output=True, text=True, cwd=REPOSITORY, timeout=100
+    )
+    if name == "plain":
+        assert "MissingModelError" in done.stderr
+    else:
+        assert done.stdout.split(maxsplit=2) == ["tiny-0", "True", "(48, 4, 4)\n"], done.stderr
+
+
+def test_an_associated_image_whose_name_leads_elsewhere_is_refused(capsys: Captured, broken: Path) -> None:
+    edited(("attributes.histocodec.associated.0.name", "../../elsewhere"))(broken)
+    code, line = failure(capsys, *decoding(broken))
+    assert code == 3
+    assert "associated[0].name: found '../../elsewhere'" in line
+
+
+def test_a_listing_that_leads_elsewhere_is_refused(capsys: Captured, broken: Path) -> None:
+    for name in ("../secret", "/etc/hostname", "a/../../secret"):
+        text = np.frombuffer(f"{'0' * 64}  {name}\n".encode(), np.uint8)
+        form = Form(text.shape, "uint8")
+        chunk_path(broken / "integrity/files", (0,)).write_bytes(pack_values(text, form))
+        write_metadata(broken / "integrity/files", form.metadata())
+        code, found = problems(capsys, broken, "--quick")
+        assert code == 3
+        assert any("line 1 is not a SHA-256, two spaces and a file's name" in problem for problem in found)
+
+
+def test_a_listing_that_leaves_out_a_file_is_found(capsys: Captured, broken: Path) -> None:
+    """Its line gone, nothing would be known of the file."""
+    chunk = chunk_path(broken / "integrity/files", (0,))
+    lines = gzip.decompress(chunk.read_bytes()).splitlines(keepends=True)
+    text = np.frombuffer(b"".join(line for line in lines if not line.endswith(b"  tiles/0/c/0/0\n")), np.uint8)
+    form = Form(text.shape, "uint8")
+    chunk.write_bytes(pack_values(text, form))
+    write_metadata(broken / "integrity/files", form.metadata())
+    assert problems(capsys, broken, "--quick") == (3, [f"{broken}/integrity/files: does not list tiles/0/c/0/0"])
+
+
+CARRIES_CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "runpy"}
+
+
+def test_no_module_reads_what_can_carry_code() -> None:
+    """Nothing is unpickled or executed. torch.load is for the checkpoints of training alone, and without code."""
+    loads = []
+    folders = [REPOSITORY / name for name in ("histocodec", "formats", "cli", "benchmarks")]
+    for file in {file for folder in folders for file in folder.rglob("*.py")}:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", None) or ""}
+                assert not {name.split(".")[0] for name in names} & CARRIES_CODE, file
+            if isinstance(node, ast.Call):
+                called, options = ast.unparse(node.func), {one.arg: ast.unparse(one.value) for one in node.keywords}
+                assert called not in ("eval", "exec"), file
+                assert options.get("allow_pickle", "False") == "False", file
+                if called in ("torch.load", "load_object"):
+                    loads.append((file.relative_to(REPOSITORY).as_posix(), options.get("weights_only")))
+    assert loads == [("histocodec/train/loop.py", "True")]

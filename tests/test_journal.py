@@ -92,6 +92,17 @@ def test_a_line_cut_short_is_ignored_and_written_over(dst: Path) -> None:
         assert list(journal.records.values()) == [first, second]
 
 
+def test_a_line_that_was_altered_is_no_promise_nor_is_what_follows(dst: Path) -> None:
+    """A shard of glass has no file that could contradict its line."""
+    with Journal.start(dst, FINGERPRINT) as journal:
+        for row in range(3):
+            record(journal, row, b"")
+    sound = journal_path(dst).read_bytes()
+    journal_path(dst).write_bytes(sound.replace(b'"row":1', b'"row":5'))
+    with Journal.start(dst, FINGERPRINT, resume=True) as journal:
+        assert list(journal.records) == [(0, 0, 0)]
+
+
 def test_a_shard_that_is_not_as_recorded_is_encoded_again(dst: Path) -> None:
     with Journal.start(dst, FINGERPRINT) as journal:
         for row in range(4):

@@ -245,5 +245,16 @@ def test_overwriting_keeps_the_old_until_the_new_is_whole(
 
 def test_the_journal_holds_one_line_for_each_finished_shard(stopped: dict[str, Stopped], source: Path) -> None:
     lines = journal_path(source.parent / "other.zarr").read_text().splitlines()
-    places = [(entry["row"], entry["column"]) for entry in map(json.loads, lines[1:])]
+    entries = [json.loads(line.rpartition("  ")[0]) for line in lines[1:]]
+    places = [(entry["row"], entry["column"]) for entry in entries]
     assert places == [(0, column) for column in range(len(places))]
+
+
+def test_the_old_output_or_the_new_one_is_whole_whenever_an_encode_is_killed() -> None:
+    """A slice of `python -m tests.kill`, in a process of its own since it forks."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kill", "--moments", "1"],
+        capture_output=True, text=True, cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=PATIENCE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("all ended well") == 3

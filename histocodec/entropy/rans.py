@@ -89,7 +89,7 @@ def _find_entries(
             used += 1
         entry = offset[t] + s
         entries[i] = entry
-        total += cost[entry]
+        total += int(cost[entry])  # without numba, a sum of uint16 would be one
     return OK, total, used
 
 

@@ -9,6 +9,9 @@ STRIDE = 16  # pixels per latent, in both directions
 QUALITIES = 101  # quality indices 0 … 100; the command line's --quality is the index itself
 GROUPS = 4  # channel groups, positions and steps of the quadtree context
 
+MAX_BLOCKS = 16  # of each kind: thrice what any model has, so that a hostile config builds no giant network
+BLOCKS = ("analysis8", "analysis16", "synthesis16", "synthesis8")
+
 Blocks = tuple[bool, ...]  # one residual block each; True where it looks at its neighbours (3×3)
 
 
@@ -37,8 +40,13 @@ class HyperConfig:
             value = getattr(self, name)
             if not (isinstance(value, int) and 4 <= value <= 1024 and value % GROUPS == 0):
                 raise FormatError(f"model config: {name} is {value!r}; a multiple of 4 from 4 to 1024 is allowed")
-        if self.width8 != 192:
+        if type(self.width8) is not int or self.width8 != 192:
             raise FormatError(f"model config: width8 is {self.width8!r}; only 192 (8×8×3) is allowed")
+        for name in BLOCKS:
+            value = getattr(self, name)
+            if not (isinstance(value, tuple) and len(value) <= MAX_BLOCKS and {*map(type, value)} <= {bool}):
+                found = str(value)[:80]
+                raise FormatError(f"model config: {name} is {found}; at most {MAX_BLOCKS} booleans are allowed")
         if not (isinstance(self.anchors, int) and 2 <= self.anchors <= QUALITIES):
             raise FormatError(f"model config: anchors is {self.anchors!r}; 2 to {QUALITIES} are allowed")
 
@@ -64,7 +72,7 @@ class HyperConfig:
         """Raises FormatError unless `text` is exactly what `to_json` writes for some valid config."""
         try:
             fields = json.loads(text)
-            blocks = {k: tuple(bool(b) for b in v) for k, v in fields.items() if isinstance(v, list)}
+            blocks = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
             return cls(**{**fields, **blocks})
-        except (TypeError, ValueError, AttributeError) as exc:
+        except (TypeError, ValueError, AttributeError, RecursionError) as exc:
             raise FormatError(f"model config is not understood: {exc}") from exc

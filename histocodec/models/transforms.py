@@ -60,8 +60,8 @@ class Residual(nn.Module):
 
 def _fused(x: Tensor) -> bool:
     """Whether oneDNN may take a convolution with what follows it in one go, as torch.compile has it do."""
-    able = x.device.type == "cpu" and torch.is_inference_mode_enabled() and torch._C._has_mkldnn
-    return able and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    able = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float32) and torch._C._has_mkldnn
+    return able and torch.is_inference_mode_enabled() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 
 def _relu_of(layer: nn.Conv2d, x: Tensor) -> Tensor:

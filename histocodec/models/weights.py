@@ -89,7 +89,7 @@ def _expected(config: HyperConfig) -> Iterator[tuple[str, tuple[tuple[int, ...],
 def parse_model(data: bytes, *, name: str) -> ModelWeights:
     """The model in the bytes of a file. `name` is for messages. Raises FormatError."""
     if len(data) > MAX_BYTES:
-        raise FormatError(f"{name}: {len(data)} bytes; a model file has at most {MAX_BYTES}")
+        raise FormatError(f"{name}: has more than {MAX_BYTES} bytes, the most that a model file may have")
     metadata = _metadata(data, name)
     if metadata.get("format") != FORMAT:
         raise FormatError(f"{name}: format {metadata.get('format')!r}; {FORMAT!r} is needed")
@@ -125,9 +125,10 @@ def load_model(path: str | os.PathLike[str]) -> ModelWeights:
     """Reads a model file. Raises MissingModelError where there is none, FormatError where it is broken."""
     file = Path(path)
     try:
-        if file.stat().st_size > MAX_BYTES:
-            raise FormatError(f"{file}: {file.stat().st_size} bytes; a model file has at most {MAX_BYTES}")
-        data = file.read_bytes()
+        if file.exists() and not file.is_file():  # a pipe, on which reading could wait for ever
+            raise FormatError(f"{file}: is no regular file")
+        with file.open("rb") as opened:
+            data = opened.read(MAX_BYTES + 1)
     except OSError as exc:
         raise MissingModelError(f"{file}: the model file cannot be read: {exc.strerror or exc}") from exc
     return parse_model(data, name=str(file))
