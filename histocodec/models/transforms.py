@@ -11,6 +11,7 @@ wanted block, or ends where the slide ends, therefore gives exactly the block of
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import cast
 
 import torch
@@ -58,10 +59,17 @@ class Residual(nn.Module):
         return x + cast(Tensor, self.project(hidden))
 
 
-def _fused(x: Tensor) -> bool:
-    """Whether oneDNN may take a convolution with what follows it in one go, as torch.compile has it do."""
-    able = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float32) and torch._C._has_mkldnn
-    return able and torch.is_inference_mode_enabled() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+@lru_cache
+def _fused(dtype: torch.dtype) -> bool:
+    """Whether oneDNN takes a convolution with what follows it in one go, as torch.compile has it do. It is tried:
+    that depends on the build, the processor and the type of number."""
+    with torch.inference_mode():
+        x, block = torch.zeros((1, 16, 4, 4), dtype=dtype), Residual(16, spatial=True).to(dtype)
+        try:
+            _in_place(block, x)
+        except (AttributeError, RuntimeError):
+            return False
+    return True
 
 
 def _relu_of(layer: nn.Conv2d, x: Tensor) -> Tensor:
@@ -83,7 +91,7 @@ def _blocks(blocks: nn.Sequential, x: Tensor, margin: Margin, beyond: int) -> tu
     """Runs residual blocks, trimming after each; `beyond` is what the layers after the last block need."""
     residuals = cast("list[Residual]", list(blocks))
     ahead = [block.depthwise is not None for block in residuals]
-    fused = _fused(x)
+    fused = x.device.type == "cpu" and torch.is_inference_mode_enabled() and _fused(x.dtype)
     x = x.clone(memory_format=torch.channels_last) if fused else x
     for i, block in enumerate(residuals):
         x, margin = margin.trim(_in_place(block, x) if fused else block(x), sum(ahead[i + 1 :]) + beyond)
