@@ -41,7 +41,7 @@ def decode(folder: Path, variant: str, *options: str) -> dict[str, dict]:
 def main() -> None:
     import torch
 
-    variants = dict.fromkeys(VARIANTS, ())
+    variants = {**dict.fromkeys(VARIANTS, ()), "compiled": ("--compile",)}
     if torch.cuda.is_available():
         variants["cuda"] = ("--device", "cuda")
     else:

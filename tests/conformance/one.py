@@ -1,6 +1,6 @@
 """Decodes containers in this process, in whatever way its environment asks for, and says what came out.
 
-    python -m tests.conformance.one FOLDER [--encode NAME] [--device cuda] [--latents-only]
+    python -m tests.conformance.one FOLDER [--encode NAME] [--device cuda] [--compile] [--latents-only]
 
 FOLDER holds the model, containers and their pixels in float64 as `unpack` lays them out. With --encode, the kit's
 widest image is encoded into FOLDER/NAME.zarr first. Prints one JSON object: `Finding`s by the container's name.
@@ -112,6 +112,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--encode", metavar="NAME")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="the transforms, with torch.compile")
     parser.add_argument("--latents-only", action="store_true", help="of the smallest container, without torch")
     given = parser.parse_args()
     weights = load_model(given.folder / f"{MODEL_ID}.safetensors")
@@ -122,6 +123,11 @@ def main() -> None:
         return
     import torch
 
+    if given.compile:
+        from histocodec.models.transforms import Analysis, Synthesis
+
+        for network in (Analysis, Synthesis):
+            network.window = torch.compile(network.window, dynamic=True)
     if given.encode:
         from tests.conformance.make import encode, images
 
