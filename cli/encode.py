@@ -44,7 +44,7 @@ STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "m
 )
 @click.option(
     "--model",
-    default="hyper-1",
+    default="hyper-2",
     show_default=True,
     metavar="ID|FILE",
     help="An installed model, or a .safetensors file.",

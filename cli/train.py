@@ -92,7 +92,7 @@ def command(
     Examples:
       histocodec train slides/ --out runs/mine --model-id mine-1
       histocodec train slides/ --out runs/mine --model-id mine-1 --resume --steps 20000
-      histocodec train slides/ --out runs/tuned --model-id mine-2 --from hyper-1 --rate 2e-4
+      histocodec train slides/ --out runs/tuned --model-id mine-2 --from hyper-2 --rate 2e-4
       histocodec encode slide.svs slide.zarr --model runs/mine/mine-1.safetensors
     """
     from histocodec.train.run import TrainOptions, run_training

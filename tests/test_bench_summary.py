@@ -154,10 +154,10 @@ def test_speed_is_that_of_timed_rows() -> None:
 @pytest.fixture(scope="module")
 def result() -> BenchResult:
     rows = [*all_rows(), row(GOOD, OURS, 0.3, 30.0, kind="1:64"), row(GOOD, PEER, 0.3, 29.0, kind="1:64")]
-    options = BenchOptions(("jpeg2000",), (0, 50), (64,), 6, "hyper-1", "cpu", 2)
+    options = BenchOptions(("jpeg2000",), (0, 50), (64,), 6, "hyper-2", "cpu", 2)
     machine = Machine("a processor", 2, None, "a system", 0.5)
     return BenchResult(
-        machine, {"zarr": "3"}, Model("hyper-1", "abc" * 20), options, summarise(rows), None, tuple(rows)
+        machine, {"zarr": "3"}, Model("hyper-2", "abc" * 20), options, summarise(rows), None, tuple(rows)
     )
 
 

@@ -546,7 +546,7 @@ def test_all_that_is_no_latent_takes_little(tmp_path: Path) -> None:
     )
     properties = {f"tiff.Property{n}": "some words of a vendor" for n in range(40)}
     described = attributes(
-        levels=levels, chunk=32, shard=8, model=ModelReference("hyper-1", "a" * 64, 256), icc=None,
+        levels=levels, chunk=32, shard=8, model=ModelReference("hyper-2", "a" * 64, 256), icc=None,
         overview=None, associated={}, properties=properties,
     )  # fmt: skip
     written(tmp_path / "a", described)

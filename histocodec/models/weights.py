@@ -23,7 +23,7 @@ from histocodec.models.config import QUALITIES, HyperConfig
 from histocodec.models.integer import check_accumulators
 from histocodec.models.prior import HYPER_CLIP, LINEAR_CLIP, MEAN_BITS, SCALES, layers
 
-DEFAULT_MODEL = "hyper-1"
+DEFAULT_MODEL = "hyper-2"
 MODELS_VARIABLE = "HISTOCODEC_MODELS"  # further folders with model files, as in PATH
 MAX_BYTES = 256 << 20  # a model file larger than this is none of ours
 FORMAT = "histocodec.model/1"
