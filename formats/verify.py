@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from histocodec.errors import FormatError, UsageError
 from histocodec.formats.container import Container
+from histocodec.formats.embeddings import embedding_problems
 from histocodec.formats.layout import BACKGROUND
 from histocodec.formats.reader import model_of
 from histocodec.geometry import Grid
@@ -55,7 +56,8 @@ def verify(
     """
     began = time.perf_counter()
     container = Container.open(Path(path))
-    problems = [str(problem) for problem in islice(container.problems(), MOST_PROBLEMS)]
+    every = chain(container.problems(), embedding_problems(container))
+    problems = [str(problem) for problem in islice(every, MOST_PROBLEMS)]
     chunks = shards = 0
     total = worst = None
     try:
