@@ -28,9 +28,10 @@ from histocodec.formats.source import open_slide
 from histocodec.formats.writer import encode_slide
 from histocodec.geometry import Region
 from histocodec.models.weights import find_model
+from histocodec.search.database import Entry
 from histocodec.search.embedding import CHANNELS, FLOOR, Embedder, Latents
 from histocodec.search.graph import up_to_date
-from histocodec.search.index import Entry, build
+from histocodec.search.index import build
 from histocodec.search.nearest import nearest_patches
 from histocodec.search.whitening import Vectors, Whitening
 from histocodec.slide import Pixels

@@ -11,7 +11,8 @@ from histocodec.cli.report import mpp_text, print_facts, print_json, progress_ba
 from histocodec.errors import FormatError
 
 if TYPE_CHECKING:
-    from histocodec.search.index import Entry, Index, IndexedSlide
+    from histocodec.search.database import Entry, IndexedSlide
+    from histocodec.search.index import Index
 
 slides_argument = click.argument(
     "slides", metavar="SLIDE...", nargs=-1, required=True, type=click.Path(path_type=Path)
@@ -131,7 +132,7 @@ def _name(path: Path) -> str:
 def _entries(slides: Sequence[Path], labels: dict[str, str]) -> "list[Entry]":
     from histocodec.formats.container import Container
     from histocodec.formats.embeddings import read_embeddings
-    from histocodec.search.index import Entry
+    from histocodec.search.database import Entry
 
     entries = []
     with progress_bar("reading vectors") as bar:

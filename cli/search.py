@@ -10,8 +10,9 @@ from histocodec.cli.report import print_facts, print_json
 from histocodec.errors import UsageError
 
 if TYPE_CHECKING:
+    from histocodec.search.database import IndexedSlide
     from histocodec.search.embedding import Embeddings
-    from histocodec.search.index import Index, IndexedSlide
+    from histocodec.search.index import Index
     from histocodec.search.nearest import PatchHit, SlideHit
     from histocodec.search.whitening import Vectors
 

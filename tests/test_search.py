@@ -9,8 +9,9 @@ import pytest
 
 from histocodec.errors import FormatError, OutputError, UnsupportedError, UsageError
 from histocodec.search import nearest
+from histocodec.search.database import Entry
 from histocodec.search.embedding import Embeddings, Kind, embedder_of, log_energies, tissue_share
-from histocodec.search.index import DATABASE, Entry, Index, build
+from histocodec.search.index import DATABASE, Index, build
 from histocodec.search.nearest import nearest_patches, nearest_slides
 from histocodec.search.whitening import Whitening
 

@@ -8,88 +8,35 @@ Adding appends rows, and then counts them in one transaction: rows that an inter
 are overwritten by the next. Removing writes a file of the next generation G and changes over in one transaction.
 """
 
-import hashlib
 import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.errors import FormatError, OutputError, UnsupportedError, UsageError
-from histocodec.search.embedding import Embeddings, Kind
+from histocodec.errors import FormatError, OutputError, UsageError
+from histocodec.search.database import (
+    Entry,
+    Facts,
+    IndexedSlide,
+    Labels,
+    connect,
+    create,
+    digest_of,
+    foreign_errors,
+    insert_slide,
+    read_facts,
+    read_slides,
+)
+from histocodec.search.embedding import Kind
 from histocodec.search.whitening import Vectors, Whitening
 
 DATABASE = "index.sqlite"
-APPLICATION = 0x48434958  # "HCIX", in SQLite's header: which program's file it is
-VERSION = 1
-SCHEMA = """
-CREATE TABLE facts (
-    model TEXT NOT NULL, sha256 TEXT NOT NULL, embedder TEXT NOT NULL, length INTEGER NOT NULL,
-    mean BLOB NOT NULL, basis BLOB NOT NULL, rows INTEGER NOT NULL, generation INTEGER NOT NULL, graph INTEGER NOT NULL
-);
-CREATE TABLE slides (
-    id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, latents TEXT NOT NULL, first INTEGER NOT NULL,
-    count INTEGER NOT NULL, level INTEGER NOT NULL, patch INTEGER NOT NULL, mpp_x REAL, mpp_y REAL,
-    vectors TEXT NOT NULL
-);
-CREATE TABLE patches (
-    slide INTEGER NOT NULL, number INTEGER NOT NULL, x INTEGER NOT NULL, y INTEGER NOT NULL,
-    PRIMARY KEY (slide, number)
-) WITHOUT ROWID;
-CREATE TABLE labels (
-    slide INTEGER NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (slide, key)
-) WITHOUT ROWID;
-"""
-
-Labels = Mapping[str, str]
-Mpp = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A slide to be added. `mpp` is that of the level that was embedded."""
-
-    path: str
-    mpp: Mpp | None
-    embeddings: Embeddings
-    labels: Labels
-
-
-@dataclass(frozen=True)
-class IndexedSlide:
-    """A slide in an index; its vectors are the rows from `first` on."""
-
-    id: int
-    path: str
-    latents: str
-    first: int
-    count: int
-    level: int
-    patch: int
-    mpp: Mpp | None
-    vectors: str  # SHA-256 of its rows
-    labels: Labels
-
-    @property
-    def end(self) -> int:
-        return self.first + self.count
-
-
-@dataclass(frozen=True, eq=False)
-class Facts:
-    """What all slides of an index share, and where its vectors are."""
-
-    kind: Kind
-    whitening: Whitening
-    rows: int
-    generation: int
-    graph: bool
 
 
 class Index:
@@ -105,7 +52,7 @@ class Index:
 
     def _load(self) -> None:
         with self._connected() as database:
-            self.facts, self.slides = _facts(database, self.database), _slides(database, self.database)
+            self.facts, self.slides = read_facts(database, self.database), read_slides(database, self.database)
         path, wanted = self.vectors_path, self.facts.rows * self.facts.whitening.dimensions * 4
         found = path.stat().st_size if path.is_file() else None
         if found is None or found < wanted:
@@ -184,7 +131,7 @@ class Index:
                     yield f"{self.database}: {line}"
         vectors = self.vectors()
         for slide in self.slides:
-            if _digest(vectors[slide.first : slide.end]) != slide.vectors:
+            if digest_of(vectors[slide.first : slide.end]) != slide.vectors:
                 yield f"{self.vectors_path}: the vectors of {slide.path} were altered"
 
     def add(self, entries: Sequence[Entry]) -> None:
@@ -200,7 +147,7 @@ class Index:
             known.add(entry.path)
             contents[entry.embeddings.latents] = entry.path
         with self._changing() as database:
-            facts = _facts(database, self.database)
+            facts = read_facts(database, self.database)
             rows, width = facts.rows, facts.whitening.dimensions * 4
             with self.vectors_path.open("r+b") as file:
                 file.truncate(rows * width)
@@ -208,7 +155,7 @@ class Index:
                 for entry in entries:
                     white = facts.whitening.apply(entry.embeddings.vectors)
                     file.write(white.astype("<f4").tobytes())
-                    _insert(database, entry, rows, _digest(white))
+                    insert_slide(database, entry, rows, digest_of(white))
                     rows += len(white)
                 file.flush()
                 os.fsync(file.fileno())
@@ -248,7 +195,7 @@ class Index:
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
-        with _foreign_errors(self.database), closing(_connect(self.database)) as database:
+        with foreign_errors(self.database), closing(connect(self.database)) as database:
             yield database
 
     @contextmanager
@@ -257,7 +204,7 @@ class Index:
         try:
             with self._connected() as database:
                 database.execute("BEGIN IMMEDIATE")
-                if _state(_facts(database, self.database)) != _state(self.facts):
+                if _state(read_facts(database, self.database)) != _state(self.facts):
                     raise OutputError(f"{self.folder}: was changed by another process meanwhile; try again")
                 yield database
                 database.execute("COMMIT")
@@ -284,14 +231,7 @@ def build(folder: Path, entries: Sequence[Entry], *, graph: bool = False) -> Ind
     except OSError as exc:
         raise OutputError(f"{folder}: cannot be written: {exc.strerror or exc}") from exc
     try:
-        with _foreign_errors(made / DATABASE), closing(sqlite3.connect(made / DATABASE)) as database:
-            database.executescript(SCHEMA)
-            database.execute(f"PRAGMA application_id = {APPLICATION}")
-            database.execute(f"PRAGMA user_version = {VERSION}")
-            blobs = [part.astype("<f4").tobytes() for part in (whitening.mean, whitening.basis)]
-            values = (kind.model, kind.sha256, kind.embedder, kind.length, *blobs, 0, 0, int(graph))
-            database.execute("INSERT INTO facts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
-            database.commit()
+        create(made / DATABASE, kind, whitening, graph=graph)
         (made / "vectors-0.f32").touch()
         Index(made).add(entries)
         made.chmod(0o755)  # mkdtemp lets nobody else in
@@ -303,78 +243,5 @@ def build(folder: Path, entries: Sequence[Entry], *, graph: bool = False) -> Ind
     return Index(folder)
 
 
-def _insert(database: sqlite3.Connection, entry: Entry, first: int, digest: str) -> None:
-    e = entry.embeddings
-    mpp = entry.mpp or (None, None)
-    cursor = database.execute(
-        "INSERT INTO slides (path, latents, first, count, level, patch, mpp_x, mpp_y, vectors) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (entry.path, e.latents, first, len(e.vectors), e.level, e.patch, *mpp, digest),
-    )
-    slide = cursor.lastrowid
-    places = ((slide, number, int(x), int(y)) for number, (x, y) in enumerate(e.positions))
-    database.executemany("INSERT INTO patches VALUES (?, ?, ?, ?)", places)
-    database.executemany("INSERT INTO labels VALUES (?, ?, ?)", ((slide, *label) for label in entry.labels.items()))
-
-
-def _facts(database: sqlite3.Connection, path: Path) -> Facts:
-    (application,) = database.execute("PRAGMA application_id").fetchone()
-    (version,) = database.execute("PRAGMA user_version").fetchone()
-    if application != APPLICATION:
-        raise UnsupportedError(f"{path}: is an SQLite file, but no histocodec index")
-    if version > VERSION:
-        raise UnsupportedError(f"{path}: an index of version {version}; up to {VERSION} can be read")
-    found = database.execute("SELECT * FROM facts").fetchall()
-    try:
-        ((model, sha256, embedder, length, mean, basis, rows, generation, graph),) = found
-        kind = Kind(str(model), str(sha256), str(embedder), int(length))
-        whitening = Whitening(
-            np.frombuffer(mean, "<f4").reshape(length), np.frombuffer(basis, "<f4").reshape(length, -1)
-        )
-        return Facts(kind, whitening, int(rows), int(generation), bool(graph))
-    except (TypeError, ValueError) as exc:
-        raise FormatError(f"{path}: its table of facts is not sound: {exc}. Build the index anew") from exc
-
-
 def _state(facts: Facts) -> tuple[int, int]:
     return facts.generation, facts.rows
-
-
-def _slides(database: sqlite3.Connection, path: Path) -> tuple[IndexedSlide, ...]:
-    labels: dict[int, dict[str, str]] = {}
-    for slide, key, value in database.execute("SELECT slide, key, value FROM labels ORDER BY key"):
-        labels.setdefault(slide, {})[key] = value
-    columns = "id, path, latents, first, count, level, patch, mpp_x, mpp_y, vectors"
-    try:
-        return tuple(
-            IndexedSlide(
-                int(id), str(slide), str(latents), int(first), int(count), int(level), int(patch),
-                None if x is None or y is None else (float(x), float(y)), str(vectors), labels.get(id, {}),
-            )
-            for id, slide, latents, first, count, level, patch, x, y, vectors in database.execute(
-                f"SELECT {columns} FROM slides ORDER BY first"
-            )
-        )  # fmt: skip
-    except (TypeError, ValueError) as exc:
-        raise FormatError(f"{path}: its table of slides is not sound: {exc}. Build the index anew") from exc
-
-
-def _digest(vectors: Vectors) -> str:
-    return hashlib.sha256(np.ascontiguousarray(vectors, "<f4").tobytes()).hexdigest()
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    """An existing file; transactions begin and end where we say so."""
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
-
-
-@contextmanager
-def _foreign_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as exc:
-        if "no such" in str(exc):  # table or column
-            raise FormatError(f"{path}: is not a sound index: {exc}. Build it anew") from exc
-        raise OutputError(f"{path}: cannot be used: {exc}") from exc
-    except (sqlite3.DatabaseError, OverflowError) as exc:
-        raise FormatError(f"{path}: is damaged, or no SQLite file: {exc}. Build the index anew") from exc

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.search.index import Index, IndexedSlide
+from histocodec.search.database import IndexedSlide
+from histocodec.search.index import Index
 from histocodec.search.whitening import Vectors
 
 BLOCK = 1 << 16  # rows compared at once: 4 MB of vectors
