@@ -278,10 +278,11 @@ def report(rows: Sequence[Row], size: Bytes, fast: Speed, machine: Machine, mode
         "",
         "**What this does not show.** In these images organ goes together with source: six of eight organs come from "
         "one source only, so part of what is found across cases is the scanner, the laboratory and the "
-        "magnification. Where the source is left out, what is found is near chance for every vector. A lower floor, "
-        "which lets in finer texture, finds more across cases and less than chance across sources: it is the scanner "
-        "that it recognises. The colour histogram, and the slide's stain beside the energies, find more across cases "
-        "for a like reason, as laboratories differ in stain. The model was trained on these images, apart from 13.",
+        "magnification. Where the source is left out, nothing is far above chance, and much is below. A lower "
+        "floor, which lets in finer texture, finds more across cases and less than chance across sources: it is the "
+        "scanner that it recognises. The colour histogram, and the slide's stain beside the energies, find more "
+        "across cases for a like reason, as laboratories differ in stain. The model was trained on these "
+        "images, apart from 13.",
         "",
         f"Bytes a slide, on average: {size.container / size.slides:,.0f} of the container, "
         f"{size.embeddings / size.slides:,.0f} of its embeddings. These are images of 4 to 16 patches: of the "
