@@ -15,7 +15,9 @@ import click
 from histocodec.cli.report import printable
 from histocodec.errors import HistocodecError
 
-COMMANDS = ("encode", "decode", "info", "verify", "train", "bench", "demo")
+COMMANDS = (
+    "encode", "decode", "info", "verify", "embed", "index", "search", "umap", "train", "bench", "demo",
+)  # fmt: skip
 DEBUG_VARIABLE = "HISTOCODEC_DEBUG"  # set to anything: errors come with their traceback
 FAILED, USAGE, UNSUPPORTED, INTERRUPTED = 1, 2, 4, 130
 

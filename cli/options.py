@@ -61,6 +61,26 @@ def json_option(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")(command)
 
 
+def label(text: str) -> tuple[str, str]:
+    """KEY=VALUE"""
+    key, separator, value = text.partition("=")
+    if not (separator and key.strip() and value.strip()):
+        raise click.BadParameter(f"{text!r} is no label; organ=lung is")
+    return key.strip(), value.strip()
+
+
+def label_option(command: Command) -> Command:
+    return click.option(
+        "--label",
+        "labels",
+        type=label,
+        multiple=True,
+        metavar="KEY=VALUE",
+        callback=lambda context, parameter, values: dict(values),
+        help="Of these slides, for --filter and colours; may be given again.",
+    )(command)
+
+
 def device_option(command: Command) -> Command:
     return click.option("--device", default="auto", metavar="auto|cpu|cuda", show_default=True, help=DEVICE_HELP)(
         command

@@ -38,3 +38,11 @@ def side_by_side(panels: Sequence[Panel]) -> Pixels:
         draw.text((x, y), panel.title, INK, title)
         draw.text((x, y + TITLE_SIZE + GAP), panel.note, INK, note)
     return np.asarray(sheet)
+
+
+def in_rows(panels: Sequence[Panel], columns: int = 5) -> Pixels:
+    """`side_by_side`, row after row."""
+    rows = [side_by_side(panels[first : first + columns]) for first in range(0, len(panels), columns)]
+    width = max(row.shape[1] for row in rows)
+    sheet = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+    return np.concatenate(sheet)

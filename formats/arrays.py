@@ -36,7 +36,7 @@ class Form:
     """Shape, dtype and chunking of one plain array: everything that its metadata says."""
 
     shape: tuple[int, ...]
-    dtype: str  # uint8 or float32
+    dtype: str  # uint8, int32, float16 or float32
     names: tuple[str, ...] = ()  # of its dimensions
     chunk: tuple[int, ...] | None = None  # None: one chunk holds it all
 
@@ -76,7 +76,7 @@ def array_metadata(
         "data_type": dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk_shape)}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": 0.0 if dtype == "float32" else 0,
+        "fill_value": 0.0 if dtype.startswith("float") else 0,
         "codecs": codecs,
         **({"dimension_names": list(names)} if names else {}),
     }

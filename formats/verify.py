@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from histocodec.errors import FormatError, UsageError
 from histocodec.formats.container import Container
+from histocodec.formats.embeddings import embedding_problems
 from histocodec.formats.layout import BACKGROUND, LOSSLESS
 from histocodec.formats.reader import model_of
 from histocodec.slide import Slide
@@ -63,7 +64,8 @@ def verify(
     """
     began = time.perf_counter()
     container = Container.open(Path(path))
-    problems = [str(problem) for problem in islice(container.problems(), MOST_PROBLEMS)]
+    every = chain(container.problems(), embedding_problems(container))
+    problems = [str(problem) for problem in islice(every, MOST_PROBLEMS)]
     chunks = shards = 0
     fidelity = _Fidelity()
     try:

@@ -1,0 +1,110 @@
+"""Vectors of tissue: from a container's latents, and, for queries, from an image by way of a container."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from histocodec.errors import UnsupportedError
+from histocodec.formats.container import Container
+from histocodec.formats.decoder import BlockDecoder, BlockKey
+from histocodec.formats.embeddings import latents_digest
+from histocodec.formats.layout import BACKGROUND
+from histocodec.formats.options import EncodeOptions
+from histocodec.formats.reader import model_of
+from histocodec.formats.source import open_slide
+from histocodec.formats.writer import encode_slide
+from histocodec.models.config import STRIDE
+from histocodec.models.weights import find_model
+from histocodec.search.embedding import (
+    LEAST_SIDE,
+    LEAST_TISSUE,
+    SIDE,
+    Embedder,
+    Embeddings,
+    Kind,
+    Latents,
+    embedder_of,
+    tissue_share,
+)
+from histocodec.workers import Workers
+
+Place = tuple[int, int]  # x, y
+Vector = NDArray[np.float32]
+
+
+def embed(
+    path: Path,
+    *,
+    level: int = 0,
+    embedder: Embedder | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Embeddings:
+    """The vectors of a container's tissue, by its model's own embedder or another. Latents are decoded, pixels are not.
+    Raises UnsupportedError where there is no tissue, UsageError where there is no such level."""
+    container = Container.open(path)
+    attributes = container.attributes
+    embedder = embedder or embedder_of(attributes.model.family)
+    if attributes.chunk % SIDE:
+        raise UnsupportedError(f"{path}: chunks of {attributes.chunk} latents; multiples of {SIDE} can be embedded")
+    digest, grid, side = latents_digest(container, level), attributes.grid(level), attributes.chunk
+    weights, stats, pool = model_of(container), container.stats(), Workers(workers)
+    decoder = BlockDecoder(container, weights, torch.device("cpu"), pool, cache_bytes=0)
+
+    def of_chunk(key: BlockKey) -> list[tuple[Place, Vector]]:
+        chunk = decoder.chunk(key)
+        assert chunk is not None  # background is not asked for
+        rows, columns = grid.latent_rows - key.row * side, grid.latent_columns - key.column * side
+        scaled = chunk.y[:, :rows, :columns] * weights.inverse_gain(chunk.quality)[:, None, None]
+        return [
+            ((key.column * side + left, key.row * side + top), embedder.vector(patch))
+            for (left, top), patch in _patches(scaled, min(LEAST_SIDE, grid.latent_rows, grid.latent_columns))
+            if tissue_share(patch, stats.background_latent, stats.channels.std) >= LEAST_TISSUE
+        ]
+
+    keys = [BlockKey(level, int(r), int(c)) for r, c in np.argwhere(container.tiles(level) != BACKGROUND)]
+    found: list[tuple[Place, Vector]] = []
+    try:
+        for done, some in enumerate(pool.map(of_chunk, keys), 1):
+            found += some
+            if progress is not None:
+                progress(done, len(keys))
+    finally:
+        pool.close()
+    if not found:
+        raise UnsupportedError(f"{path}: has no tissue on level {level}, so there is nothing to embed")
+    places, vectors = zip(*found, strict=True)
+    values = np.stack(vectors).astype(np.float16).astype(np.float32)  # as they are stored
+    positions = np.rint(np.array(places) * (STRIDE * attributes.levels[level].downsample)).astype(np.int32)
+    kind = Kind(attributes.model.id, attributes.model.sha256, embedder.name, values.shape[1])
+    span = SIDE * STRIDE * attributes.levels[level].downsample
+    return Embeddings(kind, level, SIDE * STRIDE, span, digest, values, positions)
+
+
+def _patches(scaled: Latents, least: int) -> Iterator[tuple[Place, Latents]]:
+    """The patches of a chunk (C, h, w), with their places in it; at the level's edge those of `least` latents and
+    more a side."""
+    for top in range(0, scaled.shape[1], SIDE):
+        for left in range(0, scaled.shape[2], SIDE):
+            patch = scaled[:, top : top + SIDE, left : left + SIDE]
+            if min(patch.shape[1:]) >= least:
+                yield (left, top), patch
+
+
+def embed_image(path: Path, kind: Kind, *, device: str = "auto") -> Embeddings:
+    """The vectors of an image, or of any slide, as `kind`'s model sees it once it is compressed. Raises
+    MissingModelError where that is not installed, and what opening and encoding raise."""
+    find_model(kind.model, kind.sha256)
+    with TemporaryDirectory(prefix="histocodec-query-") as folder:
+        container = Path(folder) / "query.zarr"
+        with open_slide(path, device=device) as slide:
+            options = EncodeOptions(model=kind.model, levels=(0,), background="code", device=device)
+            encode_slide(slide, container, options)
+        try:
+            return embed(container)
+        except UnsupportedError as exc:
+            raise UnsupportedError(f"{path}: has no tissue to look for") from exc
