@@ -14,7 +14,7 @@ from histocodec.models.transforms import Margin
 from histocodec.normalise import ChannelStats
 from histocodec.quantiser import Quantiser, Window, analysed
 from histocodec.slide import Colour, Pixels, Slide
-from histocodec.tissue import GLASS_DISTANCE, busiest_region, cell_of, coarse_view
+from histocodec.tissue import bare, busiest_region, cell_of, coarse_view
 from histocodec.transform import Transform, around, margin_of, whole_latents
 from histocodec.workers import Workers
 
@@ -97,8 +97,7 @@ class _Place:
 
 def _places(source: SampleSource) -> list[_Place]:
     """Chunks spread over all levels in proportion to how many there are: so many of tissue, so many of glass."""
-    view = coarse_view(source.slide)
-    glass = np.abs(view.astype(np.int16) - np.array(source.background, np.int16)).max(axis=2) <= GLASS_DISTANCE
+    glass = bare(coarse_view(source.slide), source.background)
     strata: dict[bool, list[tuple[int, list[tuple[int, int]]]]] = {False: [], True: []}
     for number in source.levels:
         level = source.slide.levels[number]
