@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 from histocodec.errors import UnsupportedError
-from histocodec.formats.measure import psnr, squared_error
+from histocodec.fidelity import psnr, squared_error
 from histocodec.slide import Pixels
 
 HALVINGS = 20  # of the settings' span: far below any difference in bytes

@@ -20,7 +20,7 @@ from histocodec.benchmarks.rows import OURS
 from histocodec.benchmarks.runner import BenchOptions
 from histocodec.cli.picture import PAPER, Panel, side_by_side
 from histocodec.cli.report import decibel_text
-from histocodec.formats.measure import psnr, squared_error
+from histocodec.fidelity import psnr, squared_error
 from histocodec.geometry import Region
 from histocodec.slide import Pixels
 

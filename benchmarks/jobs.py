@@ -12,9 +12,9 @@ import torch
 
 from histocodec.benchmarks.contender import Coded, Contender
 from histocodec.benchmarks.rows import OURS, Sizes
+from histocodec.fidelity import psnr, squared_error
 from histocodec.formats.container import Container
 from histocodec.formats.decoder import BlockKey
-from histocodec.formats.measure import psnr, squared_error
 from histocodec.formats.options import EncodeOptions, EncodeProgress, EncodeReport
 from histocodec.formats.reader import CompressedSlide, open_compressed
 from histocodec.formats.shard import PAIR_BYTES, read_index

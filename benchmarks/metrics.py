@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from histocodec.benchmarks.extra import bench_extra
 from histocodec.benchmarks.stains import EOSIN, HEMATOXYLIN, stains
 from histocodec.errors import UsageError
-from histocodec.formats.measure import psnr, squared_error
+from histocodec.fidelity import psnr, squared_error
 from histocodec.slide import Pixels
 
 Plane = NDArray[np.uint8] | NDArray[np.float32]  # (H, W)

@@ -23,13 +23,14 @@ from operator import itemgetter
 
 import numpy as np
 
+from histocodec.fidelity import squared_error
 from histocodec.formats import container as files
 from histocodec.formats.container import Container
 from histocodec.formats.decoder import BlockDecoder, BlockKey
 from histocodec.formats.growing import Growing, Place, StoredChunk
 from histocodec.formats.journal import Change, Round
 from histocodec.formats.layout import CODED, LOSSLESS
-from histocodec.formats.measure import CACHE_BYTES, Floor, LevelFidelity, squared_error
+from histocodec.formats.measure import CACHE_BYTES, Floor, LevelFidelity
 from histocodec.geometry import Grid, Region
 from histocodec.models.config import QUALITIES, STRIDE
 from histocodec.quantiser import Quantiser, Window, analysed

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from histocodec.fidelity import psnr, squared_error
 from histocodec.formats.container import Container
 from histocodec.formats.decoder import BlockDecoder, BlockKey
 from histocodec.formats.layout import BACKGROUND
@@ -81,17 +82,6 @@ class LevelFidelity:
     def total(self) -> float:
         """dB of all that was measured together."""
         return psnr(float(np.nansum(self.squared_error)), float(np.nansum(self.samples)))
-
-
-def psnr(squared_error: float, samples: float) -> float:
-    """dB against 255; infinite where nothing differs."""
-    return 10 * math.log10(255**2 * samples / squared_error) if squared_error else math.inf
-
-
-def squared_error(a: Pixels, b: Pixels) -> int:
-    """The sum over all samples, exactly."""
-    difference = np.subtract(a, b, dtype=np.int32)
-    return int(np.square(difference, out=difference).sum(dtype=np.int64))
 
 
 def compare(a: Pixels, b: Pixels) -> Comparison:

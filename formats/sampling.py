@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from histocodec.errors import UsageError
-from histocodec.formats.measure import psnr, squared_error
+from histocodec.fidelity import psnr, squared_error
 from histocodec.formats.options import DEFAULT_QUALITY, EncodeOptions
 from histocodec.geometry import Grid
 from histocodec.models.config import QUALITIES, STRIDE

@@ -49,7 +49,7 @@ from histocodec.normalise import ChannelStats, tissue_stats
 from histocodec.quantiser import Quantiser, Window
 from histocodec.slide import Colour, Pixels, Slide
 from histocodec.sources import with_pyramid
-from histocodec.tissue import estimate_background, glass_share, is_background
+from histocodec.tissue import coarse_view, estimate_background, glass_share, is_background
 from histocodec.transform import Transform, around, choose_device, latents_of, margin_of, whole_latents
 from histocodec.version import VERSION
 from histocodec.workers import Workers
@@ -127,11 +127,12 @@ class _Encoder:
         self.clock = Clock(progress, 2 * sum(slide.levels[i].region.area for i in self.source_levels))
         self.transform = Transform(weights, device)
         self.coder = fast_coder(weights)
-        self.background: Colour = estimate_background(slide)
-        self.stats = tissue_stats(slide, background=self.background, mapped=workers.map)
+        view = coarse_view(slide)
+        self.background: Colour = estimate_background(slide, view)
+        self.stats = tissue_stats(slide, background=self.background, view=view, mapped=workers.map)
         self.floor = None if options.min_psnr is None else Floor(options.min_psnr, self.transform.dtype)
         self.quality = self._chosen()
-        if glass_share(slide, self.background, side=Attributes.chunk * STRIDE) >= LEAST_GLASS:
+        if glass_share(view, slide.levels[0], self.background, side=Attributes.chunk * STRIDE) >= LEAST_GLASS:
             self._align()
         self.quantiser = self._quantiser()
         highest = self.quality if self.floor is None else QUALITIES - 1  # that any chunk may get

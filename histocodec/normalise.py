@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from histocodec.errors import UsageError
 from histocodec.geometry import Grid
 from histocodec.slide import Colour, Pixels, Slide
-from histocodec.tissue import Mask, background_of, cell_of, coarse_view, is_background, stained
+from histocodec.tissue import Mask, cell_of, coarse_view, estimate_background, is_background, stained
 
 Vector = NDArray[np.float32]  # (3,)
 Block = tuple[int, int]
@@ -65,14 +65,20 @@ IDENTITY_STATS = ChannelStats(np.zeros(3, np.float32), np.ones(3, np.float32))
 
 
 def tissue_stats(
-    slide: Slide, mask: Mask | None = None, *, background: Colour | None = None, mapped: Mapped = map
+    slide: Slide,
+    mask: Mask | None = None,
+    *,
+    background: Colour | None = None,
+    view: Pixels | None = None,
+    mapped: Mapped = map,
 ) -> ChannelStats:
     """The statistics of the tissue at level 0, from at most 64 tiles spread evenly over it. Sums are of
     integers, so the result is the same in every run. A slide without tissue has DEFAULT_STATS.
 
-    `mapped` does what `map` does, perhaps on several threads."""
-    view = coarse_view(slide)
-    colour = background or slide.background or background_of(view)
+    `view` is the slide's `coarse_view`, where it is at hand; `mapped` does what `map` does, perhaps on several
+    threads."""
+    view = coarse_view(slide) if view is None else view
+    colour = background or estimate_background(slide, view)
     mask = stained(view, colour) if mask is None else mask
     level = slide.levels[0]
     grid = Grid(level.height, level.width, TILE)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from histocodec.codec import LatentCoder
 from histocodec.compiled import jit
 from histocodec.entropy.tables import COST_UNIT
+from histocodec.fidelity import squared_error
 from histocodec.geometry import Region
 from histocodec.models.config import GROUPS, QUALITIES
 from histocodec.models.fused import Row
@@ -130,8 +131,8 @@ class Quantiser:
         scaled = (latents * self.weights.inverse_gain(quality)[:, None, None]).astype(np.float32)
         height, width, _ = window.pixels.shape
         decoded = self.transform.synthesise([scaled], window.margin, self.stats)[0][:height, :width]
-        error = np.square(np.subtract(decoded, window.pixels, dtype=np.int32)).sum(dtype=np.int64)
-        return 8.0 * len(self.coder.encode(_whole_cells(latents[window.own]), quality)), float(error)
+        bits = 8.0 * len(self.coder.encode(_whole_cells(latents[window.own]), quality))
+        return bits, squared_error(decoded, window.pixels)
 
     def _distortion(self, latents: Latents, window: Window, quality: int) -> tuple[float, NDArray[np.float32]]:
         """The chunk's squared error, and its gradient in each of its latents."""

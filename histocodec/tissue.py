@@ -33,12 +33,12 @@ def mask_level(slide: Slide, longest: int = LONGEST) -> int:
     return len(slide.levels) - 1
 
 
-def estimate_background(slide: Slide) -> Colour:
+def estimate_background(slide: Slide, view: Pixels | None = None) -> Colour:
     """The colour of bare glass: as declared, else the commonest bright and nearly grey colour of a low
-    level, else white."""
+    level, else white. `view` is the slide's `coarse_view`, where it is at hand."""
     if slide.background is not None:
         return slide.background
-    return background_of(coarse_view(slide))
+    return background_of(coarse_view(slide) if view is None else view)
 
 
 def background_of(pixels: Pixels) -> Colour:
@@ -121,9 +121,10 @@ def otsu(values: NDArray[np.float32], bins: int = 256) -> float:
     return float(edges[int(between.argmax()) + 1])
 
 
-def glass_share(slide: Slide, background: Colour, *, side: int) -> float:
-    """How much of the squares of level 0 that are not glass throughout is glass all the same, 0 … 1."""
-    glass, level = bare(coarse_view(slide), background), slide.levels[0]
+def glass_share(view: Pixels, level: Level, background: Colour, *, side: int) -> float:
+    """How much of the squares of `level` that are not glass throughout is glass all the same, 0 … 1, by a view of
+    the whole."""
+    glass = bare(view, background)
     grid = Grid(level.height, level.width, side)
     found = total = 0
     for block in grid.blocks_in(level.region):

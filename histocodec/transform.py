@@ -2,7 +2,7 @@
 from machine to machine; everything stored in a container is computed once, from integers."""
 
 from collections.abc import Sequence
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -182,13 +182,9 @@ def latents_of(inner: Region, outer: Region) -> tuple[slice, slice, slice]:
     return slice(None), slice(top, top + rows), slice(left, left + columns)
 
 
-def _filled(network: Network, weights: ModelWeights, part: str) -> Network:
+def _filled(network: Network, weights: ModelWeights, part: Literal["g_a", "g_s"]) -> Network:
     """`network` with the tensors of the model file. Raises FormatError where they do not fit."""
-    state = {
-        name.removeprefix(f"{part}."): torch.from_numpy(array.astype(np.float32))
-        for name, array in weights.arrays.items()
-        if name.startswith(f"{part}.")
-    }
+    state = {name: torch.from_numpy(array) for name, array in weights.transform(part).items()}
     try:
         network.load_state_dict(state)
     except RuntimeError as exc:

@@ -9,7 +9,7 @@ import torch
 
 from histocodec.codec import LatentCoder
 from histocodec.errors import UsageError
-from histocodec.formats.measure import squared_error
+from histocodec.fidelity import squared_error
 from histocodec.formats.options import EncodeOptions
 from histocodec.formats.reader import open_compressed
 from histocodec.formats.writer import encode_slide

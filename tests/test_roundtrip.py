@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader, Dataset
 
 import histocodec
 from histocodec.errors import MissingModelError, UsageError
+from histocodec.fidelity import psnr, squared_error
 from histocodec.formats import container as files
 from histocodec.formats.arrays import write_plain
 from histocodec.formats.container import Container
 from histocodec.formats.decoder import BlockKey
 from histocodec.formats.layout import BACKGROUND, CODED, LOSSLESS, plain_arrays
-from histocodec.formats.measure import psnr, squared_error
 from histocodec.formats.options import EncodeOptions
 from histocodec.formats.reader import CompressedSlide, open_compressed
 from histocodec.formats.verify import verify

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from histocodec.geometry import Region
+from histocodec.geometry import Level, Region
 from histocodec.slide import Colour, Pixels
 from histocodec.sources import ArraySlide, open_slide
 from histocodec.synthetic import synthetic_slide
@@ -85,9 +85,13 @@ def test_slides_of_any_shape_have_a_mask(size: tuple[int, int]) -> None:
     assert not tissue_mask(slide).any()
 
 
+def whole(image: np.ndarray) -> Level:
+    return ArraySlide(image).levels[0]
+
+
 def test_glass_counts_where_it_is_coded() -> None:
     """Squares of nothing but glass are left out; of the others, this is how much is glass."""
     image = np.full((256, 512, 3), 244, np.uint8)
     image[:, :64] = (150, 80, 150)
-    assert glass_share(ArraySlide(image), (244, 244, 244), side=128) == pytest.approx(0.5)
-    assert glass_share(ArraySlide(image[:, :64]), (244, 244, 244), side=128) == 0
+    assert glass_share(image, whole(image), (244, 244, 244), side=128) == pytest.approx(0.5)
+    assert glass_share(image[:, :64], whole(image[:, :64]), (244, 244, 244), side=128) == 0

@@ -88,6 +88,12 @@ def test_the_schedule_warms_up_holds_and_decays(step: int, factor: float) -> Non
     assert Schedule(10, warmup=2, decay=4).factor(step) == pytest.approx(factor)
 
 
+@pytest.mark.parametrize("last", [{"decay": 11}, {"enlarged": 11}, {"enlarged": -1}])
+def test_a_schedule_does_not_end_with_more_steps_than_it_has(last: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="10 steps"):
+        Schedule(10, **last)
+
+
 def test_the_split_is_by_case_and_does_not_move() -> None:
     cases = [f"case-{i}" for i in range(400)]
     apart = {case for case in cases if held_out(case, 0.25)}

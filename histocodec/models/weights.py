@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,11 @@ class ModelWeights:
         if len(tables) != SCALES << MEAN_BITS:
             raise FormatError(f"model {self.id}: {len(tables)} frequency tables; {SCALES << MEAN_BITS} are needed")
         object.__setattr__(self, "tables", tables)
+
+    def transform(self, part: Literal["g_a", "g_s"]) -> dict[str, NDArray[np.float32]]:
+        """The tensors of a transform by its own names for them."""
+        prefix = f"{part}."
+        return {k.removeprefix(prefix): v.astype(np.float32) for k, v in self.arrays.items() if k.startswith(prefix)}
 
     def gain(self, quality: int) -> NDArray[np.float32]:
         """(C,) what the analysis is multiplied by before rounding"""

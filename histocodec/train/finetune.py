@@ -6,7 +6,7 @@ begin as nothing, so that the first step has the finished model's rate and disto
 
 import math
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -63,13 +63,9 @@ def start_from_model(model: HyperModel, weights: ModelWeights, sampler: PatchSam
     prior.hyper_scale.copy_(_anchored(hyper_octaves, model))
 
 
-def _take(network: nn.Module, weights: ModelWeights, part: str) -> set[str]:
+def _take(network: nn.Module, weights: ModelWeights, part: Literal["g_a", "g_s"]) -> set[str]:
     """Copies the tensors of a transform; the names of those that there were."""
-    state = {
-        name.removeprefix(f"{part}."): torch.from_numpy(array.astype(np.float32))
-        for name, array in weights.arrays.items()
-        if name.startswith(f"{part}.")
-    }
+    state = {name: torch.from_numpy(array) for name, array in weights.transform(part).items()}
     network.load_state_dict(state, strict=False)
     return set(state)
 

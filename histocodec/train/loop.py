@@ -38,8 +38,9 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.kind not in ("wsd", "cosine"):
             raise UsageError(f"schedule {self.kind!r}: wsd or cosine is allowed")
-        if self.steps < 1 or self.warmup < 0 or not 0 <= self.decay <= self.steps:
-            raise UsageError(f"schedule: {self.steps} steps with a decay of {self.decay} is not possible")
+        last = {"decay": self.decay, "enlarged crops": self.enlarged}
+        if self.steps < 1 or self.warmup < 0 or any(not 0 <= count <= self.steps for count in last.values()):
+            raise UsageError(f"schedule: of {self.steps} steps {last} are not possible")
 
     def factor(self, step: int) -> float:
         warm = min(1.0, (step + 1) / max(1, self.warmup))
