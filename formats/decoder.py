@@ -86,8 +86,9 @@ class BlockDecoder:
         dtype: torch.dtype | None = None,
     ) -> None:
         self.container, self.weights, self.device, self.workers = container, weights, device, workers
-        self.coder = fast_coder(weights)
-        self.transform = Transform(weights, device, dtype=dtype)
+        # On a worker: in a fork of a process that has used PyTorch's threads, this one would wait for them for ever.
+        self.coder = workers.run(lambda: fast_coder(weights))
+        self.transform = workers.run(lambda: Transform(weights, device, dtype=dtype))
         self.stats = container.stats()
         self.side = container.attributes.chunk  # latents a chunk, in each direction
         self._grids = [container.attributes.grid(level) for level in range(len(container.attributes.levels))]

@@ -125,8 +125,8 @@ class _Encoder:
         self.device = device
         self.source_levels = _chosen_levels(slide, options)
         self.clock = Clock(progress, 2 * sum(slide.levels[i].region.area for i in self.source_levels))
-        self.transform = Transform(weights, device)
-        self.coder = fast_coder(weights)
+        self.transform = workers.run(lambda: Transform(weights, device))  # on one core, as in BlockDecoder
+        self.coder = workers.run(lambda: fast_coder(weights))
         view = coarse_view(slide)
         self.background: Colour = estimate_background(slide, view)
         self.stats = tissue_stats(slide, background=self.background, view=view, mapped=workers.map)

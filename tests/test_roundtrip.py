@@ -3,8 +3,11 @@
 import json
 import math
 import multiprocessing
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -307,6 +310,28 @@ class Patches(Dataset[NDArray[np.uint8]]):
 
     def __getitem__(self, index: int) -> Pixels:
         return self.slide.read_array(*self.places[index], 64, 64)
+
+
+FORKING = """
+import os, sys, torch, histocodec
+torch.set_num_threads(2)
+torch.ones(1 << 20).add_(1)  # PyTorch's threads are there, and a fork has none of them
+def read():
+    with histocodec.open(sys.argv[1], device="cpu") as slide:
+        return slide.read_array(500, 500, 64, 64).tobytes()
+wanted = read()
+child = os.fork()
+if child == 0:
+    os._exit(0 if read() == wanted else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_fork_opens_a_slide_whatever_its_parent_computed(folder: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORKING, str(folder / "a.zarr")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader:UserWarning", "ignore:.*fork:DeprecationWarning")
