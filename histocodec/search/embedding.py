@@ -20,8 +20,8 @@ LEAST_SIDE = 8  # latents of a patch that are within the level; a narrower rest 
 LEAST_TISSUE = 0.25  # of a patch's latents
 BLOCK_SAMPLES = 16 * 16 * 3  # that one position of latents stands for
 CHANNELS = 64  # the first of them: the finer patterns are the scanner's rather than the tissue's
-# Added to each energy before the logarithm. With 1 the vector tells qualities and scanners apart before tissue: of
-# patches encoded at quality 50 one in three or fewer then finds itself at quality 40, with 20 all do.
+# Added to each energy before the logarithm: with 1, the finest patterns count as much as any, and they are those of
+# the scanner; see benchmarks/results/search.
 FLOOR = 20.0
 
 
