@@ -49,7 +49,7 @@ def _panels(picture: Picture, options: BenchOptions) -> list[Panel]:
     height, width = pixels.shape[:2]
     whole = Region(0, 0, width, height)
     middle = Region((width - SIDE) // 2, (height - SIDE) // 2, SIDE, SIDE).intersect(whole).within(whole)
-    size, decoded = _ours(pixels, wanted, options)
+    size, decoded = ours_within(pixels, wanted, options)
     panels = [
         Panel(pixels[middle], "original", picture.subject.image),
         Panel(decoded[middle], OURS, _note(size, decoded, picture)),
@@ -62,7 +62,8 @@ def _panels(picture: Picture, options: BenchOptions) -> list[Panel]:
     return panels
 
 
-def _ours(pixels: Pixels, wanted: int, options: BenchOptions) -> tuple[int, Pixels]:
+def ours_within(pixels: Pixels, wanted: int, options: BenchOptions) -> tuple[int, Pixels]:
+    """Bytes and pixels of the highest quality of at most so many bytes, of quality 0 where even that has more."""
     with TemporaryDirectory(prefix="histocodec-bench-") as folder:
 
         def coded(quality: int) -> Ours:

@@ -20,7 +20,6 @@ from histocodec.formats.reader import CompressedSlide, open_compressed
 from histocodec.formats.shard import PAIR_BYTES, read_index
 from histocodec.formats.writer import encode_slide
 from histocodec.geometry import Region
-from histocodec.models.config import STRIDE
 from histocodec.slide import Pixels
 from histocodec.sources import ArraySlide
 from histocodec.workers import Workers
@@ -141,7 +140,7 @@ class Ours:
         and where four blocks meet. Either needs the neighbours' latents, too."""
         seconds = {}
         with self._opened() as slide:
-            side = slide.container.attributes.chunk * STRIDE
+            side = slide.container.attributes.chunk_side
         x, y = self.whole.width // 2 // side * side, self.whole.height // 2 // side * side
         for where, shift in (("one block", (side - SMALL) // 2), ("four blocks", -SMALL // 2)):
             region = Region(x + shift, y + shift, SMALL, SMALL).intersect(self.whole)

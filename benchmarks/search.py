@@ -29,7 +29,7 @@ from histocodec.formats.writer import encode_slide
 from histocodec.geometry import Region
 from histocodec.models.weights import find_model
 from histocodec.search.database import Entry
-from histocodec.search.embedding import CHANNELS, FLOOR, Embedder, Latents
+from histocodec.search.embedding import CHANNELS, EMBEDDERS, FLOOR, Latents
 from histocodec.search.graph import up_to_date
 from histocodec.search.index import build
 from histocodec.search.nearest import nearest_patches
@@ -129,7 +129,7 @@ def gather(data: Path, work: Path, quality: int, progress: Progress) -> tuple[Pa
             written = write_embeddings(path, embeddings, overwrite=True)
             embedding_bytes += written
             container_bytes += sizes(path).total - written
-            raw = embed(path, embedder=Embedder("moments", moments)).vectors
+            raw = embed(path, embedder=replace(EMBEDDERS["hyper"], name="moments", vector=moments)).vectors
             level = slide.levels[0].region
             squares = [Region(int(x), int(y), 256, 256).intersect(level) for x, y in embeddings.positions]
             colours = np.stack([histogram(slide.read(square, 0)) for square in squares])

@@ -25,7 +25,7 @@ STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "m
 @click.command("encode", short_help="Compress a slide.")
 @path_argument("src")
 @path_argument("dst")
-@click.option("--quality", type=click.IntRange(0, 100), help="From 0 to 100.  [default: 50]")
+@click.option("--quality", type=click.IntRange(0, 100), help="From 0 to 100.  [default: 50, or the model's own ratio]")
 @click.option("--target-psnr", type=float, metavar="DB", help="Aim at this PSNR of level 0.")
 @click.option("--target-bpp", type=float, metavar="BITS", help="Aim at this many bits per pixel of level 0.")
 @click.option("--ratio", type=ratio, metavar="R", help="Aim at 1:R of the raw RGB, as 32 or 1:32.")

@@ -1,11 +1,19 @@
 """`histocodec train`: slides and images in, a model file out."""
 
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from histocodec.cli.options import device_option, json_option, positive
+from histocodec.cli.options import device_option, json_option, positive, ratio
 from histocodec.cli.report import print_facts, print_json, say
+from histocodec.errors import UsageError
+
+ONLY = {
+    **dict.fromkeys(("size", "schedule", "enlarged", "prior_steps", "start", "checkpoint_every", "compiled"), "hyper"),
+    **dict.fromkeys(("latent_dim", "patch", "ratio", "patience"), "vae"),
+}  # options that one family has, by their parameters' names
 
 
 @click.command("train", short_help="Train a model on your own slides.")
@@ -17,19 +25,27 @@ from histocodec.cli.report import print_facts, print_json, say
     metavar="DIR",
     help="For checkpoints, the log and the model.",
 )
-@click.option("--model-id", default="hyper-custom", show_default=True, help="What the model will be called.")
+@click.option(
+    "--model",
+    "family",
+    type=click.Choice(["hyper", "vae"]),
+    default="hyper",
+    show_default=True,
+    help="The flagship, or the autoencoder of Nasr et al. 2023.",
+)
+@click.option("--model-id", help="What the model will be called.  [default: hyper-custom or vae-custom]")
 @click.option("--steps", type=click.IntRange(min=1), default=10_000, show_default=True)
-@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Patches a step.")
+@click.option("--batch", type=click.IntRange(min=1), help="Patches a step.  [default: 8, vae 128]")
 @click.option("--size", type=click.IntRange(min=64), default=256, show_default=True, help="Pixels on a patch's side.")
-@click.option("--rate", type=positive, metavar="R", default=5e-4, show_default=True, help="The highest learning rate.")
+@click.option("--rate", type=positive, metavar="R", help="The highest learning rate.  [default: 5e-4, vae 1e-4]")
 @click.option("--schedule", type=click.Choice(["wsd", "cosine"]), default="wsd", show_default=True)
-@click.option("--decay", type=click.IntRange(min=0), help="Steps at the end of wsd.  [default: the last half]")
+@click.option("--decay", type=click.IntRange(min=0), help="Steps at the end of wsd.  [default: the last half, vae 0]")
 @click.option(
     "--enlarged",
     type=click.IntRange(min=0),
     help="Steps at the end on crops half as wide again.  [default: the last quarter]",
 )
-@click.option("--warmup", type=click.IntRange(min=0), default=200, show_default=True, help="Steps at the start.")
+@click.option("--warmup", type=click.IntRange(min=0), help="Steps at the start.  [default: 200, vae 0]")
 @click.option(
     "--prior-steps",
     type=click.IntRange(min=0),
@@ -38,6 +54,26 @@ from histocodec.cli.report import print_facts, print_json, say
     help="A last stretch for the entropy model alone; it changes no pixel, only the rate.",
 )
 @click.option("--from", "start", metavar="MODEL", help="A finished model to start from, an id or a file.")
+@click.option(
+    "--latent-dim", type=click.IntRange(4, 1024), default=128, show_default=True, help="vae: numbers a patch; 8 to 256."
+)
+@click.option(
+    "--patch",
+    type=click.Choice(["32", "64", "128"]),
+    default="64",
+    show_default=True,
+    help="vae: pixels on a patch's side.",
+)
+@click.option(
+    "--ratio", type=ratio, metavar="R", help="vae: what encode aims at unasked.  [default: 1.5 bits a number]"
+)
+@click.option(
+    "--patience",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="vae: epochs without a lower validation loss, after which it stops.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--validation",
@@ -59,21 +95,28 @@ from histocodec.cli.report import print_facts, print_json, say
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: torch's own choice]")
 @device_option
 @json_option
+@click.pass_context
 def command(
+    context: click.Context,
     data: tuple[Path, ...],
     *,
     out: Path,
-    model_id: str,
+    family: str,
+    model_id: str | None,
     steps: int,
-    batch: int,
+    batch: int | None,
     size: int,
-    rate: float,
+    rate: float | None,
     schedule: str,
     decay: int | None,
     enlarged: int | None,
-    warmup: int,
+    warmup: int | None,
     prior_steps: int,
     start: str | None,
+    latent_dim: int,
+    patch: str,
+    ratio: float | None,
+    patience: int,
     seed: int,
     validation: tuple[Path, ...],
     holdout: float,
@@ -93,34 +136,39 @@ def command(
       histocodec train slides/ --out runs/mine --model-id mine-1
       histocodec train slides/ --out runs/mine --model-id mine-1 --resume --steps 20000
       histocodec train slides/ --out runs/tuned --model-id mine-2 --from hyper-2 --rate 2e-4
+      histocodec train slides/ --out runs/vae --model vae --latent-dim 128 --holdout 0.1
       histocodec encode slide.svs slide.zarr --model runs/mine/mine-1.safetensors
     """
-    from histocodec.train.run import TrainOptions, run_training
+    for name, of in ONLY.items():
+        if of != family and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            option = next(p for p in context.command.params if p.name == name).opts[0]
+            raise UsageError(f"{option} is for --model {of}, not for {family}")
+    shared: dict[str, Any] = {
+        "data": data, "out": out, "steps": steps, "batch": batch, "rate": rate, "decay": decay, "warmup": warmup,
+        "seed": seed, "device": device, "holdout": holdout, "validation": validation, "resume": resume,
+        "threads": threads, "model_id": model_id,
+    }  # fmt: skip
+    given = {name: value for name, value in shared.items() if value is not None}  # others have each family's default
+    if family == "vae":
+        from histocodec.train.vae_run import VaeTrainOptions, run_vae_training
 
-    options = TrainOptions(
-        data=data,
-        out=out,
-        steps=steps,
-        batch=batch,
-        size=size,
-        rate=rate,
-        schedule=schedule,
-        decay=decay,
-        enlarged=enlarged,
-        warmup=warmup,
-        prior_steps=prior_steps,
-        start=start,
-        seed=seed,
-        device=device,
-        checkpoint_every=checkpoint_every,
-        holdout=holdout,
-        validation=validation,
-        resume=resume,
-        compile=compiled,
-        threads=threads,
-        model_id=model_id,
-    )
-    model = run_training(options, say)
+        whole = None if ratio is None else round(ratio)
+        wanted = VaeTrainOptions(**given, latent_dim=latent_dim, patch=int(patch), ratio=whole, patience=patience)
+        model = run_vae_training(wanted, say)
+    else:
+        from histocodec.train.run import TrainOptions, run_training
+
+        options = TrainOptions(
+            **given,
+            size=size,
+            schedule=schedule,
+            enlarged=enlarged,
+            prior_steps=prior_steps,
+            start=start,
+            checkpoint_every=checkpoint_every,
+            compile=compiled,
+        )
+        model = run_training(options, say)
     if as_json:
         print_json({"model": model, "bytes": model.stat().st_size, "steps": steps})
     else:

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 from histocodec.errors import FormatError, UnsupportedError
 from histocodec.formats.fields import Node
 from histocodec.geometry import ceil_div
-from histocodec.models.config import QUALITIES, STRIDE
+from histocodec.models.config import PATCHES, QUALITIES, HyperConfig
 from histocodec.slide import Colour, Mpp
 
 VERSION = 1
@@ -24,7 +24,7 @@ BackgroundMode = Literal["skip", "code"]
 MODEL_ID = r"(?!.*\.safetensors$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 SHA256 = r"[0-9a-f]{64}"
 IMAGE_NAME = r"(?!.*\.\.)(?!zarr\.json$)[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}"  # it becomes a folder's name
-FAMILIES = ("hyper",)
+STRIDES = {"hyper": (HyperConfig.stride,), "vae": PATCHES}  # by the model's family
 DTYPES: tuple[DType, ...] = ("int8", "int16")
 MODES: tuple[BackgroundMode, ...] = ("skip", "code")
 
@@ -32,6 +32,7 @@ MODES: tuple[BackgroundMode, ...] = ("skip", "code")
 MAX_SIDE = 2**31 - 1
 MAX_CHUNKS = 2**24  # of all levels together
 MAX_SHARDS = 2**20  # likewise
+MAX_CHUNK_SIDE = 1024  # pixels
 MAX_LEVELS = 64
 MAX_SIDE_OVERVIEW = 4096
 MAX_SIDE_ASSOCIATED = 8192
@@ -48,13 +49,14 @@ Json = dict[str, object]
 
 @dataclass(frozen=True)
 class ModelReference:
-    """The weights that the latents need. `channels` is C, `embedded` the size of model/weights."""
+    """The weights that the latents need. `channels` is C, `stride` pixels per latent, `embedded` the size of
+    model/weights."""
 
     id: str
     sha256: str
     channels: int
-    stride: int = STRIDE
-    family: str = "hyper"
+    stride: int = HyperConfig.stride
+    family: str = HyperConfig.family
     embedded: int | None = None
 
 
@@ -71,11 +73,6 @@ class LevelAttributes:
     quality: int
     bytes: int | None = None
     psnr: float | None = None
-
-    @property
-    def latent_shape(self) -> tuple[int, int]:
-        """Rows and columns of the latents."""
-        return ceil_div(self.height, STRIDE), ceil_div(self.width, STRIDE)
 
     @property
     def bpp(self) -> float | None:
@@ -133,11 +130,17 @@ class Attributes:
     overview: tuple[int, int] | None = None  # width, height of overview/0
     associated: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # (width, height) of those kept
     dropped: tuple[str, ...] = ()  # names of those left out, such as the label
-    chunk: int = 32  # latents a side
+    chunk: int = HyperConfig.chunk  # latents a side
     shard: int = 8  # chunks a side
 
+    @property
+    def chunk_side(self) -> int:
+        """Pixels a side of a chunk."""
+        return self.chunk * self.model.stride
+
     def grid(self, level: int) -> LevelGrid:
-        latents = self.levels[level].latent_shape
+        size, stride = self.levels[level], self.model.stride
+        latents = ceil_div(size.height, stride), ceil_div(size.width, stride)
         chunks = ceil_div(latents[0], self.chunk), ceil_div(latents[1], self.chunk)
         return LevelGrid(*latents, *chunks, ceil_div(chunks[0], self.shard), ceil_div(chunks[1], self.shard))
 
@@ -196,9 +199,15 @@ class Attributes:
         chunk = f["chunk"].integer(4, 64)
         if chunk % 4:
             raise FormatError(f"{f['chunk'].where}: found {chunk}; allowed is a multiple of 4 from 4 to 64")
+        model = _model(f["model"])
+        if chunk * model.stride > MAX_CHUNK_SIDE:
+            raise FormatError(
+                f"{f['chunk'].where}: {chunk} latents of {model.stride} pixels; at most {MAX_CHUNK_SIDE} pixels a side "
+                "are allowed"
+            )
         attributes = cls(
             generator=f["generator"].text(MAX_TEXT),
-            model=_model(f["model"]),
+            model=model,
             levels=tuple(_level(item) for item in f["levels"].items(1, MAX_LEVELS)),
             background=_background(f["background"]),
             source=_source(f["source"]),
@@ -237,8 +246,12 @@ def _optional(node: Node, read: Callable[[Node], Kept]) -> Kept | None:
 def _model(node: Node) -> ModelReference:
     f = node.fields("id", "sha256", "family", "stride", "channels", "embedded")
     family = f["family"].text(MAX_TEXT)
-    if family not in FAMILIES:
-        raise UnsupportedError(f"{f['family'].where}: {family!r}; this version reads {', '.join(FAMILIES)}")
+    if family not in STRIDES:
+        raise UnsupportedError(f"{f['family'].where}: {family!r}; this version reads {', '.join(STRIDES)}")
+    stride = f["stride"].integer(1, MAX_CHUNK_SIDE)
+    if stride not in STRIDES[family]:
+        allowed = ", ".join(map(str, STRIDES[family]))
+        raise FormatError(f"{f['stride'].where}: found {stride}; {allowed} is allowed for the family {family}")
     channels = f["channels"].integer(4, 1024)
     if channels % 4:
         raise FormatError(
@@ -248,7 +261,7 @@ def _model(node: Node) -> ModelReference:
         id=f["id"].text(64, MODEL_ID),
         sha256=f["sha256"].text(64, SHA256),
         family=family,
-        stride=f["stride"].integer(STRIDE, STRIDE),
+        stride=stride,
         channels=channels,
         embedded=_optional(f["embedded"], lambda n: n.integer(1, MAX_MODEL)),
     )

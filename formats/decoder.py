@@ -17,7 +17,6 @@ from histocodec.errors import FormatError
 from histocodec.formats.container import Container
 from histocodec.formats.layout import BACKGROUND, LOSSLESS
 from histocodec.formats.shard import ShardIndex, read_chunk, read_index
-from histocodec.models.config import STRIDE
 from histocodec.models.transforms import Margin
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Pixels
@@ -240,5 +239,5 @@ class BlockDecoder:
         return block
 
     def _size(self, key: BlockKey) -> tuple[int, int]:
-        level, side = self.container.attributes.levels[key.level], self.side * STRIDE
+        level, side = self.container.attributes.levels[key.level], self.container.attributes.chunk_side
         return min(side, level.height - key.row * side), min(side, level.width - key.column * side)

@@ -13,23 +13,12 @@ from histocodec.formats.container import Container
 from histocodec.formats.decoder import BlockDecoder, BlockKey
 from histocodec.formats.embeddings import latents_digest
 from histocodec.formats.layout import BACKGROUND
-from histocodec.formats.options import EncodeOptions
+from histocodec.formats.options import DEFAULT_QUALITY, EncodeOptions
 from histocodec.formats.reader import model_of
 from histocodec.formats.source import open_slide
 from histocodec.formats.writer import encode_slide
-from histocodec.models.config import STRIDE
 from histocodec.models.weights import find_model
-from histocodec.search.embedding import (
-    LEAST_SIDE,
-    LEAST_TISSUE,
-    SIDE,
-    Embedder,
-    Embeddings,
-    Kind,
-    Latents,
-    embedder_of,
-    tissue_share,
-)
+from histocodec.search.embedding import LEAST_TISSUE, Embedder, Embeddings, Kind, Latents, embedder_of
 from histocodec.workers import Workers
 
 Place = tuple[int, int]  # x, y
@@ -49,11 +38,15 @@ def embed(
     container = Container.open(path)
     attributes = container.attributes
     embedder = embedder or embedder_of(attributes.model.family)
-    if attributes.chunk % SIDE:
-        raise UnsupportedError(f"{path}: chunks of {attributes.chunk} latents; multiples of {SIDE} can be embedded")
+    if attributes.chunk % embedder.side:
+        raise UnsupportedError(
+            f"{path}: chunks of {attributes.chunk} latents; multiples of {embedder.side} can be embedded"
+        )
     digest, grid, side = latents_digest(container, level), attributes.grid(level), attributes.chunk
     weights, stats, pool = model_of(container), container.stats(), Workers(workers)
     decoder = BlockDecoder(container, weights, torch.device("cpu"), pool, cache_bytes=0)
+
+    least = min(embedder.least, grid.latent_rows, grid.latent_columns)
 
     def of_chunk(key: BlockKey) -> list[tuple[Place, Vector]]:
         chunk = decoder.chunk(key)
@@ -62,8 +55,8 @@ def embed(
         scaled = chunk.y[:, :rows, :columns] * weights.inverse_gain(chunk.quality)[:, None, None]
         return [
             ((key.column * side + left, key.row * side + top), embedder.vector(patch))
-            for (left, top), patch in _patches(scaled, min(LEAST_SIDE, grid.latent_rows, grid.latent_columns))
-            if tissue_share(patch, stats.background_latent, stats.channels.std) >= LEAST_TISSUE
+            for (left, top), patch in _patches(scaled, embedder.side, least)
+            if embedder.tissue(patch, stats.background_latent, stats.channels.std) >= LEAST_TISSUE
         ]
 
     keys = [BlockKey(level, int(r), int(c)) for r, c in np.argwhere(container.tiles(level) != BACKGROUND)]
@@ -79,18 +72,19 @@ def embed(
         raise UnsupportedError(f"{path}: has no tissue on level {level}, so there is nothing to embed")
     places, vectors = zip(*found, strict=True)
     values = np.stack(vectors).astype(np.float16).astype(np.float32)  # as they are stored
-    positions = np.rint(np.array(places) * (STRIDE * attributes.levels[level].downsample)).astype(np.int32)
+    stride, downsample = attributes.model.stride, attributes.levels[level].downsample
+    positions = np.rint(np.array(places) * (stride * downsample)).astype(np.int32)
     kind = Kind(attributes.model.id, attributes.model.sha256, embedder.name, values.shape[1])
-    span = SIDE * STRIDE * attributes.levels[level].downsample
-    return Embeddings(kind, level, SIDE * STRIDE, span, digest, values, positions)
+    pixels = embedder.side * stride
+    return Embeddings(kind, level, pixels, pixels * downsample, digest, values, positions)
 
 
-def _patches(scaled: Latents, least: int) -> Iterator[tuple[Place, Latents]]:
-    """The patches of a chunk (C, h, w), with their places in it; at the level's edge those of `least` latents and
-    more a side."""
-    for top in range(0, scaled.shape[1], SIDE):
-        for left in range(0, scaled.shape[2], SIDE):
-            patch = scaled[:, top : top + SIDE, left : left + SIDE]
+def _patches(scaled: Latents, side: int, least: int) -> Iterator[tuple[Place, Latents]]:
+    """The patches of a chunk (C, h, w), of `side` latents a side, with their places in it; at the level's edge those
+    of `least` latents and more."""
+    for top in range(0, scaled.shape[1], side):
+        for left in range(0, scaled.shape[2], side):
+            patch = scaled[:, top : top + side, left : left + side]
             if min(patch.shape[1:]) >= least:
                 yield (left, top), patch
 
@@ -102,7 +96,7 @@ def embed_image(path: Path, kind: Kind, *, device: str = "auto") -> Embeddings:
     with TemporaryDirectory(prefix="histocodec-query-") as folder:
         container = Path(folder) / "query.zarr"
         with open_slide(path, device=device) as slide:
-            options = EncodeOptions(model=kind.model, levels=(0,), background="code", device=device)
+            options = EncodeOptions(DEFAULT_QUALITY, model=kind.model, levels=(0,), background="code", device=device)
             encode_slide(slide, container, options)
         try:
             return embed(container)

@@ -32,7 +32,7 @@ from histocodec.formats.journal import Change, Round
 from histocodec.formats.layout import CODED, LOSSLESS
 from histocodec.formats.measure import CACHE_BYTES, Floor, LevelFidelity
 from histocodec.geometry import Grid, Region
-from histocodec.models.config import QUALITIES, STRIDE
+from histocodec.models.config import QUALITIES
 from histocodec.quantiser import Quantiser, Window, analysed
 from histocodec.slide import Slide
 from histocodec.workers import Workers
@@ -165,5 +165,5 @@ class Guarantee:
         return analysed(self.slide, self.source_levels[level], self._region(level, place), transform, stats)
 
     def _region(self, level: int, place: Place) -> Region:
-        size, side = self.growing.attributes.levels[level], self.growing.attributes.chunk * STRIDE
+        size, side = self.growing.attributes.levels[level], self.growing.attributes.chunk_side
         return Grid(size.height, size.width, side).region(*place)

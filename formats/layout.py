@@ -82,7 +82,7 @@ def latent_metadata(attributes: Attributes, level: int) -> dict[str, object]:
 
 def lossless_form(attributes: Attributes, level: int) -> Form:
     """lossless/<level>: pixels of the chunks that no quality could hold; all other chunks are absent."""
-    size, side = attributes.levels[level], attributes.chunk * attributes.model.stride
+    size, side = attributes.levels[level], attributes.chunk_side
     return Form((size.height, size.width, 3), "uint8", PIXEL_NAMES, chunk=(side, side, 3))
 
 
@@ -98,7 +98,7 @@ def shard_path(root: Path, level: int, row: int, column: int) -> Path:
 
 def chunk_size(attributes: Attributes, level: int, row: int, column: int) -> tuple[int, int]:
     """Height and width of a chunk's pixels, cut at the level's edge."""
-    size, side = attributes.levels[level], attributes.chunk * attributes.model.stride
+    size, side = attributes.levels[level], attributes.chunk_side
     region = Grid(size.height, size.width, side).region(row, column)
     return region.height, region.width
 

@@ -13,7 +13,6 @@ from histocodec.formats.container import Container
 from histocodec.formats.decoder import BlockDecoder, BlockKey
 from histocodec.formats.layout import BACKGROUND
 from histocodec.geometry import Grid
-from histocodec.models.config import STRIDE
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Colour, Pixels, Slide
 from histocodec.workers import Workers
@@ -115,7 +114,7 @@ def measure_level(
     arithmetic, the device's fastest where none is given."""
     decoder = BlockDecoder(container, weights, device, workers, cache_bytes=CACHE_BYTES, dtype=dtype)
     size, tiles = container.attributes.levels[level], container.tiles(level)
-    grid = Grid(size.height, size.width, container.attributes.chunk * STRIDE)
+    grid = Grid(size.height, size.width, container.attributes.chunk_side)
     if places is None:
         places = [(int(row), int(column)) for row, column in np.argwhere(tiles != BACKGROUND)]
     keys = [BlockKey(level, *place) for place in places]

@@ -12,7 +12,8 @@ MOST_EFFORT = 9
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """One of the four rate options, or none for DEFAULT_QUALITY; checked here, once."""
+    """One of the four rate options, or none for the model's own ratio, where it has one, else for DEFAULT_QUALITY;
+    checked here, once."""
 
     quality: int | None = None
     target_psnr: float | None = None  # dB over the coded chunks of level 0

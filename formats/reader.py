@@ -13,7 +13,6 @@ from PIL import Image
 from histocodec.errors import FormatError, UsageError
 from histocodec.formats.container import Container, is_container
 from histocodec.geometry import Grid, Level, Region
-from histocodec.models.config import STRIDE
 from histocodec.models.weights import ModelWeights, find_model, parse_model
 from histocodec.slide import WHITE, Colour, LazyImages, Mpp, Pixels
 from histocodec.workers import Workers
@@ -194,7 +193,7 @@ class CompressedSlide(openslide.AbstractSlide):
         return pixels
 
     def latents(self, level: int = 0) -> "zarr.Array":  # type: ignore[type-arg]  # zarr's own default parameters
-        """The quantised latents of a level, (C, H/16, W/16), as an ordinary Zarr array of integers."""
+        """The quantised latents of a level, (C, H/16, W/16) for `hyper`, as an ordinary Zarr array of integers."""
         return self.container.latents(self._checked_level(level))
 
     @property
@@ -243,7 +242,7 @@ class CompressedSlide(openslide.AbstractSlide):
 
     def _grid(self, level: int) -> Grid:
         return Grid(
-            self.levels[level].height, self.levels[level].width, self.container.attributes.chunk * STRIDE
+            self.levels[level].height, self.levels[level].width, self.container.attributes.chunk_side
         )
 
     def _blocks(
@@ -263,11 +262,11 @@ def model_of(container: Container) -> ModelWeights:
         weights = find_model(named.id, named.sha256)
     else:
         weights = parse_model(embedded, name=f"{container.path}: embedded model")
-    if weights.config.latent_channels != named.channels:
-        raise FormatError(
-            f"{container.path}: says that model {named.id} has {named.channels} channels; it has "
-            f"{weights.config.latent_channels}"
-        )
+    config = weights.config
+    said = f"family {named.family}, stride {named.stride} and {named.channels} channels"
+    true = f"family {config.family}, stride {config.stride} and {config.latent_channels} channels"
+    if said != true:
+        raise FormatError(f"{container.path}: says that model {named.id} has {said}; it has {true}")
     return weights
 
 

@@ -1,5 +1,6 @@
 """Which quality meets a target: bisection on a sample of a slide's chunks, analysed once and coded at each try."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -7,9 +8,10 @@ import numpy as np
 
 from histocodec.errors import UsageError
 from histocodec.fidelity import psnr, squared_error
+from histocodec.formats.attributes import Attributes
 from histocodec.formats.options import DEFAULT_QUALITY, EncodeOptions
 from histocodec.geometry import Grid
-from histocodec.models.config import QUALITIES, STRIDE
+from histocodec.models.config import CHUNK_PIXELS, QUALITIES
 from histocodec.models.transforms import Margin
 from histocodec.normalise import ChannelStats
 from histocodec.quantiser import Quantiser, Window, analysed
@@ -18,25 +20,25 @@ from histocodec.tissue import bare, busiest_region, cell_of, coarse_view
 from histocodec.transform import Transform, around, margin_of, whole_latents
 from histocodec.workers import Workers
 
-CHUNK = 32  # latents a side
-TISSUE_CHUNKS = 40  # 10 megapixels: their mean is within a few per cent of a slide's
-GLASS_CHUNKS = 20  # of those that look like bare glass from afar: cheap, but on many slides the most
-OVERHEAD = 1.015  # maps, metadata and overview, as a share of the latents
-# Bytes beside them, measured on small containers: what all levels share, each level's maps and metadata, and
-# a chunk's place in the index of its shard and its CRC.
-LEAST_BYTES, LEVEL_BYTES, CHUNK_BYTES = 2900, 3050, 20
+TISSUE_CHUNKS = 80  # 20 megapixels: their mean is within two or three per cent of a slide's
+GLASS_CHUNKS = 60  # of those that look like bare glass from afar: cheap, but on many slides the most
+OVERHEAD = 1.01  # overview and thumbnail, as a share of the latents
+# Bytes beside the shards, measured on small containers: what all levels share, each level's metadata, and a chunk's
+# share of its maps. Within a shard, each chunk has a CRC, and each place a line of the index.
+LEAST_BYTES, LEVEL_BYTES, MAP_BYTES, CRC_BYTES, PLACE_BYTES = 3050, 2800, 10, 4, 16
 
 
 @dataclass(frozen=True)
 class SampleSource:
-    """What a sample is drawn from: these levels of a slide, its background colour and statistics, and which chunks
-    are left out as background."""
+    """What a sample is drawn from: these levels of a slide, its background colour and statistics, which chunks are
+    left out as background, and the container's attributes as far as they are known."""
 
     slide: Slide
     levels: tuple[int, ...]
     background: Colour
     stats: ChannelStats
     skips: Callable[[Pixels], bool]
+    attributes: Attributes
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,13 @@ def choose_quality(
 ) -> int:
     """The quality that the options name, or the one whose sample meets their target: the highest within a rate, the
     lowest that reaches a PSNR. Raises UsageError where none does."""
-    wanted_bpp = options.wanted_bpp
+    wanted_bpp, nominal = options.wanted_bpp, quantiser.weights.config.ratio
     if wanted_bpp is None and options.target_psnr is None:
-        return DEFAULT_QUALITY if options.quality is None else options.quality
+        if options.quality is not None:
+            return options.quality
+        if nominal is None:
+            return DEFAULT_QUALITY
+        wanted_bpp = 24 / nominal
     found = workers.map(lambda place: _analysed(place, source, quantiser.transform), _places(source))
     samples = [sample for sample in found if sample is not None]
     if not samples:
@@ -67,15 +73,29 @@ def choose_quality(
             raise UsageError(f"--target-psnr {wanted_psnr:g} dB is beyond quality {QUALITIES - 1} on this slide")
         return quality
     pixels = source.slide.levels[source.levels[0]].region.area
-    least_bits = 8 * (LEAST_BYTES + LEVEL_BYTES * len(source.levels))
+    least_bits = 8 * _bytes_beside_chunks(source)
 
     def bpp(quality: int) -> float:
         return (_bits(samples, quality, quantiser, workers) * OVERHEAD + least_bits) / pixels
 
     quality = _last(lambda q: bpp(q) <= wanted_bpp)
     if quality < 0:
-        raise UsageError(f"{wanted_bpp:.4g} bpp is less than quality 0 needs on this slide, about {bpp(0):.3g} bpp")
+        asked = "" if options.wanted_bpp is not None else f", at which model {quantiser.weights.id} aims,"
+        raise UsageError(
+            f"{wanted_bpp:.4g} bpp{asked} is less than quality 0 needs on this slide, about {bpp(0):.3g} bpp; "
+            "--quality takes what it needs"
+        )
     return quality
+
+
+def _bytes_beside_chunks(source: SampleSource) -> int:
+    """What a container has besides its chunks, overview and thumbnail."""
+    attributes = source.attributes
+    grids = [attributes.grid(level) for level in range(len(attributes.levels))]
+    places = sum(grid.shards for grid in grids) * attributes.shard**2
+    chunks = sum(grid.chunk_rows * grid.chunk_columns for grid in grids)
+    described = len(json.dumps(attributes.to_json())) + len(source.slide.icc_profile or b"")
+    return LEAST_BYTES + described + LEVEL_BYTES * len(grids) + MAP_BYTES * chunks + PLACE_BYTES * places
 
 
 def _last(holds: Callable[[int], bool]) -> int:
@@ -101,7 +121,7 @@ def _places(source: SampleSource) -> list[_Place]:
     strata: dict[bool, list[tuple[int, list[tuple[int, int]]]]] = {False: [], True: []}
     for number in source.levels:
         level = source.slide.levels[number]
-        grid = Grid(level.height, level.width, CHUNK * STRIDE)
+        grid = Grid(level.height, level.width, CHUNK_PIXELS)
         found: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
         for place in grid.blocks_in(level.region):
             found[bool(cell_of(glass, level, grid.region(*place)).all())].append(place)
@@ -126,7 +146,7 @@ def _spread(items: Sequence[tuple[int, int]], count: int) -> list[tuple[int, int
 def _analysed(place: _Place, source: SampleSource, transform: Transform) -> _Sample | None:
     """The sample at a place; None where the encoder will skip the chunk as background."""
     level = source.slide.levels[place.level].region
-    chunk = Grid(level.height, level.width, CHUNK * STRIDE).region(place.row, place.column)
+    chunk = Grid(level.height, level.width, CHUNK_PIXELS).region(place.row, place.column)
     if source.skips(source.slide.read(chunk, place.level)):
         return None
     window = analysed(source.slide, place.level, chunk, transform, source.stats)
@@ -136,10 +156,12 @@ def _analysed(place: _Place, source: SampleSource, transform: Transform) -> _Sam
 def tissue_example(source: SampleSource, transform: Transform) -> Window:
     """The most tissue that a chunk of the first level shows."""
     level, config = source.slide.levels[0].region, transform.weights.config
-    chunk = busiest_region(source.slide, CHUNK * STRIDE)
-    window = around(chunk, config.analysis_halo).intersect(level)
+    chunk = busiest_region(source.slide, CHUNK_PIXELS)
+    window = around(chunk, config.analysis_halo * config.stride).intersect(level)
     pixels = source.slide.read(window, 0)
-    y = transform.analyse(whole_latents(pixels), margin_of(chunk, window), source.stats)
+    y = transform.analyse(
+        whole_latents(pixels, config.stride), margin_of(chunk, window, config.stride), source.stats
+    )
     return Window(y, Margin(), pixels[chunk.within(window)])
 
 
@@ -147,8 +169,8 @@ def _bits(samples: Sequence[_Sample], quality: int, quantiser: Quantiser, worker
     """Estimated bits of the whole slide."""
 
     def bits(sample: _Sample) -> float:
-        chunk = quantiser.chunk(sample.window, quality, CHUNK, np.dtype(np.int16))
-        return 8 * sample.weight * (len(quantiser.coder.encode(chunk, quality)) + CHUNK_BYTES)
+        chunk = quantiser.chunk(sample.window, quality, quantiser.weights.config.chunk, np.dtype(np.int16))
+        return 8 * sample.weight * (len(quantiser.coder.encode(chunk, quality)) + CRC_BYTES)
 
     return sum(workers.map(bits, samples))
 

@@ -42,8 +42,7 @@ from histocodec.formats.privacy import without_private
 from histocodec.formats.progress import Clock
 from histocodec.formats.sampling import SampleSource, choose_quality, tissue_example
 from histocodec.geometry import Grid, Level, Region, ceil_div
-from histocodec.models.config import QUALITIES, STRIDE
-from histocodec.models.transforms import Margin
+from histocodec.models.config import CHUNK_PIXELS, QUALITIES, HyperConfig
 from histocodec.models.weights import ModelWeights, find_model
 from histocodec.normalise import ChannelStats, tissue_stats
 from histocodec.quantiser import Quantiser, Window
@@ -77,6 +76,11 @@ def encode_slide(
     options = options or EncodeOptions()
     began = time.perf_counter()
     weights, device = find_model(options.model), choose_device(options.device)
+    if options.effort and weights.config.family != HyperConfig.family:
+        raise UsageError(
+            f"--effort {options.effort}: model {weights.id} is of the family {weights.config.family}; only "
+            f"{HyperConfig.family} models have cheaper latents to look for"
+        )
     slide = with_pyramid(slide) if options.levels is None else slide
     workers = Workers(options.workers)
     asked = _fingerprint(slide, options, weights)
@@ -132,12 +136,12 @@ class _Encoder:
         self.stats = tissue_stats(slide, background=self.background, view=view, mapped=workers.map)
         self.floor = None if options.min_psnr is None else Floor(options.min_psnr, self.transform.dtype)
         self.quality = self._chosen()
-        if glass_share(view, slide.levels[0], self.background, side=Attributes.chunk * STRIDE) >= LEAST_GLASS:
+        if glass_share(view, slide.levels[0], self.background, side=CHUNK_PIXELS) >= LEAST_GLASS:
             self._align()
         self.quantiser = self._quantiser()
         highest = self.quality if self.floor is None else QUALITIES - 1  # that any chunk may get
         self.dtype = workers.run(lambda: _latent_dtype(self.transform, self.stats, highest))
-        self.attributes = _attributes(self)
+        self.attributes = _attributes(self, self.quality, _DTYPES[self.dtype.itemsize])
         self.growing = Growing(journal, self.attributes)
         self.block = min(BLOCK, self.attributes.shard)
 
@@ -154,7 +158,10 @@ class _Encoder:
                 break
 
     def _sampled(self) -> SampleSource:
-        return SampleSource(self.slide, self.source_levels, self.background, self.stats, self._skips)
+        attributes = _attributes(self, 0, "int8")
+        return SampleSource(
+            self.slide, self.source_levels, self.background, self.stats, self._skips, attributes
+        )
 
     def _quantiser(self) -> Quantiser:
         example = partial(tissue_example, self._sampled(), self.transform)
@@ -220,20 +227,23 @@ class _Encoder:
         """The chunks of one block that are not background, on this thread."""
         level = self._size(task.level).region
         block = self._block_region(task)
-        kept = around(block, self.weights.config.synthesis_halo).intersect(level) if self.options.effort else block
-        window = around(kept, self.weights.config.analysis_halo).intersect(level)
+        config, stride = self.weights.config, self.weights.config.stride
+        kept = around(block, config.synthesis_halo * stride).intersect(level) if self.options.effort else block
+        window = around(kept, config.analysis_halo * stride).intersect(level)
         pixels = self.slide.read(window, self.source_levels[task.level])
-        side = self.attributes.chunk * STRIDE
+        side = self.attributes.chunk_side
         grid = Grid(level.height, level.width, side)
         coded = [p for p in grid.blocks_in(block) if not self._skips(pixels[grid.region(*p).within(window)])]
         if not coded:
             return {}
-        y = self.transform.analyse(whole_latents(pixels), margin_of(kept, window), self.stats)
+        y = self.transform.analyse(whole_latents(pixels, stride), margin_of(kept, window, stride), self.stats)
         chunks = {}
         for place in coded:
             own = grid.region(*place)
-            around_it = around(own, self.weights.config.synthesis_halo).intersect(kept)
-            part = Window(y[latents_of(around_it, kept)], margin_of(own, around_it), pixels[own.within(window)])
+            around_it = around(own, config.synthesis_halo * stride).intersect(kept)
+            part = Window(
+                y[latents_of(around_it, kept, stride)], margin_of(own, around_it, stride), pixels[own.within(window)]
+            )
             latents = self.quantiser.chunk(part, self.quality, self.attributes.chunk, self.dtype)
             chunks[place] = StoredChunk(CODED, self.coder.encode(latents, self.quality))
         return chunks
@@ -270,11 +280,7 @@ class _Encoder:
 
     def _stats(self) -> Stats:
         """What undoes the normalisation, and what the synthesis sees in place of a background chunk."""
-        side = (2 * self.weights.config.analysis_halo + 1) * STRIDE
-        flat = np.empty((side, side, 3), np.uint8)
-        flat[...] = self.background
-        halo = self.weights.config.analysis_halo
-        y = self.transform.analyse(flat, Margin(halo, halo, halo, halo), self.stats)[:, 0, 0]
+        y = self.transform.flat(self.background, self.stats)
         scaled = y * self.weights.gain(self.quality) * self.weights.inverse_gain(self.quality)
         return Stats(self.stats, np.array(self.background, np.uint8), scaled.astype(np.float32))
 
@@ -283,7 +289,7 @@ class _Encoder:
 
     def _block_region(self, task: _Task) -> Region:
         size = self._size(task.level)
-        return Grid(size.height, size.width, self.block * self.attributes.chunk * STRIDE).region(task.row, task.column)
+        return Grid(size.height, size.width, self.block * self.attributes.chunk_side).region(task.row, task.column)
 
 
 @dataclass(frozen=True)
@@ -329,26 +335,25 @@ def _chosen_levels(slide: Slide, options: EncodeOptions) -> tuple[int, ...]:
 
 def _latent_dtype(transform: Transform, stats: ChannelStats, quality: int) -> np.dtype[np.signedinteger]:
     """int8 where even flat black, white and pure colours fit, else int16."""
-    gain, halo = transform.weights.gain(quality), transform.weights.config.analysis_halo
-    side = (2 * halo + 1) * STRIDE
+    gain = transform.weights.gain(quality)
     corners = [(r, g, b) for r in (0, 255) for g in (0, 255) for b in (0, 255)]
-    flats = [np.full((side, side, 3), corner, np.uint8) for corner in corners]
-    margin = Margin(halo, halo, halo, halo)
-    peak = max(float(np.abs(transform.analyse(flat, margin, stats)[:, 0, 0] * gain).max()) for flat in flats)
+    peak = max(float(np.abs(transform.flat(corner, stats) * gain).max()) for corner in corners)
     return np.dtype(np.int8) if peak < 127 else np.dtype(np.int16)
 
 
-def _attributes(encoder: _Encoder) -> Attributes:
+def _attributes(encoder: _Encoder, quality: int, dtype: DType) -> Attributes:
     """As far as they are known before the first shard."""
     slide, weights = encoder.slide, encoder.weights
-    file, dtype = Path(slide.name), _DTYPES[encoder.dtype.itemsize]
+    file = Path(slide.name)
     vendor = slide.properties.get("openslide.vendor", file.suffix[1:] or "array")
     properties = dict(slide.properties) if encoder.options.keep_private else without_private(slide.properties)[0]
     return Attributes(
         generator=f"histocodec {VERSION}",
-        model=ModelReference(weights.id, weights.sha256, weights.config.latent_channels),
+        model=ModelReference(
+            weights.id, weights.sha256, weights.config.latent_channels, weights.config.stride, weights.config.family
+        ),
         levels=tuple(
-            LevelAttributes(level.width, level.height, level.downsample, dtype, encoder.quality)
+            LevelAttributes(level.width, level.height, level.downsample, dtype, quality)
             for level in (slide.levels[i] for i in encoder.source_levels)
         ),
         background=BackgroundAttributes("code" if encoder.options.background == "code" else "skip", encoder.background),
@@ -356,13 +361,14 @@ def _attributes(encoder: _Encoder) -> Attributes:
         mpp=slide.mpp,
         objective_power=slide.objective_power,
         properties=properties,
+        chunk=weights.config.chunk,
         shard=_shard_side(slide.levels[0]),
     )
 
 
 def _shard_side(level: Level) -> int:
     """The smallest power of two that holds the level in one shard, SHARD at most."""
-    chunks = ceil_div(max(level.width, level.height), Attributes.chunk * STRIDE)
+    chunks = ceil_div(max(level.width, level.height), CHUNK_PIXELS)
     return min(SHARD, 1 << (chunks - 1).bit_length())
 
 

@@ -47,10 +47,10 @@ def register() -> None:
 
 @lru_cache(maxsize=4)
 def _coder(model: str, sha256: str) -> "LatentCoder":
-    from histocodec.codec import LatentCoder  # here, so that looking at an array's metadata stays fast
+    from histocodec.codec import latent_coder  # here, so that looking at an array's metadata stays fast
     from histocodec.models.weights import find_model
 
-    return LatentCoder(_provided[sha256] if sha256 in _provided else find_model(model, sha256))
+    return latent_coder(_provided[sha256] if sha256 in _provided else find_model(model, sha256))
 
 
 @dataclass(frozen=True)

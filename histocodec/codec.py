@@ -4,9 +4,10 @@
     1  1  channel quads: channels of index ≥ 4·quads are zero throughout the chunk     } all three zero: the chunk
     2  1  cell rows:     rows of index ≥ 2·(cell rows) are zero                        } is zero, and nothing
     3  1  cell columns:  likewise                                                      } follows
-    4  …  one rANS stream of five segments: z, then the four quadtree steps
+    4  …  one rANS stream. `hyper`: five segments, z, then the four quadtree steps. `vae`: one, channel by channel
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from histocodec.entropy import Decoder, Encoder
 from histocodec.errors import FormatError, UsageError
-from histocodec.models.config import GROUPS, QUALITIES
+from histocodec.models.config import GROUPS, QUALITIES, HyperConfig
 from histocodec.models.fused import FusedPrior, byte_product, float_product
 from histocodec.models.integer import PHASE_MASK, IntegerPrior
 from histocodec.models.prior import HYPER_CLIP, MEAN_BITS, POSITIONS
@@ -81,15 +82,11 @@ def quality_of(data: bytes) -> int:
     return data[0]
 
 
-class LatentCoder:
-    """Codes chunks with one model's prior. Thread-safe.
+class LatentCoder(ABC):
+    """Codes chunks with one model's prior. Thread-safe. `latent_coder` and `fast_coder` make one."""
 
-    `prior` is what evaluates it: by default `FusedPrior` with numpy alone; `fast_coder` has PyTorch multiply; an
-    `IntegerPrior` runs on any device. All write the same bytes."""
-
-    def __init__(self, weights: ModelWeights, *, prior: FusedPrior | IntegerPrior | None = None) -> None:
+    def __init__(self, weights: ModelWeights) -> None:
         self.weights = weights
-        self.prior = prior or FusedPrior(weights.config, weights.arrays, float_product)
 
     def encode(self, latents: NDArray[np.integer[Any]], quality: int) -> bytes:
         """latents (C, n, n) int8 or int16 → bytes. Any values are coded; the prior only decides how briefly."""
@@ -105,16 +102,59 @@ class LatentCoder:
         return header.pack() + encoder.finish()
 
     def segments(self, latents: NDArray[np.integer[Any]], quality: int) -> Iterator[Segment]:
-        """What `encode` would code, segment by segment: z, then the four steps. None for a chunk that is zero."""
+        """What `encode` would code, segment by segment. None for a chunk that is zero."""
         header = ChunkHeader(quality, *_extent(latents))
         if not header.empty:
             yield from self._segments(latents, header)
+
+    def decode(self, data: bytes, shape: tuple[int, ...]) -> NDArray[np.int16]:
+        """bytes → latents (C, n, n) int16. Raises FormatError for anything that `encode` cannot have written."""
+        full = self._checked_shape(shape)
+        header = ChunkHeader.unpack(data, full)
+        if header.empty:
+            return np.zeros(full, np.int16)
+        decoder = Decoder(memoryview(data)[HEADER_BYTES:], self.weights.tables)
+        latents = self._read(decoder, header, full)
+        decoder.finish()
+        return latents
+
+    @abstractmethod
+    def _segments(self, latents: NDArray[np.integer[Any]], header: ChunkHeader) -> Iterator[Segment]:
+        """Those of a chunk that is not zero."""
+
+    @abstractmethod
+    def _read(self, decoder: Decoder, header: ChunkHeader, shape: tuple[int, int, int]) -> NDArray[np.int16]:
+        """The latents (C, n, n) of a chunk that is not zero."""
+
+    def _checked_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        channels = self.weights.config.latent_channels
+        if len(shape) != 3 or shape[0] != channels or any(n % 4 or not 4 <= n <= MAX_SIDE for n in shape[1:]):
+            raise UsageError(
+                f"a chunk of shape {tuple(shape)}; ({channels}, n, n) with n a multiple of 4 up to {MAX_SIDE} is needed"
+            )
+        return (shape[0], shape[1], shape[2])
+
+    def _fixed_parameters(self, name: str, quality: int) -> tuple[NDArray[np.uint16], NDArray[np.int32]]:
+        """Table and whole mean of each channel of what is coded with fixed tables, `prior.<name>_mean` and `_index`."""
+        mean = self.weights.arrays[f"prior.{name}_mean"][quality].astype(np.int32)
+        index = self.weights.arrays[f"prior.{name}_index"][quality].astype(np.int32)
+        return ((index << MEAN_BITS) + (mean & PHASE_MASK)).astype(np.uint16), mean >> MEAN_BITS
+
+
+class HyperCoder(LatentCoder):
+    """`prior` is what evaluates the prior of a `hyper` model: by default `FusedPrior` with numpy alone; `fast_coder`
+    has PyTorch multiply; an `IntegerPrior` runs on any device. All write the same bytes."""
+
+    def __init__(self, weights: ModelWeights, *, prior: FusedPrior | IntegerPrior | None = None) -> None:
+        super().__init__(weights)
+        self.config = weights.hyper
+        self.prior = prior or FusedPrior(self.config, weights.arrays, float_product)
 
     def _segments(self, latents: NDArray[np.integer[Any]], header: ChunkHeader) -> Iterator[Segment]:
         shape = self._checked_shape(latents.shape)
         chunk = self.prior.chunk(header.quality, shape, header.extent)
         keep = self._hyper_extent(header)
-        z = np.zeros((self.weights.config.hyper_channels, shape[1] // 4, shape[2] // 4), np.int64)
+        z = np.zeros((self.config.hyper_channels, shape[1] // 4, shape[2] // 4), np.int64)
         z[keep] = chunk.hyper_latents(latents)[keep]
         tables, whole = self._hyper_parameters(header.quality, keep)
         yield Segment(z[keep].astype(np.int32).ravel(), tables, whole, header.extent)
@@ -125,17 +165,11 @@ class LatentCoder:
             yield Segment(values, tables, whole, header.extent)
             chunk.place(k, values)
 
-    def decode(self, data: bytes, shape: tuple[int, ...]) -> NDArray[np.int16]:
-        """bytes → latents (C, n, n) int16. Raises FormatError for anything that `encode` cannot have written."""
-        full = self._checked_shape(shape)
-        header = ChunkHeader.unpack(data, full)
-        if header.empty:
-            return np.zeros(full, np.int16)
-        chunk = self.prior.chunk(header.quality, full, header.extent)
-        decoder = Decoder(memoryview(data)[HEADER_BYTES:], self.weights.tables)
+    def _read(self, decoder: Decoder, header: ChunkHeader, shape: tuple[int, int, int]) -> NDArray[np.int16]:
+        chunk = self.prior.chunk(header.quality, shape, header.extent)
         keep = self._hyper_extent(header)
         tables, whole = self._hyper_parameters(header.quality, keep)
-        z = np.zeros((self.weights.config.hyper_channels, full[1] // 4, full[2] // 4), np.int64)
+        z = np.zeros((self.config.hyper_channels, shape[1] // 4, shape[2] // 4), np.int64)
         coded = decoder.read(tables) + whole
         if coded.min() < -HYPER_CLIP or coded.max() > HYPER_CLIP:  # int32's lowest has no magnitude
             raise FormatError(f"a latent chunk holds z from {coded.min()} to {coded.max()}; beyond {HYPER_CLIP}")
@@ -144,16 +178,7 @@ class LatentCoder:
         for k in range(GROUPS):
             tables, whole = chunk.parameters(k)
             chunk.place(k, decoder.read(tables) + whole)
-        decoder.finish()
         return chunk.latents
-
-    def _checked_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
-        channels = self.weights.config.latent_channels
-        if len(shape) != 3 or shape[0] != channels or any(n % 4 or not 4 <= n <= MAX_SIDE for n in shape[1:]):
-            raise UsageError(
-                f"a chunk of shape {tuple(shape)}; ({channels}, n, n) with n a multiple of 4 up to {MAX_SIDE} is needed"
-            )
-        return (shape[0], shape[1], shape[2])
 
     def _hyper_extent(self, header: ChunkHeader) -> tuple[slice, slice, slice]:
         """The part of z that is coded: a z covers 2×2 cells."""
@@ -163,16 +188,51 @@ class LatentCoder:
         self, quality: int, keep: tuple[slice, slice, slice]
     ) -> tuple[NDArray[np.uint16], NDArray[np.int32]]:
         """Table and whole mean of every z that is coded, (Cz·rows·columns,)."""
-        mean = self.weights.arrays["prior.hyper_mean"][quality].astype(np.int32)
-        index = self.weights.arrays["prior.hyper_index"][quality].astype(np.int32)
-        tables = ((index << MEAN_BITS) + (mean & PHASE_MASK)).astype(np.uint16)
+        tables, whole = self._fixed_parameters("hyper", quality)
         count = keep[1].stop * keep[2].stop
-        return tables.repeat(count), (mean >> MEAN_BITS).repeat(count)
+        return tables.repeat(count), whole.repeat(count)
+
+
+class StaticCoder(LatentCoder):
+    """Of a `vae` model: every latent with the table of its channel and quality, in C order of the extent."""
+
+    def _segments(self, latents: NDArray[np.integer[Any]], header: ChunkHeader) -> Iterator[Segment]:
+        tables, whole = self._parameters(header)
+        values = latents[_corner(header)].astype(np.int32).ravel()
+        yield Segment(values, tables, whole, header.extent)
+
+    def _read(self, decoder: Decoder, header: ChunkHeader, shape: tuple[int, int, int]) -> NDArray[np.int16]:
+        tables, whole = self._parameters(header)
+        values = decoder.read(tables) + whole.astype(np.int64)
+        limits = np.iinfo(np.int16)
+        if values.min() < limits.min or values.max() > limits.max:
+            raise FormatError(f"a latent chunk holds values from {values.min()} to {values.max()}, beyond int16")
+        latents = np.zeros(shape, np.int16)
+        corner = _corner(header)
+        latents[corner] = values.reshape(latents[corner].shape)
+        return latents
+
+    def _parameters(self, header: ChunkHeader) -> tuple[NDArray[np.uint16], NDArray[np.int32]]:
+        tables, whole = self._fixed_parameters("latent", header.quality)
+        channels, count = GROUPS * header.quads, 4 * header.cell_rows * header.cell_columns
+        return tables[:channels].repeat(count), whole[:channels].repeat(count)
+
+
+def latent_coder(weights: ModelWeights) -> LatentCoder:
+    """The coder of a model's family, with numpy alone."""
+    return HyperCoder(weights) if isinstance(weights.config, HyperConfig) else StaticCoder(weights)
 
 
 def fast_coder(weights: ModelWeights) -> LatentCoder:
     """A coder for one core of this machine, by PyTorch's fastest exact means."""
-    return LatentCoder(weights, prior=FusedPrior(weights.config, weights.arrays, byte_product()))
+    if not isinstance(weights.config, HyperConfig):
+        return StaticCoder(weights)
+    return HyperCoder(weights, prior=FusedPrior(weights.config, weights.arrays, byte_product()))
+
+
+def _corner(header: ChunkHeader) -> tuple[slice, slice, slice]:
+    """The part of a chunk that is not zero."""
+    return slice(GROUPS * header.quads), slice(2 * header.cell_rows), slice(2 * header.cell_columns)
 
 
 def _extent(latents: NDArray[np.integer[Any]]) -> tuple[int, int, int]:

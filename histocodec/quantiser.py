@@ -57,11 +57,12 @@ class Window:
 def analysed(slide: Slide, level: int, chunk: Region, transform: Transform, stats: ChannelStats) -> Window:
     """The window of a chunk of a slide's level, read and analysed with the halos of both transforms."""
     whole, config = slide.levels[level].region, transform.weights.config
-    kept = around(chunk, config.synthesis_halo).intersect(whole)
-    read = around(kept, config.analysis_halo).intersect(whole)
+    stride = config.stride
+    kept = around(chunk, config.synthesis_halo * stride).intersect(whole)
+    read = around(kept, config.analysis_halo * stride).intersect(whole)
     pixels = slide.read(read, level)
-    y = transform.analyse(whole_latents(pixels), margin_of(kept, read), stats)
-    return Window(y, margin_of(chunk, kept), pixels[chunk.within(read)])
+    y = transform.analyse(whole_latents(pixels, stride), margin_of(kept, read, stride), stats)
+    return Window(y, margin_of(chunk, kept, stride), pixels[chunk.within(read)])
 
 
 class Quantiser:
@@ -120,7 +121,7 @@ class Quantiser:
         below, above = max(0, quality - NEIGHBOUR), min(QUALITIES - 1, quality + NEIGHBOUR)
         bits, error = self._rounded_cost(window, below)
         more_bits, less_error = self._rounded_cost(window, above)
-        trained = self.weights.config.rate_weight(quality) / 3  # of one squared error in one channel
+        trained = self.weights.hyper.rate_weight(quality) / 3  # of one squared error in one channel
         if more_bits <= bits or less_error >= error:
             return trained
         return min(max((more_bits - bits) / (error - less_error), SLOPES[0] * trained), SLOPES[1] * trained)

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from histocodec.compiled import jit
 from histocodec.errors import FormatError, UnsupportedError, UsageError
 from histocodec.geometry import Region, ceil_div
-from histocodec.models.config import STRIDE
+from histocodec.models.config import VaeConfig
 from histocodec.models.transforms import Analysis, Margin, Synthesis
+from histocodec.models.vae import VaeDecoder, VaeEncoder
 from histocodec.models.weights import ModelWeights
 from histocodec.normalise import ChannelStats
 from histocodec.slide import Colour, Pixels
@@ -53,7 +54,7 @@ def _pixels_of(blocks: NDArray[np.float32], mean: NDArray[np.float32], std: NDAr
 
 MOST_MOVES = 4  # of the mean: the first is nearly always right
 
-Network = TypeVar("Network", Analysis, Synthesis)
+Network = TypeVar("Network", Analysis, Synthesis, VaeEncoder, VaeDecoder)
 
 
 def choose_device(name: str) -> torch.device:
@@ -89,12 +90,11 @@ class Transform:
     def __init__(self, weights: ModelWeights, device: torch.device, *, dtype: torch.dtype | None = None) -> None:
         self.weights, self.device = weights, device
         self.dtype = fastest_dtype(device) if dtype is None else dtype
-        self.g_a = _filled(Analysis(weights.config), weights, "g_a").to(device, self.dtype)
-        self.g_s = _filled(Synthesis(weights.config), weights, "g_s").to(device, self.dtype)
+        self.g_a, self.g_s = (network.to(device, self.dtype) for network in _networks(weights))
 
     def analyse(self, pixels: NDArray[np.uint8], margin: Margin, stats: ChannelStats) -> NDArray[np.float32]:
-        """pixels (H, W, 3) uint8, H and W multiples of 16, margin in latents included → (C, h, w) float32 without
-        it, before gains."""
+        """pixels (H, W, 3) uint8, H and W multiples of the stride, margin in latents included → (C, h, w) float32
+        without it, before gains."""
         with torch.inference_mode():
             if self.device.type == "cpu":
                 blocks = torch.from_numpy(_blocks_of(pixels, stats.mean, stats.std)).permute(2, 0, 1)[None]
@@ -105,6 +105,12 @@ class Transform:
             x = blocks.to(self.dtype).contiguous(memory_format=torch.channels_last)
             y = self.g_a.window(x, margin)
             return cast("NDArray[np.float32]", y[0].float().contiguous().cpu().numpy())
+
+    def flat(self, colour: Colour, stats: ChannelStats) -> NDArray[np.float32]:
+        """One position, (C,), of `analyse` in an area of one colour."""
+        halo, stride = self.weights.config.analysis_halo, self.weights.config.stride
+        pixels = np.full(((2 * halo + 1) * stride, (2 * halo + 1) * stride, 3), colour, np.uint8)
+        return self.analyse(pixels, Margin(halo, halo, halo, halo), stats)[:, 0, 0]
 
     def synthesise(
         self, windows: Sequence[NDArray[np.float32]], margin: Margin, stats: ChannelStats
@@ -130,12 +136,10 @@ class Transform:
     def aligned(self, stats: ChannelStats, colour: Colour, quality: int) -> ChannelStats:
         """`stats` with the mean moved a little, so that an area of one `colour` is decoded as that colour. Quantised
         under statistics that know nothing of it, it would come out several grey values off at low qualities."""
-        margin, reach = self.weights.config.analysis_halo, self.weights.config.synthesis_halo
-        flat = np.empty(((2 * margin + 1) * STRIDE, (2 * margin + 1) * STRIDE, 3), np.uint8)
-        flat[...] = colour
+        reach = self.weights.config.synthesis_halo
         known = None
         for _ in range(MOST_MOVES):
-            y = self.analyse(flat, Margin(margin, margin, margin, margin), stats)
+            y = self.flat(colour, stats)[:, None, None]
             latents = quantise(y, self.weights.gain(quality), np.dtype(np.int16))
             if known is not None and np.array_equal(latents, known):
                 break
@@ -153,40 +157,51 @@ class Transform:
         return mean, std
 
 
-def whole_latents(pixels: Pixels) -> Pixels:
-    """Pixels (H, W, 3) with sides that are multiples of 16: the last row and column, repeated as often as needed."""
-    down, across = -pixels.shape[0] % STRIDE, -pixels.shape[1] % STRIDE
+def whole_latents(pixels: Pixels, stride: int) -> Pixels:
+    """Pixels (H, W, 3) with sides that are multiples of `stride`: the last row and column, repeated as often as
+    needed."""
+    down, across = -pixels.shape[0] % stride, -pixels.shape[1] % stride
     return np.pad(pixels, ((0, down), (0, across), (0, 0)), mode="edge") if down or across else pixels
 
 
-def around(region: Region, latents: int) -> Region:
-    """`region` and that many latents on every side."""
-    reach = latents * STRIDE
-    return Region(region.x - reach, region.y - reach, region.width + 2 * reach, region.height + 2 * reach)
+def around(region: Region, pixels: int) -> Region:
+    """`region` and that many pixels on every side."""
+    return Region(region.x - pixels, region.y - pixels, region.width + 2 * pixels, region.height + 2 * pixels)
 
 
-def margin_of(inner: Region, outer: Region) -> Margin:
-    """How far `outer` reaches beyond `inner`, in latents. Both start at multiples of 16 pixels."""
+def margin_of(inner: Region, outer: Region, stride: int) -> Margin:
+    """How far `outer` reaches beyond `inner`, in latents. Both start at multiples of `stride` pixels."""
     return Margin(
-        (inner.y - outer.y) // STRIDE,
-        (inner.x - outer.x) // STRIDE,
-        ceil_div(outer.y_end, STRIDE) - ceil_div(inner.y_end, STRIDE),
-        ceil_div(outer.x_end, STRIDE) - ceil_div(inner.x_end, STRIDE),
+        (inner.y - outer.y) // stride,
+        (inner.x - outer.x) // stride,
+        ceil_div(outer.y_end, stride) - ceil_div(inner.y_end, stride),
+        ceil_div(outer.x_end, stride) - ceil_div(inner.x_end, stride),
     )
 
 
-def latents_of(inner: Region, outer: Region) -> tuple[slice, slice, slice]:
-    """The latents of `inner` in those of `outer`, (C, h, w). Both start at multiples of 16 pixels."""
-    top, left = (inner.y - outer.y) // STRIDE, (inner.x - outer.x) // STRIDE
-    rows, columns = ceil_div(inner.height, STRIDE), ceil_div(inner.width, STRIDE)
+def latents_of(inner: Region, outer: Region, stride: int) -> tuple[slice, slice, slice]:
+    """The latents of `inner` in those of `outer`, (C, h, w). Both start at multiples of `stride` pixels."""
+    top, left = (inner.y - outer.y) // stride, (inner.x - outer.x) // stride
+    rows, columns = ceil_div(inner.height, stride), ceil_div(inner.width, stride)
     return slice(None), slice(top, top + rows), slice(left, left + columns)
 
 
+def _networks(weights: ModelWeights) -> tuple[Analysis | VaeEncoder, Synthesis | VaeDecoder]:
+    """`g_a` and `g_s` of a model. Both take and give unshuffled pixels, whatever its family."""
+    config = weights.config
+    with torch.device("meta"):  # a config from a hostile file allocates nothing that the file does not have
+        if isinstance(config, VaeConfig):
+            encoder, decoder = VaeEncoder(config, folded=True), VaeDecoder(config, folded=True)
+            return _filled(encoder, weights, "g_a"), _filled(decoder, weights, "g_s")
+        return _filled(Analysis(config), weights, "g_a"), _filled(Synthesis(config), weights, "g_s")
+
+
 def _filled(network: Network, weights: ModelWeights, part: Literal["g_a", "g_s"]) -> Network:
-    """`network` with the tensors of the model file. Raises FormatError where they do not fit."""
+    """`network`, which has no memory of its own, with the tensors of the model file. Raises FormatError where they do
+    not fit."""
     state = {name: torch.from_numpy(array) for name, array in weights.transform(part).items()}
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(state, assign=True)
     except RuntimeError as exc:
         raise FormatError(f"model {weights.id}: its {part} does not fit its config: {exc}") from exc
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from histocodec.codec import LatentCoder
+from histocodec.codec import HyperCoder
 from histocodec.errors import HistocodecError
 from histocodec.formats.arrays import METADATA, Form, pack_values, unpack_values
 from histocodec.formats.attributes import Attributes
@@ -41,9 +41,10 @@ from histocodec.models.weights import ModelWeights, parse_model
 from histocodec.sources import ArraySlide
 from histocodec.synthetic import synthetic_slide
 from histocodec.transform import Transform, choose_device
-from tests.make_golden import GOLDEN, MODEL_ID
+from tests.make_golden import GOLDEN, MODEL_IDS
 from tests.peak import peak_memory
 
+MODEL_ID = MODEL_IDS["v1"]
 SHAPE = (8, 16, 16)  # of a chunk of the golden model: small, so that a million take minutes
 PATIENCE = 30  # seconds: an input that takes longer hangs, and ends the run with a traceback
 GROWTH = 128  # MiB that a run may add to the process, however many inputs and whatever they declare
@@ -172,7 +173,7 @@ def golden_weights() -> ModelWeights:
 @lru_cache(maxsize=1)
 def sound_chunks() -> tuple[bytes, ...]:
     """Of all qualities and extents, with and without escapes."""
-    coder, chunks = LatentCoder(golden_weights()), []
+    coder, chunks = HyperCoder(golden_weights()), []
     for seed in range(40):
         rng = np.random.default_rng(seed)
         y = np.rint(rng.laplace(0, 10 ** rng.uniform(-1, 3.2), SHAPE)).clip(-(2**15), 2**15 - 1).astype(np.int16)
@@ -220,8 +221,8 @@ class Chunks:
 
     def __init__(self) -> None:
         weights = golden_weights()
-        self.coder = LatentCoder(weights)
-        self.oracle = LatentCoder(weights, prior=IntegerPrior(weights.config, weights.arrays, dtype="float64"))
+        self.coder = HyperCoder(weights)
+        self.oracle = HyperCoder(weights, prior=IntegerPrior(weights.config, weights.arrays, dtype="float64"))
         self.count = 0
 
     def take(self, data: bytes) -> None:
@@ -233,7 +234,7 @@ class Chunks:
             raise found
 
     @staticmethod
-    def _decoded(coder: LatentCoder, data: bytes) -> "bytes | Refusal":
+    def _decoded(coder: HyperCoder, data: bytes) -> "bytes | Refusal":
         try:
             return coder.decode(data, SHAPE).tobytes()
         except HistocodecError as exc:
@@ -320,7 +321,7 @@ def make_model(rng: Random) -> bytes:
 def take_model(data: bytes) -> None:
     weights = parse_model(data, name="model")
     Transform(weights, choose_device("cpu"))
-    LatentCoder(weights).decode(sound_chunks()[0], SHAPE)
+    HyperCoder(weights).decode(sound_chunks()[0], SHAPE)
 
 
 class Containers:

@@ -1,8 +1,9 @@
-"""Makes the golden files of one format version. Run once per version; what it wrote is never rewritten.
+"""Makes the golden files of one format version and family. Run once for each; what it wrote is never rewritten.
 
-    python -m tests.make_golden 1
+    python -m tests.make_golden v1
+    python -m tests.make_golden v1-vae
 
-The model is made of seeded integers, not trained, with tables of three symbols, so that everything stays at a few
+The models are made of seeded integers, not trained, with tables of three symbols, so that everything stays at a few
 kilobytes; what counts is that its bytes and its decoded integers stay what they are.
 """
 
@@ -17,19 +18,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.numpy import save
 
-from histocodec.codec import LatentCoder
+from histocodec.codec import latent_coder
 from histocodec.entropy import TableSet, quantise_pmf
-from histocodec.models.config import HyperConfig
+from histocodec.models.config import HyperConfig, VaeConfig
 from histocodec.models.export import export_model
 from histocodec.models.hyper import HyperModel
 from histocodec.models.prior import MEAN_BITS, SCALES
-from histocodec.models.weights import ModelWeights
+from histocodec.models.vae import VaeDecoder, VaeEncoder
+from histocodec.models.weights import FORMAT, ModelWeights, parse_model
 from histocodec.sources import ArraySlide
 from histocodec.synthetic import synthetic_slide
 
 GOLDEN = Path(__file__).parent / "golden"
-MODEL_ID = "golden-1"
+MODEL_IDS = {"v1": "golden-1", "v1-vae": "golden-vae-1"}
 CONFIG = HyperConfig(
     latent_channels=8,
     hyper_channels=4,
@@ -65,13 +68,39 @@ def golden_model() -> ModelWeights:
         model.prior.scale_base.copy_(torch.linspace(2, -1, 8))
         model.gains.log_gain[:] = torch.tensor([0.0, 3.0])[:, None]
         model.gains.log_inverse[:] = -model.gains.log_gain
+    return export_model(model, MODEL_IDS["v1"], tables=golden_tables())
+
+
+def golden_tables() -> TableSet:
+    """Of three symbols each"""
     rows = []
     for index in range(SCALES << MEAN_BITS):
         spread = 0.02 + 0.9 * index / (SCALES << MEAN_BITS)
         rows.append(quantise_pmf(np.array([spread / 3, 1 - spread, spread / 3, spread / 3])))
     count = len(rows)
-    tables = TableSet(np.full(count, -1, np.int16), np.full(count, 3, np.uint16), np.concatenate(rows))
-    return export_model(model, MODEL_ID, tables=tables)
+    return TableSet(np.full(count, -1, np.int16), np.full(count, 3, np.uint16), np.concatenate(rows))
+
+
+def golden_vae() -> ModelWeights:
+    """Small random weights, means and scales of all kinds."""
+    config = VaeConfig(latent_channels=8, stride=32, ratio=None, widths=(4, 4, 8, 8), bottleneck=4)
+    random = np.random.default_rng(2)
+    arrays: dict[str, np.ndarray] = {}
+    for part, network in (("g_a", VaeEncoder(config, folded=True)), ("g_s", VaeDecoder(config, folded=True))):
+        for name, tensor in network.state_dict().items():
+            arrays[f"{part}.{name}"] = (random.integers(-8, 9, tuple(tensor.shape)) / 24).astype(np.float16)
+    gain = np.exp2(np.arange(101)[:, None] / 20 + np.arange(8) / 8)
+    arrays |= {
+        "gain": gain.astype(np.float32),
+        "inverse_gain": (1 / gain).astype(np.float32),
+        "prior.latent_mean": random.integers(-20, 21, (101, 8)).astype(np.int16),
+        "prior.latent_index": random.integers(0, SCALES, (101, 8)).astype(np.uint8),
+    }
+    tables = golden_tables()
+    arrays |= {"tables.low": tables.low, "tables.size": tables.size, "tables.freq": tables.freq}
+    name = MODEL_IDS["v1-vae"]
+    metadata = {"format": FORMAT, "id": name, "family": config.family, "config": config.to_json()}
+    return parse_model(save(arrays, metadata=metadata), name=name)
 
 
 def golden_latents() -> np.ndarray:
@@ -83,17 +112,17 @@ def golden_latents() -> np.ndarray:
     return y
 
 
-def make(version: int) -> None:
+def make(name: str) -> None:
     from histocodec.formats.options import EncodeOptions
     from histocodec.formats.reader import open_compressed
     from histocodec.formats.writer import encode_slide
 
-    folder = GOLDEN / f"v{version}"
+    folder, model_id = GOLDEN / name, MODEL_IDS[name]
     if folder.exists():
         raise SystemExit(f"{folder} exists; golden files are never rewritten")
     folder.mkdir(parents=True)
-    weights = golden_model()
-    model = folder / f"{MODEL_ID}.safetensors"
+    weights = golden_model() if name == "v1" else golden_vae()
+    model = folder / f"{model_id}.safetensors"
     model.write_bytes(weights.data)
     os.environ["HISTOCODEC_MODELS"] = str(folder)
     container = folder / "slide.zarr"
@@ -102,7 +131,7 @@ def make(version: int) -> None:
     with open_compressed(container, device="cpu") as opened:
         pixels = opened.read(opened.levels[0].region, 0)
         latents = np.asarray(opened.latents(0)[:])
-    chunk = LatentCoder(weights).encode(golden_latents(), 37)
+    chunk = latent_coder(weights).encode(golden_latents(), 37)
     facts = {
         "model_sha256": weights.sha256,
         "chunk": chunk.hex(),
@@ -115,9 +144,9 @@ def make(version: int) -> None:
             if file.is_file():
                 archive.write(file, file.relative_to(container).as_posix())
     shutil.rmtree(container)
-    (folder / f"{MODEL_ID}.safetensors.gz").write_bytes(gzip.compress(weights.data, mtime=0))
+    (folder / f"{model_id}.safetensors.gz").write_bytes(gzip.compress(weights.data, mtime=0))
     model.unlink()
 
 
 if __name__ == "__main__":
-    make(int(sys.argv[1]))
+    make(sys.argv[1])

@@ -66,7 +66,7 @@ def synthesised(transform: Transform, y: np.ndarray, stats: ChannelStats) -> np.
 def test_pixels_of_the_shipped_model_differ_by_no_more_than_is_promised(dtype: torch.dtype) -> None:
     weights, stats = find_model(), DEFAULT_STATS
     exact, other = (Transform(weights, torch.device("cpu"), dtype=d) for d in (torch.float64, dtype))
-    y = exact.analyse(whole_latents(synthetic_slide(256, 256, seed=4)), Margin(), stats)
+    y = exact.analyse(whole_latents(synthetic_slide(256, 256, seed=4), weights.config.stride), Margin(), stats)
     quality = 60
     rounded = np.rint(y * weights.gain(quality)[:, None, None])
     scaled = (rounded * weights.inverse_gain(quality)[:, None, None]).astype(np.float32)

@@ -209,8 +209,8 @@ def test_a_later_version_is_unsupported() -> None:
 
 
 def test_another_family_is_unsupported() -> None:
-    with pytest.raises(UnsupportedError, match="family: 'vae'"):
-        Attributes.from_json(Node(changed("model.family", "vae"), "x"))
+    with pytest.raises(UnsupportedError, match="family: 'flow'"):
+        Attributes.from_json(Node(changed("model.family", "flow"), "x"))
 
 
 def test_absurd_sizes_are_refused_before_anything_is_allocated() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from histocodec.cli.main import run
-from histocodec.codec import LatentCoder
+from histocodec.codec import HyperCoder
 from histocodec.entropy import Encoder
 from histocodec.errors import FormatError
 from histocodec.formats.arrays import METADATA
@@ -64,7 +64,7 @@ def test_a_z_beyond_its_range_is_refused(z: int) -> None:
     tables = (index << MEAN_BITS) + (mean & (1 << MEAN_BITS) - 1)
     encoder.write(np.maximum(values - (mean >> MEAN_BITS), -(2**31)).astype(np.int32), tables.astype(np.uint16))
     with pytest.raises(FormatError, match=f"z from {min(z, 0)} to {max(z, 0)}"):
-        LatentCoder(weights).decode(bytes((50, 1, 1, 1)) + encoder.finish(), SHAPE)
+        HyperCoder(weights).decode(bytes((50, 1, 1, 1)) + encoder.finish(), SHAPE)
 
 
 @pytest.mark.parametrize("name", BLOCKS)

@@ -9,37 +9,37 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from histocodec.codec import LatentCoder
+from histocodec.codec import latent_coder
 from histocodec.formats.reader import open_compressed
 from histocodec.formats.verify import verify
 from histocodec.models.weights import load_model
-from tests.make_golden import GOLDEN, MODEL_ID, golden_latents
+from tests.make_golden import GOLDEN, MODEL_IDS, golden_latents
 
 VERSIONS = sorted(folder.name for folder in GOLDEN.iterdir())
-PIXEL_TOLERANCE = 1  # grey values between machines: the synthesis is floating point
+PIXEL_TOLERANCE = 2  # grey values between machines and arithmetics: the synthesis is floating point
 
 
 @pytest.fixture(params=VERSIONS)
 def golden(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict]:
-    folder = GOLDEN / request.param
-    packed = (folder / f"{MODEL_ID}.safetensors.gz").read_bytes()
-    (tmp_path / f"{MODEL_ID}.safetensors").write_bytes(gzip.decompress(packed))
+    folder, model_id = GOLDEN / request.param, MODEL_IDS[request.param]
+    packed = (folder / f"{model_id}.safetensors.gz").read_bytes()
+    (tmp_path / f"{model_id}.safetensors").write_bytes(gzip.decompress(packed))
     with zipfile.ZipFile(folder / "slide.zarr.zip") as archive:
         archive.extractall(tmp_path / "slide.zarr")
     monkeypatch.setenv("HISTOCODEC_MODELS", str(tmp_path))
-    return tmp_path, json.loads((folder / "facts.json").read_text())
+    return tmp_path / f"{model_id}.safetensors", json.loads((folder / "facts.json").read_text())
 
 
 def test_a_golden_chunk_decodes_and_is_written_again_byte_for_byte(golden: tuple[Path, dict]) -> None:
-    folder, facts = golden
-    coder, chunk = LatentCoder(load_model(folder / f"{MODEL_ID}.safetensors")), bytes.fromhex(facts["chunk"])
+    model, facts = golden
+    coder, chunk = latent_coder(load_model(model)), bytes.fromhex(facts["chunk"])
     assert np.array_equal(coder.decode(chunk, (8, 8, 8)), golden_latents())
     assert coder.encode(golden_latents(), 37) == chunk
 
 
 def test_a_golden_container_has_its_latents_and_its_pixels(golden: tuple[Path, dict]) -> None:
-    folder, facts = golden
-    with open_compressed(folder / "slide.zarr", device="cpu") as slide:
+    model, facts = golden
+    with open_compressed(model.parent / "slide.zarr", device="cpu") as slide:
         assert slide.weights.sha256 == facts["model_sha256"]
         assert slide.mpp == (0.25, 0.5)
         assert slide.icc_profile == b"profile"
@@ -50,5 +50,5 @@ def test_a_golden_container_has_its_latents_and_its_pixels(golden: tuple[Path, d
 
 
 def test_a_golden_container_is_sound(golden: tuple[Path, dict]) -> None:
-    report = verify(golden[0] / "slide.zarr", device="cpu")
+    report = verify(golden[0].parent / "slide.zarr", device="cpu")
     assert report.ok, report.problems

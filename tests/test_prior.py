@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from histocodec.codec import LatentCoder
+from histocodec.codec import HyperCoder
 from histocodec.errors import FormatError
 from histocodec.models.config import GROUPS, QUALITIES, HyperConfig
 from histocodec.models.fused import FusedPrior, byte_product, float_product
@@ -46,7 +46,7 @@ def test_training_and_coding_evaluate_the_same_integers(quality: int) -> None:
                 assert np.array_equal(a.numpy(), b)
 
 
-def coders() -> dict[str, LatentCoder]:
+def coders() -> dict[str, HyperCoder]:
     """Every way in which a prior can be evaluated here."""
     weights = tiny_weights()
     ways: dict[str, FusedPrior | IntegerPrior] = {
@@ -55,12 +55,12 @@ def coders() -> dict[str, LatentCoder]:
         for dtype in ("float32", "float64")
     }
     ways["bytes"] = FusedPrior(weights.config, weights.arrays, byte_product())
-    return {name: LatentCoder(weights, prior=prior) for name, prior in ways.items()}
+    return {name: HyperCoder(weights, prior=prior) for name, prior in ways.items()}
 
 
 @pytest.mark.parametrize("name", list(coders()))
 def test_every_library_and_precision_writes_and_reads_the_same_bytes(name: str) -> None:
-    reference, other = LatentCoder(tiny_weights()), coders()[name]
+    reference, other = HyperCoder(tiny_weights()), coders()[name]
     for seed, spread in ((1, 2.0), (2, 40.0), (3, 3000.0)):
         for quality in (0, 50, 100):
             y = latents(seed, spread=spread)
@@ -71,7 +71,7 @@ def test_every_library_and_precision_writes_and_reads_the_same_bytes(name: str) 
 
 @pytest.mark.parametrize("name", ["numpy float64", "bytes"])
 def test_a_chunk_at_the_slides_edge_is_coded_alike(name: str) -> None:
-    reference, other = LatentCoder(tiny_weights()), coders()[name]
+    reference, other = HyperCoder(tiny_weights()), coders()[name]
     y = latents(4, spread=20.0)
     y[28:], y[:, 10:], y[:, :, 6:] = 0, 0, 0
     data = reference.encode(y, 70)
@@ -122,7 +122,7 @@ def test_a_batch_gives_what_its_items_give_alone() -> None:
 
 
 def test_eight_threads_write_what_one_writes() -> None:
-    coder = LatentCoder(tiny_weights())
+    coder = HyperCoder(tiny_weights())
     chunks = [latents(seed) for seed in range(16)]
     alone = [coder.encode(y, 60) for y in chunks]
     with ThreadPoolExecutor(8) as pool:

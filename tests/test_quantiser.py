@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from histocodec.codec import LatentCoder
+from histocodec.codec import HyperCoder
 from histocodec.errors import UsageError
 from histocodec.fidelity import squared_error
 from histocodec.formats.options import EncodeOptions
@@ -40,14 +40,14 @@ def window() -> Window:
 
 
 def quantiser(effort: int) -> Quantiser:
-    coder = LatentCoder(tiny_weights())
+    coder = HyperCoder(tiny_weights())
     return Quantiser(transform(), coder, STATS, window, effort=effort)
 
 
 def priced(chunk: np.ndarray, quality: int) -> tuple[float, float]:
     """Bits and squared error of the chunk between its neighbours, rounded; by coder and decoder themselves."""
     weights = tiny_weights()
-    bits = 8 * len(LatentCoder(weights).encode(chunk, quality))
+    bits = 8 * len(HyperCoder(weights).encode(chunk, quality))
     whole = quantise(window().y, weights.gain(quality), INT16)
     whole[window().own] = chunk[:, :10, :9]
     scaled = (whole * weights.inverse_gain(quality)[:, None, None]).astype(np.float32)

@@ -69,7 +69,7 @@ def test_latents_of_glass_are_no_tissue() -> None:
 
 
 def test_a_family_without_embedder_is_unsupported() -> None:
-    with pytest.raises(UnsupportedError, match="hyper have one"):
+    with pytest.raises(UnsupportedError, match="hyper, vae have one"):
         embedder_of("unheard-of")
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from histocodec.codec import LatentCoder
+from histocodec.codec import HyperCoder
 from histocodec.errors import UsageError
 from histocodec.models.config import HyperConfig
 from histocodec.models.export import export_model
@@ -128,7 +128,7 @@ def test_a_run_from_files_ends_in_a_model_that_codes(tmp_path: Path, monkeypatch
     weights = load_model(path)
     assert weights.id == "hyper-custom"
     y = np.random.default_rng(0).integers(-9, 10, (TINY.latent_channels, 8, 8)).astype(np.int8)
-    coder = LatentCoder(weights)
+    coder = HyperCoder(weights)
     assert np.array_equal(coder.decode(coder.encode(y, 50), y.shape), y)
     assert json.loads((tmp_path / "run" / "options.json").read_text())["steps"] == 4
     with pytest.raises(UsageError, match="resume"):

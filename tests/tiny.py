@@ -1,17 +1,20 @@
-"""A tiny model for tests: the whole machinery, a KLT start on made-up tissue, no training. About a second."""
+"""Tiny models for tests: the whole machinery, a KLT start on made-up tissue, no training. About a second."""
 
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
-from histocodec.models.config import HyperConfig
+from histocodec.models.config import HyperConfig, VaeConfig
 from histocodec.models.export import export_model
 from histocodec.models.hyper import HyperModel
+from histocodec.models.vae import VaeModel
+from histocodec.models.vae_export import export_vae
 from histocodec.models.weights import ModelWeights
 from histocodec.synthetic import synthetic_slide
 from histocodec.train.klt import start_from_klt
 from histocodec.train.patches import PatchSampler, training_image
+from histocodec.train.vae_data import fixed_patches
 
 TINY = HyperConfig(
     latent_channels=48,
@@ -51,4 +54,38 @@ def tiny_model(folder: Path, seed: int = 0) -> Path:
     """The model file, usable as `--model PATH`."""
     path = folder / f"tiny-{seed}.safetensors"
     path.write_bytes(tiny_weights(seed).data)
+    return path
+
+
+TINY_VAE = VaeConfig(latent_channels=32, stride=64, ratio=512, widths=(4, 8, 8, 8), bottleneck=8)
+
+
+def tiny_vae_network(config: VaeConfig = TINY_VAE) -> VaeModel:
+    """A seeded network whose batch normalisations have seen made-up tissue, in evaluation mode."""
+    torch.manual_seed(0)
+    model = VaeModel(config).train()
+    patches = tiny_vae_patches(config.stride)
+    with torch.no_grad():
+        for _ in range(20):
+            model(patches)
+        model.g_a.mean.weight *= 30  # the means differ from patch to patch, as after training
+    return model.eval()
+
+
+def tiny_vae_patches(side: int) -> torch.Tensor:
+    image = training_image(synthetic_slide(512, 512, seed=1), "tiny", torch.device("cpu"))
+    assert image is not None
+    return fixed_patches([image], side)[0]
+
+
+@lru_cache(maxsize=4)
+def tiny_vae_weights(config: VaeConfig = TINY_VAE) -> ModelWeights:
+    return export_vae(tiny_vae_network(config), f"tiny-vae-{config.stride}", [tiny_vae_patches(config.stride)])
+
+
+def tiny_vae_model(folder: Path, config: VaeConfig = TINY_VAE) -> Path:
+    """The model file, usable as `--model PATH`."""
+    weights = tiny_vae_weights(config)
+    path = folder / f"{weights.id}.safetensors"
+    path.write_bytes(weights.data)
     return path

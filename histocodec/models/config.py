@@ -1,27 +1,33 @@
-"""The shape of a `hyper` model: every size that the transforms, the prior and the format must agree on."""
+"""The shape of a model: every size that its transforms, its prior and the format must agree on."""
 
 import json
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 from histocodec.errors import FormatError
 
-STRIDE = 16  # pixels per latent, in both directions
 QUALITIES = 101  # quality indices 0 … 100; the command line's --quality is the index itself
 GROUPS = 4  # channel groups, positions and steps of the quadtree context
 
+CHUNK_PIXELS = 512  # a side of what the encoder codes as one chunk, whatever the model
 MAX_BLOCKS = 16  # of each kind: thrice what any model has, so that a hostile config builds no giant network
 BLOCKS = ("analysis8", "analysis16", "synthesis16", "synthesis8")
+PATCHES = (32, 64, 128)  # pixels a side of a `vae`'s patch, which is its stride
 
 Blocks = tuple[bool, ...]  # one residual block each; True where it looks at its neighbours (3×3)
 
 
 @dataclass(frozen=True)
 class HyperConfig:
-    """Sizes of one model. Channel counts are multiples of 4; `*_blocks` list residual blocks in order.
+    """Sizes of a `hyper` model. Channel counts are multiples of 4; `*_blocks` list residual blocks in order.
 
     The receptive field follows from the 3×3 blocks: one latent each at 1/16, half a latent each at 1/8.
     """
 
+    family: ClassVar[str] = "hyper"
+    stride: ClassVar[int] = 16  # pixels per latent, in both directions
+    ratio: ClassVar[int | None] = None  # that `encode` aims at where nothing else is asked for
+    chunk: ClassVar[int] = CHUNK_PIXELS // 16  # latents a side of a chunk, as the encoder makes them
     latent_channels: int = 256
     hyper_channels: int = 32
     hyper_width: int = 96
@@ -37,9 +43,7 @@ class HyperConfig:
 
     def __post_init__(self) -> None:
         for name in ("latent_channels", "hyper_channels", "hyper_width", "context_width"):
-            value = getattr(self, name)
-            if not (isinstance(value, int) and 4 <= value <= 1024 and value % GROUPS == 0):
-                raise FormatError(f"model config: {name} is {value!r}; a multiple of 4 from 4 to 1024 is allowed")
+            _check_channels(name, getattr(self, name))
         if type(self.width8) is not int or self.width8 != 192:
             raise FormatError(f"model config: width8 is {self.width8!r}; only 192 (8×8×3) is allowed")
         for name in BLOCKS:
@@ -76,3 +80,57 @@ class HyperConfig:
             return cls(**{**fields, **blocks})
         except (TypeError, ValueError, AttributeError, RecursionError) as exc:
             raise FormatError(f"model config is not understood: {exc}") from exc
+
+
+@dataclass(frozen=True)
+class VaeConfig:
+    """Sizes of a `vae` model: a ResNet-18 pair on independent patches of `stride` × `stride` pixels, each of which
+    becomes `latent_channels` numbers. `widths` are the channels of the four stages, 64, 128, 256 and 512 in He et al.
+    2016; `bottleneck` those between the last stage and the dense layer."""
+
+    family: ClassVar[str] = "vae"
+    analysis_halo: ClassVar[int] = 0  # patches know nothing of each other
+    synthesis_halo: ClassVar[int] = 0
+    latent_channels: int = 128
+    stride: int = 64
+    ratio: int | None = 512  # that `encode` aims at where nothing else is asked for
+    widths: tuple[int, int, int, int] = (24, 48, 96, 192)
+    bottleneck: int = 64
+
+    def __post_init__(self) -> None:
+        _check_channels("latent_channels", self.latent_channels)
+        if type(self.stride) is not int or self.stride not in PATCHES:
+            allowed = ", ".join(map(str, PATCHES))
+            raise FormatError(f"model config: stride is {self.stride!r}; one of {allowed} is allowed")
+        if self.ratio is not None and not (type(self.ratio) is int and 1 <= self.ratio <= 10_000):
+            raise FormatError(f"model config: ratio is {self.ratio!r}; null or 1 to 10000 is allowed")
+        if not (isinstance(self.widths, tuple) and len(self.widths) == 4):
+            raise FormatError(f"model config: widths is {str(self.widths)[:80]}; four numbers are needed")
+        for width in self.widths:
+            _check_channels("widths", width)
+        _check_channels("bottleneck", self.bottleneck)
+
+    @property
+    def chunk(self) -> int:
+        """Latents a side of a chunk, as the encoder makes them."""
+        return CHUNK_PIXELS // self.stride
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "VaeConfig":
+        """Raises FormatError unless `text` is exactly what `to_json` writes for some valid config."""
+        try:
+            fields = json.loads(text)
+            return cls(**{**fields, "widths": tuple(fields["widths"])})
+        except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as exc:
+            raise FormatError(f"model config is not understood: {exc}") from exc
+
+
+ModelConfig = HyperConfig | VaeConfig
+
+
+def _check_channels(name: str, value: object) -> None:
+    if not (isinstance(value, int) and 4 <= value <= 1024 and value % GROUPS == 0):
+        raise FormatError(f"model config: {name} is {value!r}; a multiple of 4 from 4 to 1024 is allowed")

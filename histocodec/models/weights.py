@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as parse_safetensors
 
 from histocodec.entropy import TableSet
-from histocodec.errors import FormatError, MissingModelError
-from histocodec.models.config import QUALITIES, HyperConfig
+from histocodec.errors import FormatError, MissingModelError, UnsupportedError, UsageError
+from histocodec.models.config import QUALITIES, HyperConfig, ModelConfig, VaeConfig
 from histocodec.models.integer import check_accumulators
 from histocodec.models.prior import HYPER_CLIP, LINEAR_CLIP, MEAN_BITS, SCALES, layers
 
@@ -27,6 +27,7 @@ DEFAULT_MODEL = "hyper-2"
 MODELS_VARIABLE = "HISTOCODEC_MODELS"  # further folders with model files, as in PATH
 MAX_BYTES = 256 << 20  # a model file larger than this is none of ours
 FORMAT = "histocodec.model/1"
+_CONFIGS: Mapping[str, type[HyperConfig] | type[VaeConfig]] = {c.family: c for c in (HyperConfig, VaeConfig)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,7 @@ class ModelWeights:
 
     id: str
     sha256: str
-    config: HyperConfig
+    config: ModelConfig
     arrays: Mapping[str, NDArray[Any]]
     data: bytes = field(repr=False)  # the file itself, for --embed-model
     tables: TableSet = field(init=False, repr=False)
@@ -50,21 +51,34 @@ class ModelWeights:
                 raise FormatError(
                     f"model {self.id}: tensor {name} is {array.dtype} {array.shape}; {dtype} {shape} is needed"
                 )
-        for name, limit in (("prior.hyper_index", SCALES - 1), ("prior.compress", 127)):
-            if self.arrays[name].max() > limit:
-                raise FormatError(f"model {self.id}: {name} has {self.arrays[name].max()}; at most {limit} is allowed")
-        if int(np.abs(self.arrays["prior.hyper_mean"].astype(np.int64)).max()) > HYPER_CLIP << MEAN_BITS:
-            raise FormatError(f"model {self.id}: prior.hyper_mean lies outside what z can be")
-        check_accumulators(self.config, self.arrays)
+        if isinstance(self.config, HyperConfig):
+            self._check_most("prior.hyper_index", SCALES - 1)
+            self._check_most("prior.compress", 127)
+            if int(np.abs(self.arrays["prior.hyper_mean"].astype(np.int64)).max()) > HYPER_CLIP << MEAN_BITS:
+                raise FormatError(f"model {self.id}: prior.hyper_mean lies outside what z can be")
+            check_accumulators(self.config, self.arrays)
+        else:
+            self._check_most("prior.latent_index", SCALES - 1)
         tables = TableSet(*(self.arrays[f"tables.{name}"] for name in ("low", "size", "freq")))
         if len(tables) != SCALES << MEAN_BITS:
             raise FormatError(f"model {self.id}: {len(tables)} frequency tables; {SCALES << MEAN_BITS} are needed")
         object.__setattr__(self, "tables", tables)
 
+    def _check_most(self, name: str, limit: int) -> None:
+        if self.arrays[name].max() > limit:
+            raise FormatError(f"model {self.id}: {name} has {self.arrays[name].max()}; at most {limit} is allowed")
+
     def transform(self, part: Literal["g_a", "g_s"]) -> dict[str, NDArray[np.float32]]:
         """The tensors of a transform by its own names for them."""
         prefix = f"{part}."
         return {k.removeprefix(prefix): v.astype(np.float32) for k, v in self.arrays.items() if k.startswith(prefix)}
+
+    @property
+    def hyper(self) -> HyperConfig:
+        """The config of a `hyper` model. Raises UsageError for any other."""
+        if not isinstance(self.config, HyperConfig):
+            raise UsageError(f"model {self.id} is of the family {self.config.family}; hyper is needed")
+        return self.config
 
     def gain(self, quality: int) -> NDArray[np.float32]:
         """(C,) what the analysis is multiplied by before rounding"""
@@ -77,8 +91,14 @@ class ModelWeights:
         return inverse
 
 
-def _expected(config: HyperConfig) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:
+def _expected(config: ModelConfig) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:
     """Shape and dtype of every tensor that the entropy side needs; torch checks the rest when it loads them."""
+    yield "gain", ((QUALITIES, config.latent_channels), "float32")
+    yield "inverse_gain", ((QUALITIES, config.latent_channels), "float32")
+    if isinstance(config, VaeConfig):
+        yield "prior.latent_mean", ((QUALITIES, config.latent_channels), "int16")
+        yield "prior.latent_index", ((QUALITIES, config.latent_channels), "uint8")
+        return
     for layer in layers(config):
         kernel = (3, 3) if layer.kind == "depthwise" else (layer.inputs,)
         yield f"prior.{layer.name}.weight", ((layer.outputs, *kernel), "int8")
@@ -87,8 +107,6 @@ def _expected(config: HyperConfig) -> Iterator[tuple[str, tuple[tuple[int, ...],
     yield "prior.hyper_mean", ((QUALITIES, config.hyper_channels), "int16")
     yield "prior.hyper_index", ((QUALITIES, config.hyper_channels), "uint8")
     yield "prior.compress", ((LINEAR_CLIP + 1,), "uint8")
-    yield "gain", ((QUALITIES, config.latent_channels), "float32")
-    yield "inverse_gain", ((QUALITIES, config.latent_channels), "float32")
 
 
 def parse_model(data: bytes, *, name: str) -> ModelWeights:
@@ -107,7 +125,10 @@ def parse_model(data: bytes, *, name: str) -> ModelWeights:
     missing = [key for key in ("tables.low", "tables.size", "tables.freq") if key not in arrays]
     if missing:
         raise FormatError(f"{name}: tensor {missing[0]} is missing")
-    config = HyperConfig.from_json(metadata.get("config", ""))
+    family = metadata.get("family", HyperConfig.family)
+    if family not in _CONFIGS:
+        raise UnsupportedError(f"{name}: of the family {family!r}; this version knows {', '.join(_CONFIGS)}")
+    config = _CONFIGS[family].from_json(metadata.get("config", ""))
     return ModelWeights(metadata.get("id", ""), hashlib.sha256(data).hexdigest(), config, arrays, data)
 
 

@@ -41,7 +41,7 @@ def deepened(config: HyperConfig) -> HyperConfig:
 def start_from_model(model: HyperModel, weights: ModelWeights, sampler: PatchSampler) -> None:
     """Overwrites the model's parameters with those of `weights`, whose config is `model`'s but for blocks that the
     analysis lacks. Raises UsageError for any other."""
-    if deepened(weights.config) != model.config and weights.config != model.config:
+    if deepened(weights.hyper) != model.config and weights.config != model.config:
         raise UsageError(f"model {weights.id} has other sizes than the one to train: {weights.config.to_json()}")
     _take(model.g_s, weights, "g_s")
     old = _take(model.g_a, weights, "g_a")

@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -74,19 +74,21 @@ def run_training(
     out.mkdir(parents=True, exist_ok=True)
     if checkpoint.exists() and not options.resume:
         raise UsageError(f"{checkpoint}: a run is there already; --resume goes on with it, another --out starts anew")
-    training, validation = _images(options, device)
+    training, validation = split_images(
+        options.data, options.validation, options.holdout, device=device, seed=options.seed
+    )
     report(f"{len(training)} training images, {len(validation)} for validation, on {device}")
     sampler = PatchSampler(training, batch=options.batch, size=options.size, seed=options.seed)
     start = None if options.start is None else find_model(options.start)
-    config = config or (HyperConfig() if start is None else deepened(start.config))
+    config = config or (HyperConfig() if start is None else deepened(start.hyper))
     trainer = Trainer(config, sampler, rate=options.rate, device=device, compiled=options.compile)
     if checkpoint.exists():
         trainer.load(checkpoint)
         report(f"resumed at step {trainer.step}")
     else:
         trainer.start(start)
-    described = {**asdict(options), "commit": _commit()}
-    (out / "options.json").write_text(json.dumps(described, default=_plain, indent=1))
+    described = {**asdict(options), "commit": commit()}
+    (out / "options.json").write_text(json.dumps(described, default=plain, indent=1))
     decay = options.steps // 2 if options.decay is None else options.decay
     enlarged = options.steps // 4 if options.enlarged is None else options.enlarged
     schedule = Schedule(
@@ -125,7 +127,7 @@ def finish(trainer: Trainer, options: TrainOptions, report: Callable[[str], None
     report("refitting the frequency tables")
     batches = (trainer.sampler(trainer.step + 1 + i) for i in range(TABLE_BATCHES))
     tables = refitted_tables(symbol_counts(trainer.average, batches, seed=options.seed))
-    notes = {"steps": str(trainer.step), "batch": f"{options.batch}x{options.size}", "commit": _commit()}
+    notes = {"steps": str(trainer.step), "batch": f"{options.batch}x{options.size}", "commit": commit()}
     weights = export_model(trainer.average, options.model_id, tables=tables, notes=notes)
     path = options.out / f"{options.model_id}.safetensors"
     path.write_bytes(weights.data)
@@ -133,20 +135,24 @@ def finish(trainer: Trainer, options: TrainOptions, report: Callable[[str], None
     return path
 
 
-def _images(options: TrainOptions, device: torch.device) -> tuple[list[TrainingImage], list[TrainingImage]]:
-    files = training_files(options.data)
-    kept = [file for file in files if not held_out(case_of(file), options.holdout)]
-    apart = [file for file in files if held_out(case_of(file), options.holdout)]
-    if options.validation:
-        apart += training_files(options.validation)
+def split_images(
+    data: Sequence[Path], validation: Sequence[Path], holdout: float, *, device: torch.device, seed: int
+) -> tuple[list[TrainingImage], list[TrainingImage]]:
+    """Images to train on and to validate with: a share `holdout` of the cases of `data`, and all of `validation`.
+    Raises UsageError where a case would be in both, or nothing is left to train on."""
+    files = training_files(data)
+    kept = [file for file in files if not held_out(case_of(file), holdout)]
+    apart = [file for file in files if held_out(case_of(file), holdout)]
+    if validation:
+        apart += training_files(validation)
     cases = {case_of(file) for file in kept}
     mixed = sorted({case_of(file) for file in apart} & cases)
     if mixed:
         raise UsageError(f"case {mixed[0]} is in the training and in the validation data; split by case")
-    images = list(load_images(kept, device=device, seed=options.seed))
+    images = list(load_images(kept, device=device, seed=seed))
     if not images:
         raise UsageError("the training data shows nothing but glass")
-    return images, list(load_images(apart, device=device, seed=options.seed))
+    return images, list(load_images(apart, device=device, seed=seed))
 
 
 def _validate(
@@ -160,7 +166,7 @@ def _validate(
     report("validation  " + "  ".join(f"{p.bpp:.3f} bpp {p.psnr:.2f} dB" for p in points))
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit that trains, where the package is a checkout."""
     try:
         done = subprocess.run(
@@ -171,5 +177,6 @@ def _commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
+    """For JSON, of what it has no word for."""
     return str(value)

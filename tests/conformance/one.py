@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from histocodec.codec import LatentCoder, fast_coder, quality_of
+from histocodec.codec import HyperCoder, fast_coder, quality_of
 from histocodec.formats.container import Container
 from histocodec.formats.layout import BACKGROUND
 from histocodec.formats.shard import read_chunk, read_index
@@ -52,7 +52,7 @@ def unpack(folder: Path) -> None:
         (folder / pixels.name).write_bytes(pixels.read_bytes())
 
 
-def decode_chunks(container: Container, coder: LatentCoder) -> tuple[list[str], bool]:
+def decode_chunks(container: Container, coder: HyperCoder) -> tuple[list[str], bool]:
     """SHA-256 of each level's latents as int16, and whether every chunk is written again byte for byte."""
     attributes, digests, same = container.attributes, [], True
     for level in range(len(attributes.levels)):
@@ -72,20 +72,19 @@ def decode_chunks(container: Container, coder: LatentCoder) -> tuple[list[str], 
 
 
 def latent_digests(path: Path, weights: ModelWeights) -> list[str]:
-    return decode_chunks(Container.open(path), LatentCoder(weights))[0]
+    return decode_chunks(Container.open(path), HyperCoder(weights))[0]
 
 
 def decoded_pixels(path: Path, weights: ModelWeights, device: str, dtype: "torch.dtype") -> "Pixels":
     """Every STEP-th pixel of level 0."""
     from histocodec.formats.decoder import BlockDecoder, BlockKey
     from histocodec.geometry import Grid, Region
-    from histocodec.models.config import STRIDE
     from histocodec.transform import choose_device
     from histocodec.workers import Workers
 
     container, workers = Container.open(path), Workers(2)
     level = container.attributes.levels[0]
-    grid = Grid(level.height, level.width, container.attributes.chunk * STRIDE)
+    grid = Grid(level.height, level.width, container.attributes.chunk_side)
     level_region = Region(0, 0, level.width, level.height)
     decoder = BlockDecoder(container, weights, choose_device(device), workers, cache_bytes=64 << 20, dtype=dtype)
     pixels = np.empty((level.height, level.width, 3), np.uint8)
@@ -117,7 +116,7 @@ def main() -> None:
     given = parser.parse_args()
     weights = load_model(given.folder / f"{MODEL_ID}.safetensors")
     if given.latents_only:
-        digests, same = decode_chunks(Container.open(given.folder / "small.zarr"), LatentCoder(weights))
+        digests, same = decode_chunks(Container.open(given.folder / "small.zarr"), HyperCoder(weights))
         assert "torch" not in sys.modules
         print(json.dumps({"small": asdict(Finding(digests, digests, same, {}))}))
         return
@@ -138,7 +137,7 @@ def main() -> None:
     found = {}
     for path in sorted(given.folder.glob("*.zarr")):
         container, expected = Container.open(path), np.load(path.with_suffix(".npy"))
-        latents, same = decode_chunks(container, LatentCoder(weights))
+        latents, same = decode_chunks(container, HyperCoder(weights))
         fast, also = decode_chunks(container, fast_coder(weights))
         pixels = {
             str(dtype).removeprefix("torch."): _distance(decoded_pixels(path, weights, given.device, dtype), expected)

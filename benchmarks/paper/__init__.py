@@ -1,0 +1,1 @@
+"""The experiments of Nasr et al. 2023, each one command; see the README beside."""

@@ -1,0 +1,119 @@
+"""`histocodec train --model vae`: data in, checkpoints, a log and at last a model file out."""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import asdict, astuple, dataclass, fields
+from pathlib import Path
+
+import torch
+
+from histocodec.errors import UsageError
+from histocodec.models.config import VaeConfig
+from histocodec.models.vae import VaeModel
+from histocodec.models.vae_export import export_vae
+from histocodec.train.loop import Schedule
+from histocodec.train.run import commit, plain, split_images
+from histocodec.train.vae import PATIENCE, EpochResult, VaeTrainer
+from histocodec.train.vae_data import PatchEpochs
+
+BITS_PER_DIMENSION = 1.5  # of a patch at the nominal ratio: where 0.1 of the divergence weighs as much as its error
+FITTED_EPOCHS = 2  # whose patches steps and tables are fitted to
+
+
+@dataclass(frozen=True)
+class VaeTrainOptions:
+    """What a run is. `steps` is the most there are: it stops earlier when the validation loss no longer falls."""
+
+    data: tuple[Path, ...]
+    out: Path
+    latent_dim: int = 128
+    patch: int = 64  # pixels a side
+    ratio: int | None = None  # None: that of BITS_PER_DIMENSION
+    steps: int = 10_000
+    batch: int = 128
+    rate: float = 1e-4
+    warmup: int = 0
+    decay: int = 0  # steps at the end in which the rate falls linearly to zero
+    patience: int = PATIENCE
+    seed: int = 0
+    device: str = "auto"
+    holdout: float = 0.0  # share of the cases that are kept for validation
+    validation: tuple[Path, ...] = ()
+    resume: bool = False
+    threads: int | None = None
+    model_id: str = "vae-custom"
+
+    def __post_init__(self) -> None:
+        if min(self.batch, self.steps, self.patience) < 1 or self.rate <= 0 or not 0 <= self.holdout < 1:
+            raise UsageError(
+                "--batch, --steps and --patience are at least 1, --rate is above 0, --holdout is from 0 to below 1"
+            )
+
+    @property
+    def config(self) -> VaeConfig:
+        """Raises UsageError where there is no such model."""
+        if self.latent_dim % 4 or not 4 <= self.latent_dim <= 1024:
+            raise UsageError(f"--latent-dim {self.latent_dim}: a multiple of 4 from 4 to 1024 is needed")
+        ratio = self.ratio or max(1, round(24 * self.patch**2 / (BITS_PER_DIMENSION * self.latent_dim)))
+        return VaeConfig(latent_channels=self.latent_dim, stride=self.patch, ratio=ratio)
+
+
+def run_vae_training(
+    options: VaeTrainOptions, report: Callable[[str], None], *, config: VaeConfig | None = None
+) -> Path:
+    """Trains and returns the path of the model file, `<out>/<model_id>.safetensors`.
+
+    In `out`: `last.pt` (the checkpoint of each epoch), `log.csv` (a row an epoch) and `options.json`. Raises UsageError
+    where a run is there already and `resume` is not set.
+    """
+    from histocodec.transform import choose_device
+
+    device, config = choose_device(options.device), config or options.config
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    out, checkpoint = options.out, options.out / "last.pt"
+    out.mkdir(parents=True, exist_ok=True)
+    if checkpoint.exists() and not options.resume:
+        raise UsageError(f"{checkpoint}: a run is there already; --resume goes on with it, another --out starts anew")
+    training, validation = split_images(
+        options.data, options.validation, options.holdout, device=device, seed=options.seed
+    )
+    report(f"{len(training)} training images, {len(validation)} for validation, on {device}")
+    epochs = PatchEpochs(training, batch=options.batch, side=config.stride, seed=options.seed)
+    torch.manual_seed(options.seed)
+    trainer = VaeTrainer(
+        VaeModel(config).to(device), epochs, rate=options.rate, patience=options.patience, validation=validation
+    )
+    if checkpoint.exists():
+        trainer.load(checkpoint)
+        report(f"resumed after epoch {trainer.epoch}, step {trainer.step}")
+    (out / "options.json").write_text(json.dumps({**asdict(options), "commit": commit()}, default=plain, indent=1))
+
+    def after_epoch(result: EpochResult) -> None:
+        trainer.save(checkpoint)
+        _write_log(out / "log.csv", trainer.history)
+        validated = "" if result.validation_loss is None else (
+            f"  validation loss {result.validation_loss:.4f}, {result.validation_psnr:.2f} dB"
+        )
+        report(f"epoch {result.epoch}, step {result.step}/{options.steps}  loss {result.loss:.4f}{validated}  "
+               f"{result.seconds:.0f} s")  # fmt: skip
+
+    trainer.run(Schedule(options.steps, warmup=options.warmup, decay=options.decay), after_epoch)
+    if trainer.finished_early:
+        report(f"stopped: the validation loss has not fallen for {options.patience} epochs")
+    report("fitting steps and frequency tables")
+    batches = (patches for i in range(FITTED_EPOCHS) for patches, _ in epochs(trainer.epoch + 1 + i))
+    notes = {"steps": str(trainer.step), "batch": f"{options.batch}x{config.stride}", "commit": commit()}
+    weights = export_vae(trainer.model, options.model_id, batches, notes=notes)
+    path = out / f"{options.model_id}.safetensors"
+    path.write_bytes(weights.data)
+    report(f"{path}: {len(weights.data)} bytes, SHA-256 {weights.sha256}")
+    return path
+
+
+def _write_log(path: Path, history: list[EpochResult]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(field.name for field in fields(EpochResult))
+        writer.writerows(astuple(result) for result in history)
