@@ -1,0 +1,49 @@
+"""Batch size and latent dimension: validation loss and PSNR over the same number of patches.
+
+    python -m histocodec.benchmarks.paper.hyperparameters DATA --out benchmarks/paper/results
+"""
+
+from pathlib import Path
+
+import click
+
+from histocodec.benchmarks.paper.training import RATE, Results, Setup, bits_of, curves, images_of
+from histocodec.errors import HistocodecError
+from histocodec.formats.files import write_atomically
+
+BATCHES = (32, 64, 128, 256)
+DIMENSIONS = (8, 16, 32, 64, 128, 256)
+BATCH, DIMENSION = 128, 64  # while the other is varied
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the JSON and the figure.")
+@click.option("--steps", type=click.IntRange(min=1), default=400, show_default=True, help="Of a batch of 128.")
+@click.option("--rate", type=float, default=RATE, show_default=True)
+def main(data: Path, *, out: Path, steps: int, rate: float) -> None:
+    """Trains on DATA/train with each setting, and validates on DATA/val."""
+    training, validation = images_of(data / "train"), images_of(data / "val")
+    results = Results(out, "hyperparameters")
+    sized = [
+        Setup(f"batch {batch}", DIMENSION, batch=batch, steps=max(1, steps * BATCH // batch), rate=rate)
+        for batch in BATCHES
+    ]
+    wide = [Setup(f"dimension {dimension}", dimension, batch=BATCH, steps=steps, rate=rate) for dimension in DIMENSIONS]
+    panels = {
+        "batch size, latent dimension 64": [results.run(setup, training, validation) for setup in sized],
+        "latent dimension, batch 128": [results.run(setup, training, validation) for setup in wide],
+    }
+    for outcome in (outcome for outcomes in panels.values() for outcome in outcomes):
+        last = outcome.last
+        click.echo(f"{outcome.setup.name}: validation loss {last.validation_loss:.4f}, {last.validation_psnr:.2f} dB, "
+                   f"{bits_of(last.divergence, outcome.setup):.0f} bits a patch by the divergence")  # fmt: skip
+    figure = curves(panels, value="validation_loss", label="validation loss")
+    write_atomically(out / "hyperparameters.png", figure)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except HistocodecError as exc:
+        raise SystemExit(f"error: {exc}") from exc

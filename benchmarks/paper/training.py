@@ -1,0 +1,133 @@
+"""What the training experiments share: small autoencoders, one result file that grows run by run, and curves."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from histocodec.benchmarks.extra import bench_extra
+from histocodec.benchmarks.provenance import Machine
+from histocodec.cli.report import plain, say
+from histocodec.formats.files import write_atomically
+from histocodec.models.config import VaeConfig
+from histocodec.models.vae import VaeModel
+from histocodec.train.data import load_images, training_files
+from histocodec.train.loop import Schedule
+from histocodec.train.patches import TrainingImage
+from histocodec.train.vae import EpochResult, VaeTrainer
+from histocodec.train.vae_data import Normalise, PatchEpochs
+
+WIDTHS = (16, 32, 64, 128)  # a quarter of ResNet-18's: one run takes minutes on two cores
+RATE = 1e-3  # ten times the paper's: these runs have hundreds of steps, not days
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One run. All numbers of dimensions, patches and steps; the learning rate falls to zero over the last half."""
+
+    name: str
+    latent_dim: int = 64
+    side: int = 64
+    batch: int = 128
+    steps: int = 400
+    rate: float = RATE
+    normalise: Normalise = "slide"
+    augment: bool = True
+    seed: int = 0
+
+    @property
+    def config(self) -> VaeConfig:
+        return VaeConfig(latent_channels=self.latent_dim, stride=self.side, widths=WIDTHS, ratio=None)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: every epoch, and how many patches the training had seen at its end."""
+
+    setup: Setup
+    epochs: tuple[EpochResult, ...]
+    patches: tuple[int, ...]
+
+    @property
+    def last(self) -> EpochResult:
+        return self.epochs[-1]
+
+
+def train(setup: Setup, training: Sequence[TrainingImage], validation: Sequence[TrainingImage]) -> VaeTrainer:
+    """A trained model; its last state, since runs that are compared have equally many steps."""
+    torch.manual_seed(setup.seed)
+    epochs = PatchEpochs(
+        training, batch=setup.batch, side=setup.side, seed=setup.seed, normalise=setup.normalise, augment=setup.augment
+    )
+    trainer = VaeTrainer(VaeModel(setup.config), epochs, rate=setup.rate, patience=10**6, validation=validation)
+
+    def tell(result: EpochResult) -> None:
+        psnr = "" if result.validation_psnr is None else f", {result.validation_psnr:.2f} dB"
+        say(f"{setup.name}: step {result.step}/{setup.steps}, loss {result.loss:.4f}{psnr}")
+
+    trainer.run(Schedule(setup.steps, warmup=0, decay=setup.steps // 2), tell)
+    return trainer
+
+
+class Results:
+    """`<out>/<name>.json`: one entry a run. Runs whose setup is there already are not made again. `trainer` is that of
+    the last run, None where that was there."""
+
+    trainer: VaeTrainer | None = None
+
+    def __init__(self, out: Path, name: str) -> None:
+        self.path = out / f"{name}.json"
+        self.found: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {"runs": {}}
+
+    def run(
+        self, setup: Setup, training: Sequence[TrainingImage], validation: Sequence[TrainingImage]
+    ) -> Outcome:
+        known, self.trainer = self.found["runs"].get(setup.name), None
+        if known is None or known["setup"] != asdict(setup):
+            self.trainer = train(setup, training, validation)
+            known = {"setup": asdict(setup), "epochs": [asdict(result) for result in self.trainer.history]}
+            self.found["runs"][setup.name] = known
+            self.write()
+        epochs = tuple(EpochResult(**result) for result in known["epochs"])
+        return Outcome(setup, epochs, tuple(result.step * setup.batch for result in epochs))
+
+    def write(self, **more: object) -> None:
+        """Adds members beside the runs."""
+        self.found = {"machine": plain(Machine.here()), **self.found, **{k: plain(v) for k, v in more.items()}}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, f"{json.dumps(self.found, indent=1)}\n".encode())
+
+
+def images_of(folder: Path) -> list[TrainingImage]:
+    """All images and slides of a folder."""
+    return list(load_images(training_files([folder]), device=torch.device("cpu"), seed=0))
+
+
+def curves(panels: Mapping[str, Sequence[Outcome]], *, value: str, label: str) -> bytes:
+    """A PNG: for each panel, a validation figure of `EpochResult` against the patches that training has seen."""
+    with bench_extra():
+        from matplotlib.figure import Figure
+    drawn = Figure(figsize=(4.6 * len(panels), 3.4), dpi=160, layout="constrained")
+    for place, (title, outcomes) in enumerate(panels.items(), 1):
+        axes = drawn.add_subplot(1, len(panels), place)
+        for outcome in outcomes:
+            heights = [getattr(result, value) for result in outcome.epochs]
+            axes.plot(outcome.patches, heights, label=outcome.setup.name, linewidth=1.2)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("patches seen", fontsize=8)
+        axes.set_ylabel(label, fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    file = io.BytesIO()
+    drawn.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+def bits_of(divergence: float, setup: Setup) -> float:
+    """Nats a dimension → bits a patch."""
+    return divergence * setup.latent_dim / 0.6931471805599453
