@@ -13,6 +13,7 @@ from safetensors.numpy import load, save
 import histocodec
 from histocodec.codec import HyperCoder, StaticCoder, fast_coder, latent_coder
 from histocodec.errors import FormatError, HistocodecError, UnsupportedError, UsageError
+from histocodec.formats.describe import describe
 from histocodec.formats.embed import embed
 from histocodec.formats.layout import LOSSLESS
 from histocodec.formats.reader import CompressedSlide
@@ -27,6 +28,7 @@ from histocodec.slide import Pixels
 from histocodec.sources import ArraySlide
 from histocodec.synthetic import synthetic_slide
 from histocodec.transform import Transform
+from tests.peak import linux_only, peak_memory
 from tests.tiny import TINY_VAE, tiny_vae_model, tiny_vae_network, tiny_vae_patches, tiny_vae_weights
 
 SHAPE = (TINY_VAE.latent_channels, 8, 8)
@@ -145,6 +147,11 @@ def test_a_container_says_what_it_is_and_decodes_anywhere(container: Path, pixel
     assert verify(container, device="cpu").ok
 
 
+def test_info_names_the_family_and_the_stride(container: Path) -> None:
+    facts = describe(container)
+    assert (facts["model_family"], facts["stride"], facts["channels"]) == ("vae", 64, 32)
+
+
 def test_zarr_reads_the_latents(container: Path) -> None:
     with histocodec.open(container, device="cpu") as slide:
         array = zarr.open_array(container / "latents" / "0", mode="r")
@@ -238,6 +245,18 @@ def test_a_hostile_config_is_refused(change: dict[str, object]) -> None:
     config = {**json.loads(TINY_VAE.to_json()), **change}
     with pytest.raises(FormatError, match="model config"):
         VaeConfig.from_json(json.dumps(config))
+
+
+@linux_only
+def test_a_config_that_promises_more_than_the_file_has_allocates_nothing() -> None:
+    arrays = load(tiny_vae_weights().data)
+    config = replace(TINY_VAE, widths=(1024,) * 4, bottleneck=1024, stride=128)  # 300 million parameters
+    metadata = {"format": "histocodec.model/1", "id": "x", "family": "vae", "config": config.to_json()}
+    weights = parse_model(save(arrays, metadata=metadata), name="x")
+    before = peak_memory()
+    with pytest.raises(FormatError, match="its g_a does not fit its config"):
+        Transform(weights, torch.device("cpu"))
+    assert peak_memory() - before < 64
 
 
 def test_a_container_that_lies_about_its_model_is_refused(container: Path, tmp_path: Path) -> None:
