@@ -136,7 +136,9 @@ class _Encoder:
         self.stats = tissue_stats(slide, background=self.background, view=view, mapped=workers.map)
         self.floor = None if options.min_psnr is None else Floor(options.min_psnr, self.transform.dtype)
         self.quality = self._chosen()
-        if glass_share(view, slide.levels[0], self.background, side=CHUNK_PIXELS) >= LEAST_GLASS:
+        # Not of a `vae`, which never saw glass: what makes it right moves the colour of tissue by several grey values.
+        glass = glass_share(view, slide.levels[0], self.background, side=CHUNK_PIXELS)
+        if glass >= LEAST_GLASS and isinstance(weights.config, HyperConfig):
             self._align()
         self.quantiser = self._quantiser()
         highest = self.quality if self.floor is None else QUALITIES - 1  # that any chunk may get
