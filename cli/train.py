@@ -152,8 +152,7 @@ def command(
     if family == "vae":
         from histocodec.train.vae_run import VaeTrainOptions, run_vae_training
 
-        whole = None if ratio is None else round(ratio)
-        wanted = VaeTrainOptions(**given, latent_dim=latent_dim, patch=int(patch), ratio=whole, patience=patience)
+        wanted = VaeTrainOptions(**given, latent_dim=latent_dim, patch=int(patch), ratio=ratio, patience=patience)
         model = run_vae_training(wanted, say)
     else:
         from histocodec.train.run import TrainOptions, run_training

@@ -2,14 +2,17 @@
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
-from histocodec.benchmarks.paper import ladder, training
+from histocodec.benchmarks.paper import cifar, hyperparameters, ladder, normalisation, training
 from histocodec.benchmarks.paper.cifar import by_entropy, cifar_images, entropy, grey, kept_variance, split, tissue
 from histocodec.benchmarks.paper.ladder import Step, mean_of
 from histocodec.benchmarks.paper.organs import Patches, precision, share_between
@@ -95,6 +98,45 @@ def test_kept_variance_is_none_at_the_variances_own_psnr() -> None:
     values = torch.stack([image.pixels for image in images()]).float().transpose(0, 1).flatten(1)
     psnr = 10 * np.log10(255**2 / float(values.var(dim=1).mean()))
     assert kept_variance(psnr, images()) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Made-up tissue to train on and to validate with, and a grid of 20 images for CIFAR-10; all runs tiny."""
+    for folder, seeds in (("train", range(2)), ("val", range(2, 3))):
+        (tmp_path / folder).mkdir()
+        for seed in seeds:
+            Image.fromarray(synthetic_slide(256, 256, seed=seed)).save(tmp_path / folder / f"{seed}.png")
+    (tmp_path / "cifar10").mkdir()
+    grid = np.random.default_rng(0).integers(0, 200, (4 * 32, 5 * 32, 3), np.uint8)
+    Image.fromarray(grid).save(tmp_path / cifar.CIFAR, lossless=True)
+    for module in (normalisation, cifar):
+        monkeypatch.setattr(module, "Setup", partial(Setup, batch=2))
+    for name, value in (("BATCHES", (2, 4)), ("DIMENSIONS", (4, 8)), ("BATCH", 4)):
+        monkeypatch.setattr(hyperparameters, name, value)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "runs", "pictures"),
+    [
+        (normalisation.main, "normalisation", 3, ("normalisation.png", "normalisation-picture.png")),
+        (hyperparameters.main, "hyperparameters", 4, ("hyperparameters.png",)),
+        (cifar.main, "cifar", 6, ("cifar.png",)),
+    ],
+)
+def test_one_command_leaves_numbers_and_pictures(
+    command: click.Command, name: str, runs: int, pictures: tuple[str, ...], data: Path
+) -> None:
+    out = data / "results"
+    done = CliRunner().invoke(command, [str(data), "--out", str(out), "--steps", "2"], catch_exceptions=False)
+    assert done.exit_code == 0
+    found = json.loads((out / f"{name}.json").read_text())["runs"]
+    assert len(found) == runs
+    assert all(np.isfinite(run["epochs"][-1]["validation_psnr"]) for run in found.values())
+    for picture in pictures:
+        with Image.open(out / picture) as drawn:
+            assert drawn.format == "PNG"
 
 
 def patches() -> Patches:

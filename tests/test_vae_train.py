@@ -20,7 +20,7 @@ from histocodec.train.loop import Schedule
 from histocodec.train.patches import TrainingImage, training_image
 from histocodec.train.vae import DIVERGENCE_WEIGHT, EpochResult, VaeTrainer, validate
 from histocodec.train.vae_data import PatchEpochs, fixed_patches, grid_patches, non_blank, normalised
-from histocodec.train.vae_run import VaeTrainOptions, run_vae_training
+from histocodec.train.vae_run import VaeTrainOptions, fitting_batches, run_vae_training
 from tests.tiny import TINY_VAE
 
 SMALL = replace(TINY_VAE, latent_channels=8, stride=32)
@@ -80,7 +80,7 @@ def test_an_epoch_is_a_function_of_seed_and_number(images: list[TrainingImage]) 
     assert not torch.equal(first(3, 0), first(4, 0))
 
 
-@pytest.mark.parametrize("normalise", ["slide", "patch", "none"])
+@pytest.mark.parametrize("normalise", ["slide", "patch", "fixed", "none"])
 def test_normalisation_is_undone_by_what_is_stored(normalise: str, images: list[TrainingImage]) -> None:
     patches, scale, pixels = fixed_patches(images, 32, normalise)  # type: ignore[arg-type]  # parametrised
     mean = pixels.float() - patches * scale
@@ -182,6 +182,48 @@ def test_less_than_a_batch_is_refused(images: list[TrainingImage]) -> None:
         made.run(Schedule(5, warmup=0), ignore)
 
 
+def test_an_epoch_that_fills_no_batch_is_passed_over() -> None:
+    epochs = PatchEpochs([image(1)], batch=20, side=32, seed=3)
+    counts = [len(list(epochs(number))) for number in range(8)]
+    assert counts[0] and 0 in counts[:-1]
+    torch.manual_seed(0)
+    made = VaeTrainer(VaeModel(SMALL), epochs, rate=1e-3)
+    made.run(Schedule(sum(counts), warmup=0), ignore)
+    assert made.step == sum(counts)
+    assert [result.epoch for result in made.history] == [i + 1 for i, count in enumerate(counts) if count]
+
+
+def test_steps_are_fitted_even_where_the_next_epochs_fill_no_batch() -> None:
+    class Seldom(PatchEpochs):
+        def __call__(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            return super().__call__(epoch) if epoch == 7 else iter(())
+
+    seldom = Seldom([image(1)], batch=8, side=32, seed=3)
+    assert len(list(fitting_batches(seldom, 3))) == len(list(seldom(7))) > 0
+
+
+def test_an_image_smaller_than_a_patch_is_enlarged() -> None:
+    pixels = torch.randint(0, 200, (3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    small = TrainingImage(pixels, torch.full((3,), 100.0), torch.full((3,), 50.0), "small")
+    epochs = PatchEpochs([small], batch=1, side=32, seed=3)
+    assert all(len(list(epochs(number))) == 1 for number in range(30))  # native scale is drawn for some
+
+
+def test_validation_without_tissue_is_refused(images: list[TrainingImage]) -> None:
+    glass = TrainingImage(torch.full((3, 64, 64), 240, dtype=torch.uint8), torch.zeros(3), torch.ones(3), "glass")
+    with pytest.raises(UsageError, match="no patch of 32 x 32 pixels that shows tissue"):
+        trainer(images, validation=[glass])
+
+
+def test_a_run_that_diverges_says_so(images: list[TrainingImage]) -> None:
+    made = trainer(images)
+    with torch.no_grad():
+        made.model.g_s.tail.bias.fill_(float("nan"))
+    with pytest.raises(FormatError, match="diverged"):
+        made.run(Schedule(5, warmup=0), ignore)
+    assert made.history == []
+
+
 def folder_of_images(folder: Path) -> Path:
     folder.mkdir()
     for seed in range(3):
@@ -221,6 +263,9 @@ def test_the_command_line_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (["--latent-dim", "64"], "--latent-dim is for --model vae"),
         (["--patience", "3"], "--patience is for --model vae"),
         (["--model", "vae", "--latent-dim", "10"], "--latent-dim 10: a multiple of 4"),
+        (["--model", "vae", "--ratio", "1:20000"], "--ratio 20000: 1 to 10000"),
+        (["--model", "vae", "--ratio", "0"], "--ratio 0: 1 to 10000"),
+        (["--model", "vae", "--ratio", "nan"], "--ratio nan: 1 to 10000"),
     ],
 )
 def test_options_of_the_other_family_are_refused(
@@ -238,6 +283,7 @@ def test_the_nominal_ratio_follows_from_the_numbers() -> None:
     assert ratio() == 512
     assert ratio(latent_dim=256) == 256
     assert ratio(patch=128) == 2048
+    assert ratio(latent_dim=8, patch=128) == 10_000  # the most that a model may have
     assert ratio(ratio=100) == 100
     assert isinstance(VaeTrainOptions((), Path("x")).config, VaeConfig)
 

@@ -125,12 +125,13 @@ def main(data: Path, *, out: Path, steps: int, rate: float) -> None:
         outcomes.append(outcome)
         psnr = outcome.last.validation_psnr
         assert psnr is not None
+        measured = [image for image in validation if bool(non_blank(image.pixels[None]))]  # as the PSNR is
         summary[name] = {
             "images": len(training) + len(validation),
-            "entropy": float(np.mean([entropy(image.pixels) for image in validation])),
+            "entropy": float(np.mean([entropy(image.pixels) for image in measured])),
             "validation_loss": outcome.last.validation_loss,
             "psnr": psnr,
-            "kept_variance": kept_variance(psnr, validation),
+            "kept_variance": kept_variance(psnr, measured),
             "bits": bits_of(outcome.last.divergence, setup),
         }
         click.echo(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in summary[name].items()))

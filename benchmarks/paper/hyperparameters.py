@@ -3,6 +3,7 @@
     python -m histocodec.benchmarks.paper.hyperparameters DATA --out benchmarks/paper/results
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -30,10 +31,13 @@ def main(data: Path, *, out: Path, steps: int, rate: float) -> None:
         for batch in BATCHES
     ]
     wide = [Setup(f"dimension {dimension}", dimension, batch=BATCH, steps=steps, rate=rate) for dimension in DIMENSIONS]
-    panels = {
-        "batch size, latent dimension 64": [results.run(setup, training, validation) for setup in sized],
-        "latent dimension, batch 128": [results.run(setup, training, validation) for setup in wide],
-    }
+    by_batch = [results.run(setup, training, validation) for setup in sized]
+    both = by_batch[BATCHES.index(BATCH)]  # the same run but for its name
+    by_dimension = [
+        replace(both, setup=setup) if setup.latent_dim == DIMENSION else results.run(setup, training, validation)
+        for setup in wide
+    ]
+    panels = {"batch size, latent dimension 64": by_batch, "latent dimension, batch 128": by_dimension}
     for outcome in (outcome for outcomes in panels.values() for outcome in outcomes):
         last = outcome.last
         click.echo(f"{outcome.setup.name}: validation loss {last.validation_loss:.4f}, {last.validation_psnr:.2f} dB, "

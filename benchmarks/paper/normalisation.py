@@ -1,8 +1,10 @@
-"""What the standard score is worth: per slide, not at all, and per patch.
+"""What the standard score is worth: per slide, per patch, with the same numbers for all slides, and none at all.
 
     python -m histocodec.benchmarks.paper.normalisation DATA --out benchmarks/paper/results
 
 Validation losses of differently normalised patches have different units; PSNR is in grey values and can be compared.
+Without any, pixels lie between 0 and 1, where the same weight of the divergence weighs twenty times as much against the
+error: "one for all" tells that from what the slides' own statistics bring.
 A score per patch has six more numbers to store for each patch, which count for nothing here: at 1:512 they would take
 96 of a patch's 192 bits as float16.
 """
@@ -25,7 +27,7 @@ from histocodec.train.patches import TrainingImage, training_image
 from histocodec.train.vae import VaeTrainer
 from histocodec.train.vae_data import Normalise, grid_patches, normalised
 
-KINDS: dict[str, Normalise] = {"per slide": "slide", "none": "none", "per patch": "patch"}
+KINDS: dict[str, Normalise] = {"per slide": "slide", "one for all": "fixed", "none": "none", "per patch": "patch"}
 SHOWN = 256  # pixels a side of the made-up tissue that is shown
 
 

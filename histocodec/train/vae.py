@@ -26,6 +26,7 @@ from histocodec.train.vae_data import Normalise, PatchEpochs, fixed_patches
 DIVERGENCE_WEIGHT = 0.1
 CLIP_NORM = 0.5
 PATIENCE = 10  # epochs without a lower validation loss
+MOST_EMPTY = 16  # epochs in a row: reduced as far as chance has it, few images may not fill a batch, the next time do
 VALIDATION_BATCH = 256
 
 
@@ -65,6 +66,8 @@ class VaeTrainer:
         self.best: dict[str, Tensor] = deepcopy(self.model.state_dict())
         side = self.model.config.stride
         self._fixed = fixed_patches(self.validation, side, self.normalise) if self.validation else None
+        if self._fixed is not None and not len(self._fixed[0]):
+            raise UsageError(f"the validation data has no patch of {side} x {side} pixels that shows tissue")
 
     @property
     def normalise(self) -> Normalise:
@@ -78,11 +81,16 @@ class VaeTrainer:
 
     def run(self, schedule: Schedule, report: Callable[[EpochResult], None]) -> None:
         """Trains to the end of the schedule or until it stops early; then `model` is the best that was validated, the
-        last where none was."""
+        last where none was. Raises UsageError where the data does not fill a batch, FormatError where it diverges."""
+        empty = 0
         while self.step < schedule.steps and not self.finished_early:
             result = self._epoch(schedule)
-            if result.step == (self.history[-1].step if self.history else 0):
-                raise UsageError(f"the training data has less than one batch of {self.epochs.batch} patches")
+            if result is None:
+                empty += 1
+                if empty == MOST_EMPTY:
+                    raise UsageError(f"the training data has less than one batch of {self.epochs.batch} patches")
+                continue
+            empty = 0
             self.history.append(result)
             losses = [h.validation_loss for h in self.history if h.validation_loss is not None]
             if not losses or result.validation_loss == min(losses):
@@ -91,7 +99,8 @@ class VaeTrainer:
         self.model.load_state_dict(self.best)
         self.model.eval()
 
-    def _epoch(self, schedule: Schedule) -> EpochResult:
+    def _epoch(self, schedule: Schedule) -> EpochResult | None:
+        """None where it had no batch."""
         began, sums, count = time.perf_counter(), torch.zeros(3), 0
         torch.manual_seed(self.epochs.seed * 1_000_003 + self.epoch)
         self.model.train()
@@ -103,7 +112,11 @@ class VaeTrainer:
             sums += torch.stack(self._step(patches)).cpu()
             self.step, count = self.step + 1, count + 1
         self.epoch += 1
-        loss, error, divergence = (float(value) for value in sums / max(1, count))
+        if not count:
+            return None
+        loss, error, divergence = (float(value) for value in sums / count)
+        if not math.isfinite(loss):
+            raise FormatError(f"training diverged before step {self.step}: the loss is not finite; lower --rate")
         validated = None if self._fixed is None else validate(self.model, *self._fixed)
         validation_loss, psnr = (None, None) if validated is None else validated
         seconds = time.perf_counter() - began

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from histocodec.train.patches import BLANK, REDUCED, SHARE_NATIVE, TrainingImage
 
-Normalise = Literal["slide", "patch", "none"]
+Normalise = Literal["slide", "patch", "fixed", "none"]
 
 MOST_PATCHES = 2048  # of one image in one epoch, at random: a large slide does not outweigh the others
+FIXED_MEAN, FIXED_STD = 160.0, 55.0  # grey values: the training images' own, rounded
 LEAST_STD = 3.0  # grey values, of a patch that is normalised by itself
 
 
@@ -32,10 +33,13 @@ def grid_patches(pixels: Tensor, side: int, *, top: int = 0, left: int = 0) -> T
 
 def normalised(patches: Tensor, mean: Tensor, std: Tensor, normalise: Normalise) -> tuple[Tensor, Tensor]:
     """uint8 patches (N, 3, S, S) and their slides' statistics (N, 3) → float patches, and what an error in them is
-    multiplied by to be in grey values (N, 3, 1, 1). "patch" takes each patch's own statistics, "none" only scales."""
+    multiplied by to be in grey values (N, 3, 1, 1). "patch" takes each patch's own statistics, "fixed" the same mean
+    and scale for all slides, about those of tissue, and "none" only divides by 255."""
     x = patches.float()
     if normalise == "none":
         mean, std = torch.zeros_like(mean), torch.full_like(std, 255.0)
+    elif normalise == "fixed":
+        mean, std = torch.full_like(mean, FIXED_MEAN), torch.full_like(std, FIXED_STD)
     elif normalise == "patch":
         mean, std = x.mean(dim=(2, 3)), x.std(dim=(2, 3)).clamp(min=LEAST_STD)
     return (x - mean[:, :, None, None]) / std[:, :, None, None], std[:, :, None, None]
@@ -113,7 +117,7 @@ def _between(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def _scaled(pixels: Tensor, scale: float, least: int) -> Tensor:
-    if scale == 1.0:
+    if scale == 1.0 and min(pixels.shape[1:]) >= least:
         return pixels
     size = [max(least, round(scale * n)) for n in pixels.shape[1:]]
     resized = F.interpolate(pixels[None].float(), size, mode="bicubic", antialias=True, align_corners=False)[0]

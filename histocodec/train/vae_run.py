@@ -2,11 +2,12 @@
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from histocodec.errors import UsageError
 from histocodec.models.config import VaeConfig
@@ -14,10 +15,11 @@ from histocodec.models.vae import VaeModel
 from histocodec.models.vae_export import export_vae
 from histocodec.train.loop import Schedule
 from histocodec.train.run import commit, plain, split_images
-from histocodec.train.vae import PATIENCE, EpochResult, VaeTrainer
+from histocodec.train.vae import MOST_EMPTY, PATIENCE, EpochResult, VaeTrainer
 from histocodec.train.vae_data import PatchEpochs
 
 BITS_PER_DIMENSION = 1.5  # of a patch at the nominal ratio: where 0.1 of the divergence weighs as much as its error
+MOST_RATIO = 10_000  # as VaeConfig has it
 FITTED_EPOCHS = 2  # whose patches steps and tables are fitted to
 
 
@@ -29,7 +31,7 @@ class VaeTrainOptions:
     out: Path
     latent_dim: int = 128
     patch: int = 64  # pixels a side
-    ratio: int | None = None  # None: that of BITS_PER_DIMENSION
+    ratio: float | None = None  # a whole one in the model; None: that of BITS_PER_DIMENSION
     steps: int = 10_000
     batch: int = 128
     rate: float = 1e-4
@@ -49,14 +51,17 @@ class VaeTrainOptions:
             raise UsageError(
                 "--batch, --steps and --patience are at least 1, --rate is above 0, --holdout is from 0 to below 1"
             )
+        if self.ratio is not None and not 1 <= self.ratio <= MOST_RATIO:
+            raise UsageError(f"--ratio {self.ratio:g}: 1 to {MOST_RATIO} is allowed")
 
     @property
     def config(self) -> VaeConfig:
         """Raises UsageError where there is no such model."""
         if self.latent_dim % 4 or not 4 <= self.latent_dim <= 1024:
             raise UsageError(f"--latent-dim {self.latent_dim}: a multiple of 4 from 4 to 1024 is needed")
-        ratio = self.ratio or max(1, round(24 * self.patch**2 / (BITS_PER_DIMENSION * self.latent_dim)))
-        return VaeConfig(latent_channels=self.latent_dim, stride=self.patch, ratio=ratio)
+        nominal = 24 * self.patch**2 / (BITS_PER_DIMENSION * self.latent_dim)  # at least 16
+        ratio = min(nominal, MOST_RATIO) if self.ratio is None else self.ratio
+        return VaeConfig(latent_channels=self.latent_dim, stride=self.patch, ratio=round(ratio))
 
 
 def run_vae_training(
@@ -103,13 +108,23 @@ def run_vae_training(
     if trainer.finished_early:
         report(f"stopped: the validation loss has not fallen for {options.patience} epochs")
     report("fitting steps and frequency tables")
-    batches = (patches for i in range(FITTED_EPOCHS) for patches, _ in epochs(trainer.epoch + 1 + i))
     notes = {"steps": str(trainer.step), "batch": f"{options.batch}x{config.stride}", "commit": commit()}
-    weights = export_vae(trainer.model, options.model_id, batches, notes=notes)
+    weights = export_vae(trainer.model, options.model_id, fitting_batches(epochs, trainer.epoch + 1), notes=notes)
     path = out / f"{options.model_id}.safetensors"
     path.write_bytes(weights.data)
     report(f"{path}: {len(weights.data)} bytes, SHA-256 {weights.sha256}")
     return path
+
+
+def fitting_batches(epochs: PatchEpochs, first: int) -> Iterator[Tensor]:
+    """Patches (B, 3, S, S) of FITTED_EPOCHS epochs from `first` on; of those after them where these fill no batch."""
+    found = False
+    for number in range(MOST_EMPTY):
+        if found and number >= FITTED_EPOCHS:
+            return
+        for patches, _ in epochs(first + number):
+            found = True
+            yield patches
 
 
 def _write_log(path: Path, history: list[EpochResult]) -> None:
