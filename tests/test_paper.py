@@ -120,7 +120,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("command", "name", "runs", "pictures"),
     [
-        (normalisation.main, "normalisation", 3, ("normalisation.png", "normalisation-picture.png")),
+        (normalisation.main, "normalisation", 4, ("normalisation.png", "normalisation-picture.png")),
         (hyperparameters.main, "hyperparameters", 4, ("hyperparameters.png",)),
         (cifar.main, "cifar", 6, ("cifar.png",)),
     ],
