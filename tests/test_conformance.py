@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from histocodec.models.transforms import Margin
-from histocodec.models.weights import find_model, load_model
+from histocodec.models.weights import DEFAULT_MODEL, find_model, load_model
 from histocodec.normalise import DEFAULT_STATS, ChannelStats
 from histocodec.synthetic import synthetic_slide
 from histocodec.transform import Transform, whole_latents
@@ -62,9 +62,10 @@ def synthesised(transform: Transform, y: np.ndarray, stats: ChannelStats) -> np.
     return transform.synthesise([y], Margin(), stats)[0].astype(int)
 
 
+@pytest.mark.parametrize("model", [DEFAULT_MODEL, "vae-512"])
 @pytest.mark.parametrize("dtype", list(SHIPPED))
-def test_pixels_of_the_shipped_model_differ_by_no_more_than_is_promised(dtype: torch.dtype) -> None:
-    weights, stats = find_model(), DEFAULT_STATS
+def test_pixels_of_the_shipped_models_differ_by_no_more_than_is_promised(dtype: torch.dtype, model: str) -> None:
+    weights, stats = find_model(model), DEFAULT_STATS
     exact, other = (Transform(weights, torch.device("cpu"), dtype=d) for d in (torch.float64, dtype))
     y = exact.analyse(whole_latents(synthetic_slide(256, 256, seed=4), weights.config.stride), Margin(), stats)
     quality = 60
