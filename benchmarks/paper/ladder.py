@@ -27,7 +27,7 @@ from histocodec.benchmarks.peers import JPEG2000, coded_at_bytes
 from histocodec.benchmarks.provenance import Machine, Model
 from histocodec.benchmarks.ratios import RATIOS, raw_bytes_over
 from histocodec.benchmarks.runner import BenchOptions
-from histocodec.cli.picture import PAPER, Panel, side_by_side
+from histocodec.cli.picture import Panel, in_rows
 from histocodec.cli.report import plain, progress_bar
 from histocodec.errors import HistocodecError
 from histocodec.formats.files import write_atomically
@@ -142,22 +142,15 @@ def picture() -> bytes:
     pixels = synthetic_slide(*PICTURE, seed=11)
     top, left = ((side - SHOWN) // 2 for side in PICTURE)
     middle = slice(top, top + SHOWN), slice(left, left + SHOWN)
-    bands = []
+    panels = []
     for codec, name in NAMES.items():
-        panels = [Panel(pixels[middle], "original", "made-up tissue")]
+        panels.append(Panel(pixels[middle], "original", "made-up tissue"))
         for ratio in RATIOS:
             wanted = raw_bytes_over(ratio, PICTURE[0] * PICTURE[1])
             _, decoded = decoded_at(pixels, codec, model_of(codec, ratio), wanted)
             panels.append(Panel(decoded[middle], f"{name} 1:{ratio}", f"{fidelity(pixels, decoded).psnr:.1f} dB"))
-        bands.append(side_by_side(panels))
-    width = max(band.shape[1] for band in bands)
-    sheet = np.full((sum(len(band) for band in bands), width, 3), PAPER, np.uint8)
-    top = 0
-    for band in bands:
-        sheet[top : top + len(band), : band.shape[1]] = band
-        top += len(band)
     file = io.BytesIO()
-    Image.fromarray(sheet).save(file, "PNG")
+    Image.fromarray(in_rows(panels, 1 + len(RATIOS))).save(file, "PNG")
     return file.getvalue()
 
 

@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,11 +24,23 @@ TABLE_BATCHES = 200  # for the refitted tables: 8 × 256² each, some 100 millio
 
 
 @dataclass(frozen=True)
-class TrainOptions:
-    """What a run is. `steps` is the whole run's length: a resumed run goes on to it."""
+class RunOptions:
+    """What every run is told, whatever it trains."""
 
     data: tuple[Path, ...]
     out: Path
+    seed: int = 0
+    device: str = "auto"
+    holdout: float = 0.0  # share of the cases that are kept for validation
+    validation: tuple[Path, ...] = ()
+    resume: bool = False
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class TrainOptions(RunOptions):
+    """What a run is. `steps` is the whole run's length: a resumed run goes on to it."""
+
     steps: int = 10_000
     batch: int = 8
     size: int = 256
@@ -40,14 +52,8 @@ class TrainOptions:
     prior_steps: int = 0  # a last stretch for the prior alone; see `histocodec.train.prior`
     prior_rate: float = 8e-4
     start: str | None = None  # a finished model's id or file; None: the KLT
-    seed: int = 0
-    device: str = "auto"
     checkpoint_every: int = 500
-    holdout: float = 0.0  # share of the cases that are kept for validation
-    validation: tuple[Path, ...] = ()
-    resume: bool = False
     compile: bool = False
-    threads: int | None = None
     model_id: str = "hyper-custom"
 
     def __post_init__(self) -> None:
@@ -65,30 +71,18 @@ def run_training(
     In `out`: `last.pt` (the checkpoint), `log.csv` (a row every 20 steps), `validation.jsonl` (a line a checkpoint)
     and `options.json`. Raises UsageError where a run is there already and `resume` is not set.
     """
-    from histocodec.transform import choose_device
-
-    device = choose_device(options.device)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    out, checkpoint = options.out, options.out / "last.pt"
-    out.mkdir(parents=True, exist_ok=True)
-    if checkpoint.exists() and not options.resume:
-        raise UsageError(f"{checkpoint}: a run is there already; --resume goes on with it, another --out starts anew")
-    training, validation = split_images(
-        options.data, options.validation, options.holdout, device=device, seed=options.seed
-    )
-    report(f"{len(training)} training images, {len(validation)} for validation, on {device}")
-    sampler = PatchSampler(training, batch=options.batch, size=options.size, seed=options.seed)
+    begun = begin(options, report)
+    out, checkpoint = options.out, begun.checkpoint
+    sampler = PatchSampler(begun.training, batch=options.batch, size=options.size, seed=options.seed)
     start = None if options.start is None else find_model(options.start)
     config = config or (HyperConfig() if start is None else deepened(start.hyper))
-    trainer = Trainer(config, sampler, rate=options.rate, device=device, compiled=options.compile)
+    trainer = Trainer(config, sampler, rate=options.rate, device=begun.device, compiled=options.compile)
     if checkpoint.exists():
         trainer.load(checkpoint)
         report(f"resumed at step {trainer.step}")
     else:
         trainer.start(start)
-    described = {**asdict(options), "commit": commit()}
-    (out / "options.json").write_text(json.dumps(described, default=plain, indent=1))
+    write_options(options)
     decay = options.steps // 2 if options.decay is None else options.decay
     enlarged = options.steps // 4 if options.enlarged is None else options.enlarged
     schedule = Schedule(
@@ -104,7 +98,7 @@ def run_training(
                    f"{row.seconds_per_step:.2f} s/step  {left:.0f} min left")  # fmt: skip
         if progress.step % options.checkpoint_every == 0:
             trainer.save(checkpoint)
-            _validate(trainer, validation, out, report)
+            _validate(trainer, begun.validation, out, report)
 
     trainer.run(schedule, until=options.steps, report=after_step)
     trainer.save(checkpoint)
@@ -135,24 +129,52 @@ def finish(trainer: Trainer, options: TrainOptions, report: Callable[[str], None
     return path
 
 
-def split_images(
-    data: Sequence[Path], validation: Sequence[Path], holdout: float, *, device: torch.device, seed: int
-) -> tuple[list[TrainingImage], list[TrainingImage]]:
-    """Images to train on and to validate with: a share `holdout` of the cases of `data`, and all of `validation`.
-    Raises UsageError where a case would be in both, or nothing is left to train on."""
-    files = training_files(data)
-    kept = [file for file in files if not held_out(case_of(file), holdout)]
-    apart = [file for file in files if held_out(case_of(file), holdout)]
-    if validation:
-        apart += training_files(validation)
+@dataclass(frozen=True)
+class Begun:
+    """A run whose data is loaded. The checkpoint is there where it is to go on."""
+
+    device: torch.device
+    checkpoint: Path
+    training: list[TrainingImage]
+    validation: list[TrainingImage]
+
+
+def begin(options: RunOptions, report: Callable[[str], None]) -> Begun:
+    """Makes the folder of a run and loads its images. Raises UsageError where a run is there already and `resume` is
+    not set, where a case would serve for training and validation, or where there is nothing to train on."""
+    from histocodec.transform import choose_device
+
+    device, checkpoint = choose_device(options.device), options.out / "last.pt"
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    if checkpoint.exists() and not options.resume:
+        raise UsageError(f"{checkpoint}: a run is there already; --resume goes on with it, another --out starts anew")
+    training, validation = _images(options, device)
+    report(f"{len(training)} training images, {len(validation)} for validation, on {device}")
+    return Begun(device, checkpoint, training, validation)
+
+
+def write_options(options: RunOptions) -> None:
+    """`options.json`, with the commit."""
+    described = {**asdict(options), "commit": commit()}
+    (options.out / "options.json").write_text(json.dumps(described, default=str, indent=1))
+
+
+def _images(options: RunOptions, device: torch.device) -> tuple[list[TrainingImage], list[TrainingImage]]:
+    files = training_files(options.data)
+    kept = [file for file in files if not held_out(case_of(file), options.holdout)]
+    apart = [file for file in files if held_out(case_of(file), options.holdout)]
+    if options.validation:
+        apart += training_files(options.validation)
     cases = {case_of(file) for file in kept}
     mixed = sorted({case_of(file) for file in apart} & cases)
     if mixed:
         raise UsageError(f"case {mixed[0]} is in the training and in the validation data; split by case")
-    images = list(load_images(kept, device=device, seed=seed))
+    images = list(load_images(kept, device=device, seed=options.seed))
     if not images:
         raise UsageError("the training data shows nothing but glass")
-    return images, list(load_images(apart, device=device, seed=seed))
+    return images, list(load_images(apart, device=device, seed=options.seed))
 
 
 def _validate(
@@ -176,7 +198,3 @@ def commit() -> str:
         return "unknown"
     return done.stdout.strip() or "unknown"
 
-
-def plain(value: object) -> str:
-    """For JSON, of what it has no word for."""
-    return str(value)

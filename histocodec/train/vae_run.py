@@ -1,9 +1,8 @@
 """`histocodec train --model vae`: data in, checkpoints, a log and at last a model file out."""
 
 import csv
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from histocodec.models.config import VaeConfig
 from histocodec.models.vae import VaeModel
 from histocodec.models.vae_export import export_vae
 from histocodec.train.loop import Schedule
-from histocodec.train.run import commit, plain, split_images
+from histocodec.train.run import RunOptions, begin, commit, write_options
 from histocodec.train.vae import MOST_EMPTY, PATIENCE, EpochResult, VaeTrainer
 from histocodec.train.vae_data import PatchEpochs
 
@@ -24,11 +23,9 @@ FITTED_EPOCHS = 2  # whose patches steps and tables are fitted to
 
 
 @dataclass(frozen=True)
-class VaeTrainOptions:
+class VaeTrainOptions(RunOptions):
     """What a run is. `steps` is the most there are: it stops earlier when the validation loss no longer falls."""
 
-    data: tuple[Path, ...]
-    out: Path
     latent_dim: int = 128
     patch: int = 64  # pixels a side
     ratio: float | None = None  # a whole one in the model; None: that of BITS_PER_DIMENSION
@@ -38,12 +35,6 @@ class VaeTrainOptions:
     warmup: int = 0
     decay: int = 0  # steps at the end in which the rate falls linearly to zero
     patience: int = PATIENCE
-    seed: int = 0
-    device: str = "auto"
-    holdout: float = 0.0  # share of the cases that are kept for validation
-    validation: tuple[Path, ...] = ()
-    resume: bool = False
-    threads: int | None = None
     model_id: str = "vae-custom"
 
     def __post_init__(self) -> None:
@@ -72,28 +63,22 @@ def run_vae_training(
     In `out`: `last.pt` (the checkpoint of each epoch), `log.csv` (a row an epoch) and `options.json`. Raises UsageError
     where a run is there already and `resume` is not set.
     """
-    from histocodec.transform import choose_device
-
-    device, config = choose_device(options.device), config or options.config
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    out, checkpoint = options.out, options.out / "last.pt"
-    out.mkdir(parents=True, exist_ok=True)
-    if checkpoint.exists() and not options.resume:
-        raise UsageError(f"{checkpoint}: a run is there already; --resume goes on with it, another --out starts anew")
-    training, validation = split_images(
-        options.data, options.validation, options.holdout, device=device, seed=options.seed
-    )
-    report(f"{len(training)} training images, {len(validation)} for validation, on {device}")
-    epochs = PatchEpochs(training, batch=options.batch, side=config.stride, seed=options.seed)
+    config = config or options.config
+    begun = begin(options, report)
+    out, checkpoint = options.out, begun.checkpoint
+    epochs = PatchEpochs(begun.training, batch=options.batch, side=config.stride, seed=options.seed)
     torch.manual_seed(options.seed)
     trainer = VaeTrainer(
-        VaeModel(config).to(device), epochs, rate=options.rate, patience=options.patience, validation=validation
+        VaeModel(config).to(begun.device),
+        epochs,
+        rate=options.rate,
+        patience=options.patience,
+        validation=begun.validation,
     )
     if checkpoint.exists():
         trainer.load(checkpoint)
         report(f"resumed after epoch {trainer.epoch}, step {trainer.step}")
-    (out / "options.json").write_text(json.dumps({**asdict(options), "commit": commit()}, default=plain, indent=1))
+    write_options(options)
 
     def after_epoch(result: EpochResult) -> None:
         trainer.save(checkpoint)
