@@ -100,6 +100,21 @@ def test_random_bytes_never_crash(coder: StaticCoder) -> None:
             continue
 
 
+def test_a_damaged_chunk_is_refused_or_decodes_to_integers(coder: StaticCoder) -> None:
+    sound, rng, refused = coder.encode(latents(), 50), np.random.default_rng(1), 0
+    for _ in range(500):
+        damaged = bytearray(sound)
+        for place in rng.integers(0, len(sound), int(rng.integers(1, 4))):
+            damaged[place] ^= int(rng.integers(1, 256))
+        try:
+            values = coder.decode(bytes(damaged), SHAPE)
+        except FormatError:
+            refused += 1
+        else:
+            assert (values.shape, values.dtype) == (SHAPE, np.int16)
+    assert refused > 400
+
+
 def test_tables_fit_the_latents_of_the_model(coder: StaticCoder) -> None:
     """Its own latents cost less than the same numbers in other channels."""
     transform = Transform(coder.weights, torch.device("cpu"), dtype=torch.float32)
