@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 from histocodec.errors import FormatError, UnsupportedError
 from histocodec.formats.fields import Node
 from histocodec.geometry import ceil_div
-from histocodec.models.config import PATCHES, QUALITIES, HyperConfig
+from histocodec.models.config import MOST_LATENTS, PATCHES, QUALITIES, HyperConfig
 from histocodec.slide import Colour, Mpp
 
 VERSION = 1
@@ -252,10 +252,10 @@ def _model(node: Node) -> ModelReference:
     if stride not in STRIDES[family]:
         allowed = ", ".join(map(str, STRIDES[family]))
         raise FormatError(f"{f['stride'].where}: found {stride}; {allowed} is allowed for the family {family}")
-    channels = f["channels"].integer(4, 1024)
+    channels = f["channels"].integer(4, MOST_LATENTS)
     if channels % 4:
         raise FormatError(
-            f"{f['channels'].where}: found {channels}; allowed is a multiple of 4 from 4 to 1024"
+            f"{f['channels'].where}: found {channels}; allowed is a multiple of 4 from 4 to {MOST_LATENTS}"
         )
     return ModelReference(
         id=f["id"].text(64, MODEL_ID),

@@ -19,7 +19,7 @@ from histocodec.formats.layout import LOSSLESS
 from histocodec.formats.reader import CompressedSlide
 from histocodec.formats.verify import verify
 from histocodec.geometry import Region
-from histocodec.models.config import VaeConfig
+from histocodec.models.config import MOST_LATENTS, VaeConfig
 from histocodec.models.transforms import Margin
 from histocodec.models.vae import VaeDecoder, VaeEncoder, folded_state
 from histocodec.models.weights import parse_model
@@ -70,6 +70,13 @@ def test_a_chunk_comes_back(coder: StaticCoder, quality: int) -> None:
     data = coder.encode(latents(), quality)
     assert np.array_equal(coder.decode(data, SHAPE), latents())
     assert data[0] == quality
+
+
+def test_the_most_latents_fit_the_header() -> None:
+    weights = tiny_vae_weights(replace(TINY_VAE, latent_channels=MOST_LATENTS, stride=128))
+    most = StaticCoder(weights)
+    y = np.ones((MOST_LATENTS, 4, 4), np.int16)
+    assert np.array_equal(most.decode(most.encode(y, 50), y.shape), y)
 
 
 def test_a_zero_chunk_is_its_header(coder: StaticCoder) -> None:
@@ -253,8 +260,8 @@ def test_a_model_without_its_tensors_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"stride": 16}, {"stride": 64.0}, {"latent_channels": 6}, {"widths": [4, 8, 8]}, {"widths": [4, 8, 8, 5000]},
-     {"ratio": 0}, {"ratio": True}, {"bottleneck": "8"}, {"more": 1}, {"widths": None}],
+    [{"stride": 16}, {"stride": 64.0}, {"latent_channels": 6}, {"latent_channels": 1024}, {"widths": [4, 8, 8]},
+     {"widths": [4, 8, 8, 5000]}, {"ratio": 0}, {"ratio": True}, {"bottleneck": "8"}, {"more": 1}, {"widths": None}],
 )  # fmt: skip
 def test_a_hostile_config_is_refused(change: dict[str, object]) -> None:
     config = {**json.loads(TINY_VAE.to_json()), **change}

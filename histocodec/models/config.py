@@ -12,6 +12,7 @@ GROUPS = 4  # channel groups, positions and steps of the quadtree context
 CHUNK_PIXELS = 512  # a side of what the encoder codes as one chunk, whatever the model
 MAX_BLOCKS = 16  # of each kind: thrice what any model has, so that a hostile config builds no giant network
 BLOCKS = ("analysis8", "analysis16", "synthesis16", "synthesis8")
+MOST_LATENTS = 1020  # channels: a chunk's header has one byte for how many quads of them there are
 PATCHES = (32, 64, 128)  # pixels a side of a `vae`'s patch, which is its stride
 
 Blocks = tuple[bool, ...]  # one residual block each; True where it looks at its neighbours (3×3)
@@ -42,7 +43,8 @@ class HyperConfig:
     lambda_max: float = 0.08  # … and at quality 100
 
     def __post_init__(self) -> None:
-        for name in ("latent_channels", "hyper_channels", "hyper_width", "context_width"):
+        _check_channels("latent_channels", self.latent_channels, MOST_LATENTS)
+        for name in ("hyper_channels", "hyper_width", "context_width"):
             _check_channels(name, getattr(self, name))
         if type(self.width8) is not int or self.width8 != 192:
             raise FormatError(f"model config: width8 is {self.width8!r}; only 192 (8×8×3) is allowed")
@@ -98,7 +100,7 @@ class VaeConfig:
     bottleneck: int = 64
 
     def __post_init__(self) -> None:
-        _check_channels("latent_channels", self.latent_channels)
+        _check_channels("latent_channels", self.latent_channels, MOST_LATENTS)
         if type(self.stride) is not int or self.stride not in PATCHES:
             allowed = ", ".join(map(str, PATCHES))
             raise FormatError(f"model config: stride is {self.stride!r}; one of {allowed} is allowed")
@@ -131,6 +133,6 @@ class VaeConfig:
 ModelConfig = HyperConfig | VaeConfig
 
 
-def _check_channels(name: str, value: object) -> None:
-    if not (isinstance(value, int) and 4 <= value <= 1024 and value % GROUPS == 0):
-        raise FormatError(f"model config: {name} is {value!r}; a multiple of 4 from 4 to 1024 is allowed")
+def _check_channels(name: str, value: object, most: int = 1024) -> None:
+    if not (isinstance(value, int) and 4 <= value <= most and value % GROUPS == 0):
+        raise FormatError(f"model config: {name} is {value!r}; a multiple of 4 from 4 to {most} is allowed")

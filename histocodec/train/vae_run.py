@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from histocodec.errors import UsageError
-from histocodec.models.config import VaeConfig
+from histocodec.models.config import MOST_LATENTS, VaeConfig
 from histocodec.models.vae import VaeModel
 from histocodec.models.vae_export import export_vae
 from histocodec.train.loop import Schedule
@@ -48,8 +48,8 @@ class VaeTrainOptions(RunOptions):
     @property
     def config(self) -> VaeConfig:
         """Raises UsageError where there is no such model."""
-        if self.latent_dim % 4 or not 4 <= self.latent_dim <= 1024:
-            raise UsageError(f"--latent-dim {self.latent_dim}: a multiple of 4 from 4 to 1024 is needed")
+        if self.latent_dim % 4 or not 4 <= self.latent_dim <= MOST_LATENTS:
+            raise UsageError(f"--latent-dim {self.latent_dim}: a multiple of 4 from 4 to {MOST_LATENTS} is needed")
         nominal = 24 * self.patch**2 / (BITS_PER_DIMENSION * self.latent_dim)  # at least 16
         ratio = min(nominal, MOST_RATIO) if self.ratio is None else self.ratio
         return VaeConfig(latent_channels=self.latent_dim, stride=self.patch, ratio=round(ratio))
