@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from histocodec.codec import LatentCoder
 from histocodec.compiled import jit
-from histocodec.entropy.tables import COST_UNIT
+from histocodec.entropy.tables import COST_UNIT, ESCAPE_BITS
 from histocodec.fidelity import squared_error
 from histocodec.geometry import Region
 from histocodec.models.config import GROUPS, QUALITIES
@@ -30,7 +30,6 @@ from histocodec.transform import Transform, around, margin_of, quantise, whole_l
 
 LEAST_GAIN = 2.0  # bits that a move must promise: promises are made one by one, and too good by about as much
 SHARE = 0.7  # of the promising moves are made in one pass
-ESCAPE_BITS = 12  # of a value beyond its table, besides the escape symbol: about a byte and a half
 NEIGHBOUR = 5  # qualities up and down, between which a chunk's own exchange of squared error for bits is taken
 SLOPES = (0.25, 4.0)  # times the λ of training, between which it must lie
 PROBES = 2  # random fields for the curvature

@@ -1,9 +1,11 @@
 """What several test modules share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.tiny import tiny_model
 
@@ -22,3 +24,12 @@ def data_dir() -> Path:
 def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model's file, alone in its folder."""
     return tiny_model(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For networks so small that they are slower on several threads, above all beside other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,7 +1,6 @@
 """Training: it resumes bit for bit, splits by case, starts at the KLT, and ends in a model that codes."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,14 +25,7 @@ from histocodec.train.prior import refine_prior
 from histocodec.train.run import TrainOptions, run_training
 from tests.tiny import TINY, tiny_network, tiny_weights
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """So small a network is slower on several threads, above all beside other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -23,15 +23,9 @@ from histocodec.train.vae_data import PatchEpochs, fixed_patches, grid_patches, 
 from histocodec.train.vae_run import VaeTrainOptions, fitting_batches, run_vae_training
 from tests.tiny import TINY_VAE
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = replace(TINY_VAE, latent_channels=8, stride=32)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def image(seed: int = 0, side: int = 256) -> TrainingImage:

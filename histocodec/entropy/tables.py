@@ -23,6 +23,7 @@ MAX_SIZE = TOTAL - 1  # regular symbols in a table: each has frequency 1 or more
 COARSE_BITS = 8  # the lookup's resolution: 512 bytes a table, so that hundreds of tables stay in cache
 COARSE_SHIFT = PRECISION - COARSE_BITS
 COST_UNIT = 1 << 10  # `cost` counts 1/1024 bit
+ESCAPE_BITS = 12  # of a value beyond its table, besides the escape symbol: about a byte and a half
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ GROUPS = 4  # channel groups, positions and steps of the quadtree context
 CHUNK_PIXELS = 512  # a side of what the encoder codes as one chunk, whatever the model
 MAX_BLOCKS = 16  # of each kind: thrice what any model has, so that a hostile config builds no giant network
 BLOCKS = ("analysis8", "analysis16", "synthesis16", "synthesis8")
+MOST_RATIO = 10_000  # that a model may aim at
 MOST_LATENTS = 1020  # channels: a chunk's header has one byte for how many quads of them there are
 PATCHES = (32, 64, 128)  # pixels a side of a `vae`'s patch, which is its stride
 
@@ -104,8 +105,8 @@ class VaeConfig:
         if type(self.stride) is not int or self.stride not in PATCHES:
             allowed = ", ".join(map(str, PATCHES))
             raise FormatError(f"model config: stride is {self.stride!r}; one of {allowed} is allowed")
-        if self.ratio is not None and not (type(self.ratio) is int and 1 <= self.ratio <= 10_000):
-            raise FormatError(f"model config: ratio is {self.ratio!r}; null or 1 to 10000 is allowed")
+        if self.ratio is not None and not (type(self.ratio) is int and 1 <= self.ratio <= MOST_RATIO):
+            raise FormatError(f"model config: ratio is {self.ratio!r}; null or 1 to {MOST_RATIO} is allowed")
         if not (isinstance(self.widths, tuple) and len(self.widths) == 4):
             raise FormatError(f"model config: widths is {str(self.widths)[:80]}; four numbers are needed")
         for width in self.widths:

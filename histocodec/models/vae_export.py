@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save as to_safetensors
 
 from histocodec.entropy import TableSet, fit_tables
-from histocodec.entropy.tables import COST_UNIT
+from histocodec.entropy.tables import COST_UNIT, ESCAPE_BITS
 from histocodec.errors import UsageError
 from histocodec.models.config import CHUNK_PIXELS, QUALITIES, VaeConfig
 from histocodec.models.export import gaussian_table_set
@@ -31,7 +31,6 @@ OVERHEAD = 1.01  # of a container, as a share of its latents; see `histocodec.fo
 CHUNK_BYTES = 34  # a chunk's header, CRC, line in an index, share of the maps
 MOST_VARIANCE = 0.98  # of a posterior: a dimension that says nothing gets no infinite step
 MOST_PATCHES = 4096  # that the fit sees
-ESCAPE_BITS = 12  # of a value beyond its table, besides the escape symbol
 NEARBY = (-2, -1, 0, 1, 2)  # scale indices tried around that of the standard deviation
 
 Means = NDArray[np.float32]

@@ -57,8 +57,8 @@ def tissue_share(latents: Latents, background: NDArray[np.float32], std: NDArray
 
 def differs_from_glass(latents: Latents, background: NDArray[np.float32], std: NDArray[np.float32]) -> float:
     """1 where a patch's vector is farther from that of glass than a third of that vector's own length, else 0. The
-    autoencoder's distances are not those of pixels; this was set on two sections: all patches without tissue were
-    nearer, and of those full of it nine in ten farther, but for pale ones."""
+    autoencoder's distances are not those of pixels; the third was set by eye on two sections, and pale tissue can fall
+    below it."""
     distance = np.linalg.norm(mean(latents) - background)
     return float(distance > np.linalg.norm(background) / 3)
 

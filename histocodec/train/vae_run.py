@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from histocodec.errors import UsageError
-from histocodec.models.config import MOST_LATENTS, VaeConfig
+from histocodec.models.config import MOST_LATENTS, MOST_RATIO, VaeConfig
 from histocodec.models.vae import VaeModel
 from histocodec.models.vae_export import export_vae
 from histocodec.train.loop import Schedule
@@ -18,7 +18,6 @@ from histocodec.train.vae import MOST_EMPTY, PATIENCE, EpochResult, VaeTrainer
 from histocodec.train.vae_data import PatchEpochs
 
 BITS_PER_DIMENSION = 1.5  # of a patch at the nominal ratio: where 0.1 of the divergence weighs as much as its error
-MOST_RATIO = 10_000  # as VaeConfig has it
 FITTED_EPOCHS = 2  # whose patches steps and tables are fitted to
 
 
