@@ -55,7 +55,11 @@ ONLY = {
 )
 @click.option("--from", "start", metavar="MODEL", help="A finished model to start from, an id or a file.")
 @click.option(
-    "--latent-dim", type=click.IntRange(4, 1020), default=128, show_default=True, help="vae: numbers a patch; 8 to 256."
+    "--latent-dim",
+    type=click.IntRange(4, 1020),
+    default=128,
+    show_default=True,
+    help="vae: numbers a patch; the paper has 8 to 256.",
 )
 @click.option(
     "--patch",
