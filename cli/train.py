@@ -12,7 +12,7 @@ from histocodec.errors import UsageError
 
 ONLY = {
     **dict.fromkeys(("size", "schedule", "enlarged", "prior_steps", "start", "checkpoint_every", "compiled"), "hyper"),
-    **dict.fromkeys(("latent_dim", "patch", "ratio", "patience"), "vae"),
+    **dict.fromkeys(("latent_dim", "patch", "ratio", "klt", "patience"), "vae"),
 }  # options that one family has, by their parameters' names
 
 
@@ -72,6 +72,12 @@ ONLY = {
     "--ratio", type=ratio, metavar="R", help="vae: what encode aims at unasked.  [default: 1.5 bits a number]"
 )
 @click.option(
+    "--klt",
+    is_flag=True,
+    help="vae: begin as a Karhunen-Loeve transform, which stays as a path beside the network, and weigh the divergence"
+    " as --ratio asks.",
+)
+@click.option(
     "--patience",
     type=click.IntRange(min=1),
     default=10,
@@ -120,6 +126,7 @@ def command(
     latent_dim: int,
     patch: str,
     ratio: float | None,
+    klt: bool,
     patience: int,
     seed: int,
     validation: tuple[Path, ...],
@@ -156,7 +163,9 @@ def command(
     if family == "vae":
         from histocodec.train.vae_run import VaeTrainOptions, run_vae_training
 
-        wanted = VaeTrainOptions(**given, latent_dim=latent_dim, patch=int(patch), ratio=ratio, patience=patience)
+        wanted = VaeTrainOptions(
+            **given, latent_dim=latent_dim, patch=int(patch), ratio=ratio, klt=klt, patience=patience
+        )
         model = run_vae_training(wanted, say)
     else:
         from histocodec.train.run import TrainOptions, run_training

@@ -32,6 +32,7 @@ from tests.peak import linux_only, peak_memory
 from tests.tiny import TINY_VAE, tiny_vae_model, tiny_vae_network, tiny_vae_patches, tiny_vae_weights
 
 SHAPE = (TINY_VAE.latent_channels, 8, 8)
+WITH_SHORTCUT = replace(TINY_VAE, shortcut=True)
 
 
 @pytest.fixture
@@ -131,10 +132,11 @@ def test_tables_fit_the_latents_of_the_model(coder: StaticCoder) -> None:
     assert len(coder.encode(own, 60)) < len(coder.encode(mixed, 60))
 
 
-def test_batch_norms_are_folded_exactly() -> None:
-    network = tiny_vae_network()
+@pytest.mark.parametrize("config", [TINY_VAE, WITH_SHORTCUT])
+def test_batch_norms_are_folded_exactly(config: VaeConfig) -> None:
+    network = tiny_vae_network(config)
     patches = tiny_vae_patches(64)[:4]
-    encoder, decoder = VaeEncoder(TINY_VAE, folded=True), VaeDecoder(TINY_VAE, folded=True)
+    encoder, decoder = VaeEncoder(config, folded=True), VaeDecoder(config, folded=True)
     encoder.load_state_dict(folded_state(network.g_a))
     decoder.load_state_dict(folded_state(network.g_s))
     with torch.no_grad():
@@ -143,8 +145,9 @@ def test_batch_norms_are_folded_exactly() -> None:
         assert torch.allclose(decoder(mean), network.g_s(mean), atol=1e-4)
 
 
-def test_windows_are_their_patches() -> None:
-    weights = tiny_vae_weights()
+@pytest.mark.parametrize("config", [TINY_VAE, WITH_SHORTCUT])
+def test_windows_are_their_patches(config: VaeConfig) -> None:
+    weights = tiny_vae_weights(config)
     transform = Transform(weights, torch.device("cpu"), dtype=torch.float32)
     image = synthetic_slide(192, 128, seed=2)
     y = transform.analyse(image, Margin(), DEFAULT_STATS)
@@ -180,9 +183,9 @@ def test_zarr_reads_the_latents(container: Path) -> None:
         assert np.array_equal(np.asarray(array[:]), np.asarray(slide.latents(0)[:]))
 
 
-@pytest.mark.parametrize("stride", [32, 128])
-def test_other_patches_work(stride: int, tmp_path: Path, pixels: Pixels) -> None:
-    model = tiny_vae_model(tmp_path, replace(TINY_VAE, stride=stride))
+@pytest.mark.parametrize("config", [replace(TINY_VAE, stride=32), replace(TINY_VAE, stride=128), WITH_SHORTCUT])
+def test_other_shapes_work(config: VaeConfig, tmp_path: Path, pixels: Pixels) -> None:
+    model = tiny_vae_model(tmp_path, config)
     path = tmp_path / "a.zarr"
     report = histocodec.encode(ArraySlide(pixels), path, model=str(model), device="cpu", quality=90, embed_model=True)
     assert report.chunks > 0
@@ -261,7 +264,8 @@ def test_a_model_without_its_tensors_is_refused() -> None:
 @pytest.mark.parametrize(
     "change",
     [{"stride": 16}, {"stride": 64.0}, {"latent_channels": 6}, {"latent_channels": 1024}, {"widths": [4, 8, 8]},
-     {"widths": [4, 8, 8, 5000]}, {"ratio": 0}, {"ratio": True}, {"bottleneck": "8"}, {"more": 1}, {"widths": None}],
+     {"widths": [4, 8, 8, 5000]}, {"ratio": 0}, {"ratio": True}, {"bottleneck": "8"}, {"shortcut": 1}, {"more": 1},
+     {"widths": None}],
 )  # fmt: skip
 def test_a_hostile_config_is_refused(change: dict[str, object]) -> None:
     config = {**json.loads(TINY_VAE.to_json()), **change}

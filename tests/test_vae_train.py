@@ -158,7 +158,7 @@ def test_it_stops_when_nothing_improves_and_keeps_the_best(
     images: list[TrainingImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([3.0, 1.0, 2.0, 2.0, 2.0, 0.0])
-    monkeypatch.setattr("histocodec.train.vae.validate", lambda *_: (next(losses), 20.0))
+    monkeypatch.setattr("histocodec.train.vae.validate", lambda *_, **__: (next(losses), 20.0))
     made, states = trainer(images, validation=[image(5)], patience=3), {}
 
     def keep(result: EpochResult) -> None:

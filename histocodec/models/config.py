@@ -89,7 +89,8 @@ class HyperConfig:
 class VaeConfig:
     """Sizes of a `vae` model: a ResNet-18 pair on independent patches of `stride` × `stride` pixels, each of which
     becomes `latent_channels` numbers. `widths` are the channels of the four stages, 64, 128, 256 and 512 in He et al.
-    2016; `bottleneck` those between the last stage and the dense layer."""
+    2016; `bottleneck` those between the last stage and the dense layer. With `shortcut` a linear path leads past the
+    stages, from each 16 × 16 pixels to the bottleneck and back."""
 
     family: ClassVar[str] = "vae"
     analysis_halo: ClassVar[int] = 0  # patches know nothing of each other
@@ -99,6 +100,7 @@ class VaeConfig:
     ratio: int | None = 512  # that `encode` aims at where nothing else is asked for
     widths: tuple[int, int, int, int] = (24, 48, 96, 192)
     bottleneck: int = 64
+    shortcut: bool = False
 
     def __post_init__(self) -> None:
         _check_channels("latent_channels", self.latent_channels, MOST_LATENTS)
@@ -112,11 +114,18 @@ class VaeConfig:
         for width in self.widths:
             _check_channels("widths", width)
         _check_channels("bottleneck", self.bottleneck)
+        if type(self.shortcut) is not bool:
+            raise FormatError(f"model config: shortcut is {str(self.shortcut)[:80]}; true or false is allowed")
 
     @property
     def chunk(self) -> int:
         """Latents a side of a chunk, as the encoder makes them."""
         return CHUNK_PIXELS // self.stride
+
+    @property
+    def features(self) -> int:
+        """Values a patch between the last stage and the dense layer."""
+        return self.bottleneck * (self.stride // 16) ** 2
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)

@@ -6,6 +6,9 @@
 The stem keeps no max-pooling, which would leave 2×2 positions of a 64-pixel patch; otherwise the blocks are those of
 He et al. 2016, "Deep residual learning for image recognition", and their mirror images. In training every convolution
 is followed by a batch normalisation; a model file has them folded into the convolutions (`folded`).
+
+With `shortcut`, which neither He et al. nor Nasr et al. have, every 16×16 pixels also reach the bottleneck by a matrix,
+and the pixels from there: the pair can then begin as a linear transform (`histocodec.train.vae_klt`).
 """
 
 from typing import cast
@@ -18,6 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from histocodec.models.config import VaeConfig
 from histocodec.models.transforms import Margin
 
+BLOCK = 16  # pixels a side of what becomes one position of the bottleneck
 LEAST_LOG_VARIANCE, MOST_LOG_VARIANCE = -12.0, 6.0  # beyond, nothing is learnt and much can overflow
 
 
@@ -79,12 +83,15 @@ class VaeEncoder(nn.Module):
             ]
         self.stages = nn.Sequential(*blocks)
         self.reduce = _convolution(widths[-1], config.bottleneck, 1, folded=folded)
-        self.mean = nn.Linear(config.bottleneck * (config.stride // 16) ** 2, config.latent_channels)
+        self.shortcut = nn.Conv2d(3 * BLOCK**2, config.bottleneck, 1, bias=False) if config.shortcut else None
+        self.mean = nn.Linear(config.features, config.latent_channels)
 
     def features(self, patches: Tensor) -> Tensor:
         """(N, bottleneck · (S/16)²): what the mean, and in training the variance, is read from."""
         x = self.stages(F.relu(self.stem(patches), inplace=True))
-        return F.relu(self.reduce(x), inplace=True).flatten(1)
+        if self.shortcut is None:
+            return F.relu(self.reduce(x), inplace=True).flatten(1)
+        return cast(Tensor, self.reduce(x) + self.shortcut(F.pixel_unshuffle(patches, BLOCK))).flatten(1)
 
     def forward(self, patches: Tensor) -> Tensor:
         return cast(Tensor, self.mean(self.features(patches)))
@@ -104,8 +111,8 @@ class VaeDecoder(nn.Module):
     def __init__(self, config: VaeConfig, *, folded: bool = False) -> None:
         super().__init__()
         self.config = config
-        widths, side = config.widths[::-1], config.stride // 16
-        self.dense = nn.Linear(config.latent_channels, config.bottleneck * side**2)
+        widths = config.widths[::-1]
+        self.dense = nn.Linear(config.latent_channels, config.features)
         self.expand = _convolution(config.bottleneck, widths[0], 1, folded=folded)
         blocks = []
         for i, width in enumerate(widths):
@@ -116,12 +123,15 @@ class VaeDecoder(nn.Module):
             ]
         self.stages = nn.Sequential(*blocks)
         self.tail = nn.Conv2d(widths[-1], 12, 3, padding=1)
+        self.shortcut = nn.Conv2d(config.bottleneck, 3 * BLOCK**2, 1, bias=False) if config.shortcut else None
 
     def forward(self, vectors: Tensor) -> Tensor:
-        side = self.config.stride // 16
-        x = self.dense(vectors).view(-1, self.config.bottleneck, side, side)
-        x = F.relu(self.expand(x.contiguous(memory_format=torch.channels_last)), inplace=True)
-        return F.pixel_shuffle(self.tail(self.stages(x)), 2)
+        side = self.config.stride // BLOCK
+        features = self.dense(vectors).view(-1, self.config.bottleneck, side, side)
+        features = features.contiguous(memory_format=torch.channels_last)
+        x = F.relu(self.expand(features), inplace=True)
+        patches = F.pixel_shuffle(self.tail(self.stages(x)), 2)
+        return patches if self.shortcut is None else patches + F.pixel_shuffle(self.shortcut(features), BLOCK)
 
     def window(self, latents: Tensor, margin: Margin) -> Tensor:
         """Latents (B, D, h, w), gains undone → unshuffled pixels (B, 192, S·h/8, S·w/8). There is no margin."""

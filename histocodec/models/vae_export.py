@@ -64,7 +64,7 @@ def export_vae(
     config, base = model.config, gaussian_table_set()
     means, variance = _posteriors(model, batches)
     shape = np.sqrt(variance / (1 - np.minimum(variance, MOST_VARIANCE)))  # (D,)
-    middle = _middle_step(means, shape, _nominal_bits(config), base)
+    middle = _middle_step(means, shape, nominal_bits(config), base)
     counts = np.zeros(base.freq.shape, np.int64)
     rows: dict[str, list[NDArray[Any]]] = {name: [] for name in ("gain", "inverse_gain", "mean", "index")}
     for quality in range(QUALITIES):
@@ -112,7 +112,7 @@ def _posteriors(model: VaeModel, batches: Iterable[torch.Tensor]) -> tuple[Means
     return np.concatenate(means), np.concatenate(variances).mean(axis=0, dtype=np.float64)
 
 
-def _nominal_bits(config: VaeConfig) -> float:
+def nominal_bits(config: VaeConfig) -> float:
     """Bits of a patch's latents at the model's nominal ratio, what a container adds taken off."""
     pixels = config.stride**2
     return 24 * pixels / (config.ratio or 512) / OVERHEAD - 8 * CHUNK_BYTES * pixels / CHUNK_PIXELS**2

@@ -24,6 +24,8 @@ from histocodec.train.patches import TrainingImage
 from histocodec.train.vae_data import Normalise, PatchEpochs, fixed_patches
 
 DIVERGENCE_WEIGHT = 0.1
+LINEAR = ("g_a.shortcut", "g_a.mean", "log_variance", "g_s.dense", "g_s.shortcut")
+LINEAR_RATE = 0.1  # of the learning rate, where these begin as a Karhunen–Loève transform: they are good already
 CLIP_NORM = 0.5
 PATIENCE = 10  # epochs without a lower validation loss
 MOST_EMPTY = 16  # epochs in a row: reduced as far as chance has it, few images may not fill a batch, the next time do
@@ -56,18 +58,26 @@ class VaeTrainer:
     rate: float = 1e-4
     patience: int = PATIENCE
     validation: Sequence[TrainingImage] = ()
+    divergence_weight: float = DIVERGENCE_WEIGHT
     epoch: int = 0
     step: int = 0
     history: list[EpochResult] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.rate)
+        self.optimizer = torch.optim.Adam(self._groups(), lr=self.rate)
         self.best: dict[str, Tensor] = deepcopy(self.model.state_dict())
         side = self.model.config.stride
         self._fixed = fixed_patches(self.validation, side, self.normalise) if self.validation else None
         if self._fixed is not None and not len(self._fixed[0]):
             raise UsageError(f"the validation data has no patch of {side} x {side} pixels that shows tissue")
+
+    def _groups(self) -> list[dict[str, Any]]:
+        slow = LINEAR if self.model.config.shortcut else ()
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            groups.setdefault(LINEAR_RATE if name.startswith(slow) else 1.0, []).append(parameter)
+        return [{"params": parameters, "share": share} for share, parameters in groups.items()]
 
     @property
     def normalise(self) -> Normalise:
@@ -108,7 +118,7 @@ class VaeTrainer:
             if self.step == schedule.steps:
                 break
             for group in self.optimizer.param_groups:
-                group["lr"] = self.rate * schedule.factor(self.step)
+                group["lr"] = self.rate * group["share"] * schedule.factor(self.step)
             sums += torch.stack(self._step(patches)).cpu()
             self.step, count = self.step + 1, count + 1
         self.epoch += 1
@@ -117,7 +127,8 @@ class VaeTrainer:
         loss, error, divergence = (float(value) for value in sums / count)
         if not math.isfinite(loss):
             raise FormatError(f"training diverged before step {self.step}: the loss is not finite; lower --rate")
-        validated = None if self._fixed is None else validate(self.model, *self._fixed)
+        weight = self.divergence_weight
+        validated = None if self._fixed is None else validate(self.model, *self._fixed, divergence_weight=weight)
         validation_loss, psnr = (None, None) if validated is None else validated
         seconds = time.perf_counter() - began
         return EpochResult(self.epoch, self.step, loss, error, divergence, validation_loss, psnr, seconds)
@@ -127,7 +138,7 @@ class VaeTrainer:
         with torch.autocast(patches.device.type, torch.bfloat16):
             decoded, divergence = self.model(patches)
         error, nats = (decoded.float() - patches).square().mean(), divergence.mean()
-        loss = error + DIVERGENCE_WEIGHT * nats
+        loss = error + self.divergence_weight * nats
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
@@ -139,6 +150,7 @@ class VaeTrainer:
         state = {
             "config": self.model.config.to_json(), "model": self.model.state_dict(), "best": self.best,
             "optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step,
+            "divergence_weight": self.divergence_weight,
             "history": json.dumps([asdict(result) for result in self.history]),
         }  # fmt: skip
         partial = path.with_suffix(".partial")
@@ -151,6 +163,7 @@ class VaeTrainer:
         try:
             state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
             config, history = state["config"], [EpochResult(**result) for result in json.loads(state["history"])]
+            weight = float(state["divergence_weight"])
         except Exception as exc:  # whatever torch has for a file that is none of its own
             raise FormatError(f"{path}: is no checkpoint of this run: {exc}") from exc
         if config != self.model.config.to_json():
@@ -158,11 +171,14 @@ class VaeTrainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best, self.epoch, self.step = state["best"], int(state["epoch"]), int(state["step"])
+        self.divergence_weight = weight
         self.history = history
 
 
 @torch.no_grad()
-def validate(model: VaeModel, patches: Tensor, scale: Tensor, pixels: Tensor) -> tuple[float, float]:
+def validate(
+    model: VaeModel, patches: Tensor, scale: Tensor, pixels: Tensor, *, divergence_weight: float = DIVERGENCE_WEIGHT
+) -> tuple[float, float]:
     """Loss of these patches (N, 3, S, S), and PSNR in dB of their rounded pixels. `scale` is standard deviations in
     grey values, `pixels` the uint8 originals. Decoded from the posterior's mean."""
     model.eval()
@@ -171,7 +187,7 @@ def validate(model: VaeModel, patches: Tensor, scale: Tensor, pixels: Tensor) ->
         part = slice(start, start + VALIDATION_BATCH)
         x, wanted = patches[part].contiguous(memory_format=torch.channels_last), pixels[part].float()
         decoded, divergence = model(x)
-        per_patch = (decoded - x).square().flatten(1).mean(1) + DIVERGENCE_WEIGHT * divergence.mean(1)
+        per_patch = (decoded - x).square().flatten(1).mean(1) + divergence_weight * divergence.mean(1)
         losses += float(per_patch.sum())
         back = (wanted + (decoded - x) * scale[part]).round().clamp(0, 255)  # x · scale + mean is what is wanted
         squares += float((back - wanted).square().sum(dtype=torch.float64))

@@ -14,11 +14,13 @@ from histocodec.models.vae import VaeModel
 from histocodec.models.vae_export import export_vae
 from histocodec.train.loop import Schedule
 from histocodec.train.run import RunOptions, begin, commit, write_options
-from histocodec.train.vae import MOST_EMPTY, PATIENCE, EpochResult, VaeTrainer
+from histocodec.train.vae import DIVERGENCE_WEIGHT, MOST_EMPTY, PATIENCE, EpochResult, VaeTrainer
 from histocodec.train.vae_data import PatchEpochs
+from histocodec.train.vae_klt import start_from_klt
 
 BITS_PER_DIMENSION = 1.5  # of a patch at the nominal ratio: where 0.1 of the divergence weighs as much as its error
-FITTED_EPOCHS = 2  # whose patches steps and tables are fitted to
+FITTED_EPOCHS = 2  # whose patches steps and tables, and a linear start, are fitted to
+KLT_EPOCH = 1_000_000  # the first of those for the start: training never comes that far
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class VaeTrainOptions(RunOptions):
     latent_dim: int = 128
     patch: int = 64  # pixels a side
     ratio: float | None = None  # a whole one in the model; None: that of BITS_PER_DIMENSION
+    klt: bool = False  # a shortcut in the model, the start as a Karhunen–Loève transform, and the divergence by `ratio`
     steps: int = 10_000
     batch: int = 128
     rate: float = 1e-4
@@ -51,7 +54,14 @@ class VaeTrainOptions(RunOptions):
             raise UsageError(f"--latent-dim {self.latent_dim}: a multiple of 4 from 4 to {MOST_LATENTS} is needed")
         nominal = 24 * self.patch**2 / (BITS_PER_DIMENSION * self.latent_dim)  # at least 16
         ratio = min(nominal, MOST_RATIO) if self.ratio is None else self.ratio
-        return VaeConfig(latent_channels=self.latent_dim, stride=self.patch, ratio=round(ratio))
+        config = VaeConfig(
+            latent_channels=self.latent_dim, stride=self.patch, ratio=round(ratio), shortcut=self.klt
+        )
+        if self.klt and self.latent_dim > config.features:
+            raise UsageError(
+                f"--latent-dim {self.latent_dim}: with --klt, {config.features} are the most for --patch {self.patch}"
+            )
+        return config
 
 
 def run_vae_training(
@@ -67,12 +77,15 @@ def run_vae_training(
     out, checkpoint = options.out, begun.checkpoint
     epochs = PatchEpochs(begun.training, batch=options.batch, side=config.stride, seed=options.seed)
     torch.manual_seed(options.seed)
+    model = VaeModel(config)
+    weight = start_from_klt(model, fitting_batches(epochs, KLT_EPOCH)) if options.klt else DIVERGENCE_WEIGHT
     trainer = VaeTrainer(
-        VaeModel(config).to(begun.device),
+        model.to(begun.device),
         epochs,
         rate=options.rate,
         patience=options.patience,
         validation=begun.validation,
+        divergence_weight=weight,
     )
     if checkpoint.exists():
         trainer.load(checkpoint)
