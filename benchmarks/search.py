@@ -135,7 +135,7 @@ def gather(data: Path, work: Path, quality: int, progress: Progress) -> tuple[Pa
             colours = np.stack([histogram(slide.read(square, 0)) for square in squares])
         parts.append((raw, np.tile(_stain(path), (len(raw), 1)), colours))
         rows += [(image["organ"], f"{image['source']} {image['case']}", image["source"])] * len(raw)
-        entries.append(Entry(str(path), None, embeddings, {"organ": image["organ"]}))
+        entries.append(Entry(str(path), embeddings, {"organ": image["organ"]}))
     organ, case, source = (np.array(column) for column in zip(*rows, strict=True))
     patches = Patches(organ, case, source, *(np.concatenate(one) for one in zip(*parts, strict=True)))
     return patches, entries, Bytes(len(entries), len(rows), container_bytes, embedding_bytes, 0)
@@ -231,7 +231,7 @@ def speed(entries: Sequence[Entry], folder: Path) -> Speed:
     repeated = repeated + NOISE * vectors.std(axis=0) * rng.standard_normal(repeated.shape, np.float32)
     positions = np.zeros((MANY, 2), np.int32)
     large = replace(entries[0].embeddings, vectors=repeated.astype(np.float32), positions=positions)
-    index = build(folder / "many.index", [Entry("many", None, large, {})])
+    index = build(folder / "many.index", [Entry("many", large, {})])
     queries = index.facts.whitening.apply(vectors[rng.integers(0, len(vectors), QUERIES)])
     began = time.perf_counter()
     exact = [{hit.row for hit in nearest_patches(index, query[None], index.slides, K)} for query in queries]

@@ -130,17 +130,13 @@ def _name(path: Path) -> str:
 
 
 def _entries(slides: Sequence[Path], labels: dict[str, str]) -> "list[Entry]":
-    from histocodec.formats.container import Container
     from histocodec.formats.embeddings import read_embeddings
     from histocodec.search.database import Entry
 
     entries = []
     with progress_bar("reading vectors") as bar:
         for done, path in enumerate(slides, 1):
-            embeddings, attributes = read_embeddings(path), Container.open(path).attributes
-            down = attributes.levels[embeddings.level].downsample
-            mpp = None if attributes.mpp is None else (attributes.mpp[0] * down, attributes.mpp[1] * down)
-            entries.append(Entry(_name(path), mpp, embeddings, labels))
+            entries.append(Entry(_name(path), read_embeddings(path), labels))
             bar(done, len(slides), path.name)
     return entries
 

@@ -24,8 +24,9 @@ SHORT = 100  # characters of a value that are shown; --json has all
     metavar="PNG",
     help="Draw the stored PSNR of every chunk of level 0 over the overview.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace the PNG of --map.")
 @json_option
-def command(src: Path, *, picture: Path | None, as_json: bool) -> None:
+def command(src: Path, *, picture: Path | None, overwrite: bool, as_json: bool) -> None:
     """Say what the container SRC holds: sizes, resolution, model, bytes, fidelity. Nothing is decoded.
 
     SRC may also be a slide that is not compressed yet.
@@ -42,7 +43,10 @@ def command(src: Path, *, picture: Path | None, as_json: bool) -> None:
         raise click.UsageError(f"--map {picture}: its name has to end in .png")
     if is_container(src):
         from histocodec.formats.describe import describe
+        from histocodec.formats.images import check_output
 
+        if picture is not None:
+            check_output(picture, overwrite=overwrite)
         facts = describe(src)
         if picture is not None:
             draw_map(src, picture)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from histocodec.cli.options import box, device_option, json_option, label, path_argument
-from histocodec.cli.report import print_facts, print_json
+from histocodec.cli.report import mpp_text, print_facts, print_json, say
 from histocodec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from histocodec.search.index import Index
     from histocodec.search.nearest import PatchHit, SlideHit
     from histocodec.search.whitening import Vectors
+    from histocodec.slide import Mpp
 
 MOST_SHOWN = 50  # patches on a sheet
+ALIKE = 1.5  # resolutions that differ by more are named: the same tissue then looks different
 
 
 @click.command("search", short_help="Find patches or slides that look alike.")
@@ -35,6 +37,7 @@ MOST_SHOWN = 50  # patches on a sheet
 )
 @click.option("--exact", is_flag=True, help="Compare with every vector, even where the index has a graph.")
 @click.option("--sheet", type=click.Path(path_type=Path, dir_okay=False), metavar="PNG", help="Draw the patches found.")
+@click.option("--overwrite", is_flag=True, help="Replace the PNG of --sheet.")
 @device_option
 @json_option
 def command(
@@ -47,6 +50,7 @@ def command(
     filters: tuple[tuple[str, str], ...],
     exact: bool,
     sheet: Path | None,
+    overwrite: bool,
     device: str,
     as_json: bool,
 ) -> None:
@@ -55,7 +59,7 @@ def command(
     Patches are ranked by their distance to the nearest patch of the query, slides by the median over the query's
     patches of the distance to the nearest in the slide. The distance is 0 for the same, about 1 for unrelated. The
     query's own slide is left out. Colour hardly counts: latents are of normalised stains. The query should have the
-    resolution of the slides.
+    resolution of the slides; where it says that it has another, so does this command.
 
     \b
     Examples:
@@ -76,7 +80,7 @@ def command(
     from histocodec.search.index import Index
 
     if sheet is not None:
-        check_output(sheet, overwrite=True)
+        check_output(sheet, overwrite=overwrite)
     opened = Index(index)
     name = str(image if image is not None else slide)
     if image is not None:
@@ -92,6 +96,7 @@ def command(
     others = tuple(one for one in among if one.latents != found.latents)
     if not others:
         raise UsageError(f"{index}: has no other slide than {name} itself to search")
+    _compare_resolutions(name, found.mpp, others)
     if whole:
         _report_slides(opened, name, queries, others, k, as_json=as_json)
         return
@@ -99,6 +104,17 @@ def command(
     if sheet is not None:
         _draw(sheet, opened, hits[:MOST_SHOWN], device)
     _report_patches(opened, name, queries, hits, as_json=as_json)
+
+
+def _compare_resolutions(name: str, mpp: "Mpp | None", slides: "tuple[IndexedSlide, ...]") -> None:
+    """Says where the query and the slides are hardly comparable."""
+    known = [slide.mpp[0] for slide in slides if slide.mpp is not None]
+    far = [] if mpp is None else [one for one in known if not 1 / ALIKE <= one / mpp[0] <= ALIKE]
+    if mpp is not None and far:
+        say(
+            f"note: {name} has {mpp_text(mpp)} per pixel, {len(far)} of {len(slides)} slides have {min(far):.3g} to "
+            f"{max(far):.3g} µm: the same tissue may not be found there"
+        )
 
 
 def _inside(found: "Embeddings", region: tuple[int, int, int, int]) -> list[int]:

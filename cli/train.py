@@ -182,6 +182,10 @@ def command(
         )
         model = run_training(options, say)
     if as_json:
-        print_json({"model": model, "bytes": model.stat().st_size, "steps": steps})
+        from safetensors import safe_open
+
+        with safe_open(model, "np") as file:
+            done = int(file.metadata()["steps"])  # fewer than were asked for, where it stopped early
+        print_json({"model": model, "bytes": model.stat().st_size, "steps": done})
     else:
         print_facts([("model", str(model))])

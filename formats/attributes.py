@@ -144,6 +144,11 @@ class Attributes:
         chunks = ceil_div(latents[0], self.chunk), ceil_div(latents[1], self.chunk)
         return LevelGrid(*latents, *chunks, ceil_div(chunks[0], self.shard), ceil_div(chunks[1], self.shard))
 
+    def mpp_at(self, level: int) -> Mpp | None:
+        """Microns per pixel of a level; None where the source did not say."""
+        down = self.levels[level].downsample
+        return None if self.mpp is None else (self.mpp[0] * down, self.mpp[1] * down)
+
     def to_json(self) -> Json:
         return {
             "version": VERSION,

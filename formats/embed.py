@@ -76,7 +76,8 @@ def embed(
     positions = np.rint(np.array(places) * (stride * downsample)).astype(np.int32)
     kind = Kind(attributes.model.id, attributes.model.sha256, embedder.name, values.shape[1])
     pixels = embedder.side * stride
-    return Embeddings(kind, level, pixels, pixels * downsample, digest, values, positions)
+    mpp = attributes.mpp_at(level)
+    return Embeddings(kind, level, pixels, pixels * downsample, mpp, digest, values, positions)
 
 
 def _patches(scaled: Latents, side: int, least: int) -> Iterator[tuple[Place, Latents]]:

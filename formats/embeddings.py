@@ -159,7 +159,8 @@ def _read(container: Container, folder: Path) -> Embeddings:
         raise FormatError(f"{folder / 'positions'}: has positions outside the slide's {size.width} x {size.height}")
     patch = f["patch"].integer(1, 1 << 20)
     span = patch * container.attributes.levels[level].downsample
-    return Embeddings(kind, level, patch, span, digest, vectors, positions)
+    mpp = container.attributes.mpp_at(level)
+    return Embeddings(kind, level, patch, span, mpp, digest, vectors, positions)
 
 
 def _check_digests(folder: Path) -> None:

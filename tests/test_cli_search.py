@@ -64,6 +64,30 @@ def test_an_image_finds_the_patch_that_it_was_cut_from(capsys: Captured, folder:
     assert np.abs(shown - synthetic_slide(512, 512, seed=1)[256:, :256]).mean() < 12
 
 
+def test_a_query_of_another_resolution_is_told_so(
+    capsys: Captured, folder: Path, tmp_path: Path, tiny_file: Path
+) -> None:
+    slide = ArraySlide(synthetic_slide(512, 512, seed=7), mpp=1.0)
+    encode_slide(slide, tmp_path / "coarse.zarr", EncodeOptions(60, model="tiny-0", device="cpu", workers=1))
+    assert run(["embed", "--workers", "1", str(tmp_path / "coarse.zarr")]) == 0
+    for query, said in ((tmp_path / "coarse.zarr", True), (folder / "c.zarr", False)):
+        capsys.readouterr()
+        assert run(["search", str(folder / "an.index"), "--slide", str(query)]) == 0
+        told = capsys.readouterr().err
+        assert ("has 1 µm per pixel, 2 of 2 slides have 0.5 to 0.5 µm" in told) == said
+
+
+def test_a_sheet_is_not_written_over_another_file(capsys: Captured, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "sheet.png").write_bytes(b"mine")
+    query = ("--slide", str(folder / "c.zarr"), "--region", "0,0,256,256", "--sheet", str(tmp_path / "sheet.png"))
+    code, error = refused(capsys, "search", str(folder / "an.index"), *query)
+    assert code == 1
+    assert "exists already; --overwrite replaces it" in error
+    assert (tmp_path / "sheet.png").read_bytes() == b"mine"
+    assert run(["search", str(folder / "an.index"), *query, "--device", "cpu", "--overwrite"]) == 0
+    assert (tmp_path / "sheet.png").read_bytes() != b"mine"
+
+
 def test_a_region_looks_with_its_own_patches_and_not_at_its_own_slide(capsys: Captured, folder: Path) -> None:
     query = ("--slide", str(folder / "a.zarr"), "--region", "0,0,256,256")
     found = printed(capsys, "search", str(folder / "an.index"), *query)

@@ -77,6 +77,18 @@ def test_info_writes_the_map_beside_its_facts(
         assert np.array_equal(np.asarray(picture), fidelity_map(Container.open(container)))
 
 
+def test_a_map_is_not_written_over_another_file(
+    container: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "map.png"
+    picture.write_bytes(b"mine")
+    assert run(["info", str(container), "--map", str(picture)]) == 1
+    assert "exists already; --overwrite replaces it" in capsys.readouterr().err
+    assert picture.read_bytes() == b"mine"
+    assert run(["info", str(container), "--map", str(picture), "--overwrite"]) == 0
+    assert picture.read_bytes() != b"mine"
+
+
 def test_a_map_of_another_kind_or_of_a_plain_slide_is_a_usage_error(
     container: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

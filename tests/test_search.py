@@ -23,7 +23,7 @@ def entry(name: str, seed: int, count: int = 30, **labels: str) -> Entry:
     rng = np.random.default_rng(seed)
     vectors = (rng.normal(0, 3, 24) + rng.normal(0, 1, (count, 24))).astype(np.float32)
     positions = np.stack([np.arange(count) * 256, np.full(count, seed)], axis=1).astype(np.int32)
-    return Entry(name, (0.5, 0.5), Embeddings(KIND, 0, 256, 256.0, f"{seed:064}", vectors, positions), labels)
+    return Entry(name, Embeddings(KIND, 0, 256, 256.0, (0.5, 0.5), f"{seed:064}", vectors, positions), labels)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from histocodec.synthetic import synthetic_slide
 from histocodec.train.loop import Schedule
 from histocodec.train.patches import TrainingImage, training_image
 from histocodec.train.vae import DIVERGENCE_WEIGHT, EpochResult, VaeTrainer, validate
-from histocodec.train.vae_data import PatchEpochs, fixed_patches, grid_patches, non_blank, normalised
+from histocodec.train.vae_data import FixedPatches, PatchEpochs, grid_patches, non_blank, normalised
 from histocodec.train.vae_run import VaeTrainOptions, fitting_batches, run_vae_training
 from tests.tiny import TINY_VAE
 
@@ -76,7 +76,11 @@ def test_an_epoch_is_a_function_of_seed_and_number(images: list[TrainingImage]) 
 
 @pytest.mark.parametrize("normalise", ["slide", "patch", "fixed", "none"])
 def test_normalisation_is_undone_by_what_is_stored(normalise: str, images: list[TrainingImage]) -> None:
-    patches, scale, pixels = fixed_patches(images, 32, normalise)  # type: ignore[arg-type]  # parametrised
+    fixed = FixedPatches.of(images, 32, normalise)  # type: ignore[arg-type]  # parametrised
+    batches = list(fixed.batches(50))
+    assert [len(batch) for batch, _, _ in batches[:-1]] == [50] * (len(batches) - 1)
+    patches, scale, pixels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert torch.equal(pixels, fixed.pixels)
     mean = pixels.float() - patches * scale
     flat = mean.flatten(2)
     assert torch.allclose(flat, flat[:, :, :1].expand_as(flat), atol=1e-2)  # x · std + mean, one mean a channel
@@ -101,8 +105,9 @@ def test_the_divergence_is_that_of_two_gaussians() -> None:
 def test_the_loss_is_the_error_and_a_tenth_of_the_divergence(images: list[TrainingImage]) -> None:
     torch.manual_seed(0)
     model = VaeModel(SMALL).eval()
-    patches, scale, pixels = fixed_patches(images[:1], 32)
-    loss, psnr = validate(model, patches, scale, pixels)
+    fixed = FixedPatches.of(images[:1], 32)
+    patches, scale, _ = next(fixed.batches(1000))
+    loss, psnr = validate(model, fixed)
     with torch.no_grad():
         decoded, divergence = model(patches)
     assert DIVERGENCE_WEIGHT == 0.1
@@ -247,6 +252,21 @@ def test_the_command_line_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                  "--steps", "2", "--batch", "8", "--device", "cpu", "--json"]  # fmt: skip
     assert run(arguments) == 0
     assert load_model(tmp_path / "run" / "vae-custom.safetensors").config.latent_channels == 16
+
+
+def test_the_command_line_says_how_many_steps_were_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = iter(range(100))
+    monkeypatch.setattr("histocodec.train.vae.validate", lambda *_, **__: (next(losses), 20.0))
+    monkeypatch.setattr(VaeTrainOptions, "config", property(lambda _: SMALL))
+    data = folder_of_images(tmp_path / "data")
+    arguments = ["train", str(data), "--out", str(tmp_path / "run"), "--model", "vae", "--steps", "1000", "--batch",
+                 "8", "--patience", "1", "--holdout", "0.3", "--device", "cpu", "--json"]  # fmt: skip
+    assert run(arguments) == 0
+    log = (tmp_path / "run" / "log.csv").read_text().splitlines()
+    assert len(log) == 1 + 2  # the first epoch, which stays the best, and one more
+    assert json.loads(capsys.readouterr().out)["steps"] == int(log[-1].split(",")[1]) < 1000
 
 
 @pytest.mark.parametrize(

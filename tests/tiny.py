@@ -14,7 +14,7 @@ from histocodec.models.weights import ModelWeights
 from histocodec.synthetic import synthetic_slide
 from histocodec.train.klt import start_from_klt
 from histocodec.train.patches import PatchSampler, training_image
-from histocodec.train.vae_data import fixed_patches
+from histocodec.train.vae_data import FixedPatches
 
 TINY = HyperConfig(
     latent_channels=48,
@@ -75,7 +75,7 @@ def tiny_vae_network(config: VaeConfig = TINY_VAE) -> VaeModel:
 def tiny_vae_patches(side: int) -> torch.Tensor:
     image = training_image(synthetic_slide(512, 512, seed=1), "tiny", torch.device("cpu"))
     assert image is not None
-    return fixed_patches([image], side)[0]
+    return next(FixedPatches.of([image], side).batches(1000))[0]
 
 
 @lru_cache(maxsize=4)

@@ -40,10 +40,9 @@ Mpp = tuple[float, float]
 
 @dataclass(frozen=True)
 class Entry:
-    """A slide to be added. `mpp` is that of the level that was embedded."""
+    """A slide to be added."""
 
     path: str
-    mpp: Mpp | None
     embeddings: Embeddings
     labels: Labels
 
@@ -59,7 +58,7 @@ class IndexedSlide:
     count: int
     level: int
     patch: int
-    mpp: Mpp | None
+    mpp: Mpp | None  # microns per pixel of the level that was embedded
     vectors: str  # SHA-256 of its rows
     labels: Labels
 
@@ -93,7 +92,7 @@ def create(path: Path, kind: Kind, whitening: Whitening, *, graph: bool) -> None
 
 def insert_slide(database: sqlite3.Connection, entry: Entry, first: int, digest: str) -> None:
     e = entry.embeddings
-    mpp = entry.mpp or (None, None)
+    mpp = e.mpp or (None, None)
     cursor = database.execute(
         "INSERT INTO slides (path, latents, first, count, level, patch, mpp_x, mpp_y, vectors) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histocodec.errors import UnsupportedError
+from histocodec.slide import Mpp
 from histocodec.tissue import GLASS_DISTANCE
 
 Latents = NDArray[np.float32]  # (C, h, w), gains undone
@@ -98,6 +99,7 @@ class Embeddings:
     level: int
     patch: int  # pixels of that level a side
     span: float  # the same in pixels of level 0
+    mpp: Mpp | None  # microns per pixel of that level
     latents: str
     vectors: NDArray[np.float32]  # (n, D)
     positions: NDArray[np.int32]  # (n, 2): x, y of each patch's upper left corner, in pixels of level 0

@@ -21,7 +21,7 @@ from histocodec.errors import FormatError, UsageError
 from histocodec.models.vae import VaeModel
 from histocodec.train.loop import Schedule
 from histocodec.train.patches import TrainingImage
-from histocodec.train.vae_data import Normalise, PatchEpochs, fixed_patches
+from histocodec.train.vae_data import FixedPatches, Normalise, PatchEpochs
 
 DIVERGENCE_WEIGHT = 0.1
 LINEAR = ("g_a.shortcut", "g_a.mean", "log_variance", "g_s.dense", "g_s.shortcut")
@@ -68,8 +68,8 @@ class VaeTrainer:
         self.optimizer = torch.optim.Adam(self._groups(), lr=self.rate)
         self.best: dict[str, Tensor] = deepcopy(self.model.state_dict())
         side = self.model.config.stride
-        self._fixed = fixed_patches(self.validation, side, self.normalise) if self.validation else None
-        if self._fixed is not None and not len(self._fixed[0]):
+        self._fixed = FixedPatches.of(self.validation, side, self.normalise) if self.validation else None
+        if self._fixed is not None and not len(self._fixed):
             raise UsageError(f"the validation data has no patch of {side} x {side} pixels that shows tissue")
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -128,7 +128,7 @@ class VaeTrainer:
         if not math.isfinite(loss):
             raise FormatError(f"training diverged before step {self.step}: the loss is not finite; lower --rate")
         weight = self.divergence_weight
-        validated = None if self._fixed is None else validate(self.model, *self._fixed, divergence_weight=weight)
+        validated = None if self._fixed is None else validate(self.model, self._fixed, divergence_weight=weight)
         validation_loss, psnr = (None, None) if validated is None else validated
         seconds = time.perf_counter() - began
         return EpochResult(self.epoch, self.step, loss, error, divergence, validation_loss, psnr, seconds)
@@ -177,19 +177,17 @@ class VaeTrainer:
 
 @torch.no_grad()
 def validate(
-    model: VaeModel, patches: Tensor, scale: Tensor, pixels: Tensor, *, divergence_weight: float = DIVERGENCE_WEIGHT
+    model: VaeModel, fixed: FixedPatches, *, divergence_weight: float = DIVERGENCE_WEIGHT
 ) -> tuple[float, float]:
-    """Loss of these patches (N, 3, S, S), and PSNR in dB of their rounded pixels. `scale` is standard deviations in
-    grey values, `pixels` the uint8 originals. Decoded from the posterior's mean."""
+    """Loss of these patches, and PSNR in dB of their rounded pixels. Decoded from the posterior's mean."""
     model.eval()
     losses, squares = 0.0, 0.0
-    for start in range(0, len(patches), VALIDATION_BATCH):
-        part = slice(start, start + VALIDATION_BATCH)
-        x, wanted = patches[part].contiguous(memory_format=torch.channels_last), pixels[part].float()
+    for patches, scale, pixels in fixed.batches(VALIDATION_BATCH):
+        x, wanted = patches.contiguous(memory_format=torch.channels_last), pixels.float()
         decoded, divergence = model(x)
         per_patch = (decoded - x).square().flatten(1).mean(1) + divergence_weight * divergence.mean(1)
         losses += float(per_patch.sum())
-        back = (wanted + (decoded - x) * scale[part]).round().clamp(0, 255)  # x · scale + mean is what is wanted
+        back = (wanted + (decoded - x) * scale).round().clamp(0, 255)  # x · scale + mean is what is wanted
         squares += float((back - wanted).square().sum(dtype=torch.float64))
-    mse = max(squares / pixels.numel(), 1e-6)
-    return losses / len(patches), 10 * math.log10(255**2 / mse)
+    mse = max(squares / fixed.pixels.numel(), 1e-6)
+    return losses / len(fixed), 10 * math.log10(255**2 / mse)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -97,19 +98,34 @@ class PatchEpochs:
         return torch.cat(found), torch.cat(owner)
 
 
-def fixed_patches(
-    images: Sequence[TrainingImage], side: int, normalise: Normalise = "slide"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """For validation: all non-blank patches at the images' own scale, (N, 3, S, S) float; their scale (N, 3, 1, 1);
-    and the pixels themselves (N, 3, S, S) uint8."""
-    cuts = [grid_patches(image.pixels, side) for image in images]
-    kept = [cut[non_blank(cut)] for cut in cuts]
-    means, stds = (
-        torch.cat([getattr(i, name).expand(len(cut), 3) for i, cut in zip(images, kept, strict=True)])
-        for name in ("mean", "std")
-    )
-    pixels = torch.cat(kept)
-    return *normalised(pixels, means, stds, normalise), pixels
+@dataclass(frozen=True)
+class FixedPatches:
+    """Patches that stay the same, for validation: pixels (N, 3, S, S) uint8, their slides' statistics (N, 3) each."""
+
+    pixels: Tensor
+    mean: Tensor
+    std: Tensor
+    normalise: Normalise = "slide"
+
+    @classmethod
+    def of(cls, images: Sequence[TrainingImage], side: int, normalise: Normalise = "slide") -> "FixedPatches":
+        """All non-blank patches at the images' own scale."""
+        cuts = [grid_patches(image.pixels, side) for image in images]
+        kept = [cut[non_blank(cut)] for cut in cuts]
+        mean, std = (
+            torch.cat([getattr(i, name).expand(len(cut), 3) for i, cut in zip(images, kept, strict=True)])
+            for name in ("mean", "std")
+        )
+        return cls(torch.cat(kept), mean, std, normalise)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(patches (B, 3, S, S) float, scale (B, 3, 1, 1), pixels (B, 3, S, S) uint8), the last maybe smaller."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield *normalised(self.pixels[part], self.mean[part], self.std[part], self.normalise), self.pixels[part]
 
 
 def _between(rng: np.random.Generator, low: float, high: float) -> float:
