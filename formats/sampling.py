@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -26,6 +27,8 @@ OVERHEAD = 1.01  # overview and thumbnail, as a share of the latents
 # Bytes beside the shards, measured on small containers: what all levels share, each level's metadata, and a chunk's
 # share of its maps. Within a shard, each chunk has a CRC, and each place a line of the index.
 LEAST_BYTES, LEVEL_BYTES, MAP_BYTES, CRC_BYTES, PLACE_BYTES = 3050, 2800, 10, 4, 16
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def choose_quality(
         if nominal is None:
             return DEFAULT_QUALITY
         wanted_bpp = 24 / nominal
-    found = workers.map(lambda place: _analysed(place, source, quantiser.transform), _places(source))
+    found = workers.map(lambda place: _analysed(place, source, quantiser.transform), places_of(source))
     samples = [sample for sample in found if sample is not None]
     if not samples:
         return DEFAULT_QUALITY  # nothing but glass: any quality gives the same
@@ -108,14 +111,17 @@ def _last(holds: Callable[[int], bool]) -> int:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
+    """A chunk of a level. It stands for `weight` chunks."""
+
     level: int
     row: int
     column: int
     weight: float
+    bare: bool  # from afar, it shows nothing but glass
 
 
-def _places(source: SampleSource) -> list[_Place]:
+def places_of(source: SampleSource) -> list[Place]:
     """Chunks spread over all levels in proportion to how many there are: so many of tissue, so many of glass."""
     glass = bare(coarse_view(source.slide), source.background)
     strata: dict[bool, list[tuple[int, list[tuple[int, int]]]]] = {False: [], True: []}
@@ -128,22 +134,23 @@ def _places(source: SampleSource) -> list[_Place]:
         for empty, chunks in found.items():
             strata[empty].append((number, chunks))
     places = []
-    for count, levels in ((TISSUE_CHUNKS, strata[False]), (GLASS_CHUNKS, strata[True])):
+    for empty, count in ((False, TISSUE_CHUNKS), (True, GLASS_CHUNKS)):
+        levels = strata[empty]
         total = sum(len(chunks) for _, chunks in levels)
         for number, chunks in levels:
-            chosen = _spread(chunks, max(1, round(count * len(chunks) / max(1, total))))
-            places += [_Place(number, row, column, len(chunks) / len(chosen)) for row, column in chosen]
+            chosen = spread(chunks, max(1, round(count * len(chunks) / max(1, total))))
+            places += [Place(number, row, column, len(chunks) / len(chosen), empty) for row, column in chosen]
     return places
 
 
-def _spread(items: Sequence[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+def spread(items: Sequence[_Item], count: int) -> list[_Item]:
     """At most `count` items, evenly spaced over the whole sequence."""
     if len(items) <= count:
         return list(items)
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
-def _analysed(place: _Place, source: SampleSource, transform: Transform) -> _Sample | None:
+def _analysed(place: Place, source: SampleSource, transform: Transform) -> _Sample | None:
     """The sample at a place; None where the encoder will skip the chunk as background."""
     level = source.slide.levels[place.level].region
     chunk = Grid(level.height, level.width, CHUNK_PIXELS).region(place.row, place.column)

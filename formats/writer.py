@@ -40,6 +40,7 @@ from histocodec.formats.measure import Floor, LevelFidelity, measure_level
 from histocodec.formats.options import EncodeOptions, EncodeProgress, EncodeReport
 from histocodec.formats.privacy import without_private
 from histocodec.formats.progress import Clock
+from histocodec.formats.refine import refined_stats
 from histocodec.formats.sampling import SampleSource, choose_quality, tissue_example
 from histocodec.geometry import Grid, Level, Region, ceil_div
 from histocodec.models.config import CHUNK_PIXELS, QUALITIES, HyperConfig
@@ -138,8 +139,11 @@ class _Encoder:
         self.quality = self._chosen()
         # Not of a `vae`, which never saw glass: what makes it right moves the colour of tissue by several grey values.
         glass = glass_share(view, slide.levels[0], self.background, side=CHUNK_PIXELS)
-        if glass >= LEAST_GLASS and isinstance(weights.config, HyperConfig):
+        aligned = glass >= LEAST_GLASS and isinstance(weights.config, HyperConfig)
+        if aligned:
             self._align()
+        if options.effort:
+            self._refine(aligned=aligned)
         self.quantiser = self._quantiser()
         highest = self.quality if self.floor is None else QUALITIES - 1  # that any chunk may get
         self.dtype = workers.run(lambda: _latent_dtype(self.transform, self.stats, highest))
@@ -154,10 +158,20 @@ class _Encoder:
         """Has bare glass decoded exactly. That changes rate and PSNR a little, so a target is sought again."""
         measured = self.stats
         for _ in range(MOST_ALIGNED):
-            self.stats = self.workers.run(lambda: self.transform.aligned(measured, self.background, self.quality))
+            self.stats = self._aligned(measured)
             sought, self.quality = self.quality, self._chosen()
             if sought == self.quality:
                 break
+
+    def _refine(self, *, aligned: bool) -> None:
+        """Takes the statistics that this slide is coded best with; glass stays exact. A target is sought again."""
+        align = self._aligned if aligned else None
+        source = self._sampled()
+        self.stats = refined_stats(source, self.quality, self.transform, self.coder, self.workers, align=align)
+        self.quality = self._chosen()
+
+    def _aligned(self, stats: ChannelStats) -> ChannelStats:
+        return self.workers.run(lambda: self.transform.aligned(stats, self.background, self.quality))
 
     def _sampled(self) -> SampleSource:
         attributes = _attributes(self, 0, "int8")

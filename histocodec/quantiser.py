@@ -20,7 +20,7 @@ from histocodec.compiled import jit
 from histocodec.entropy.tables import COST_UNIT, ESCAPE_BITS
 from histocodec.fidelity import squared_error
 from histocodec.geometry import Region
-from histocodec.models.config import GROUPS, QUALITIES
+from histocodec.models.config import GROUPS, QUALITIES, ModelConfig
 from histocodec.models.fused import Row
 from histocodec.models.prior import POSITIONS
 from histocodec.models.transforms import Margin
@@ -53,15 +53,32 @@ class Window:
         return slice(None), slice(m.top, rows - m.bottom), slice(m.left, columns - m.right)
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """A chunk with the pixels around it that the halos of both transforms reach: what was read (H, W, 3) uint8, and
+    where in the level the chunk lies, what its synthesis sees, and what was read."""
+
+    pixels: Pixels
+    chunk: Region
+    kept: Region
+    read: Region
+
+    @classmethod
+    def of(cls, slide: Slide, level: int, chunk: Region, config: ModelConfig) -> "Surroundings":
+        whole = slide.levels[level].region
+        kept = around(chunk, config.synthesis_halo * config.stride).intersect(whole)
+        read = around(kept, config.analysis_halo * config.stride).intersect(whole)
+        return cls(slide.read(read, level), chunk, kept, read)
+
+    def analysed(self, transform: Transform, stats: ChannelStats) -> Window:
+        stride = transform.weights.config.stride
+        y = transform.analyse(whole_latents(self.pixels, stride), margin_of(self.kept, self.read, stride), stats)
+        return Window(y, margin_of(self.chunk, self.kept, stride), self.pixels[self.chunk.within(self.read)])
+
+
 def analysed(slide: Slide, level: int, chunk: Region, transform: Transform, stats: ChannelStats) -> Window:
     """The window of a chunk of a slide's level, read and analysed with the halos of both transforms."""
-    whole, config = slide.levels[level].region, transform.weights.config
-    stride = config.stride
-    kept = around(chunk, config.synthesis_halo * stride).intersect(whole)
-    read = around(kept, config.analysis_halo * stride).intersect(whole)
-    pixels = slide.read(read, level)
-    y = transform.analyse(whole_latents(pixels, stride), margin_of(kept, read, stride), stats)
-    return Window(y, margin_of(chunk, kept, stride), pixels[chunk.within(read)])
+    return Surroundings.of(slide, level, chunk, transform.weights.config).analysed(transform, stats)
 
 
 class Quantiser:
@@ -118,14 +135,14 @@ class Quantiser:
         """Bits that a unit of squared error is worth on this chunk: the exchange rate between its neighbouring
         qualities. A move at a better rate pays; λ itself is off by up to twice either way."""
         below, above = max(0, quality - NEIGHBOUR), min(QUALITIES - 1, quality + NEIGHBOUR)
-        bits, error = self._rounded_cost(window, below)
-        more_bits, less_error = self._rounded_cost(window, above)
+        bits, error = self.rounded_cost(window, below)
+        more_bits, less_error = self.rounded_cost(window, above)
         trained = self.weights.hyper.rate_weight(quality) / 3  # of one squared error in one channel
         if more_bits <= bits or less_error >= error:
             return trained
         return min(max((more_bits - bits) / (error - less_error), SLOPES[0] * trained), SLOPES[1] * trained)
 
-    def _rounded_cost(self, window: Window, quality: int) -> tuple[float, float]:
+    def rounded_cost(self, window: Window, quality: int) -> tuple[float, float]:
         """Bits and squared error of a chunk whose latents are rounded."""
         latents = quantise(window.y, self.weights.gain(quality), np.dtype(np.int16))
         scaled = (latents * self.weights.inverse_gain(quality)[:, None, None]).astype(np.float32)

@@ -1,0 +1,103 @@
+"""Statistics found by trying: cheaper than those that were measured, the same in every run, glass still exact."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import histocodec
+from histocodec.codec import HyperCoder
+from histocodec.formats.container import Container
+from histocodec.formats.refine import refined_stats
+from histocodec.formats.sampling import SampleSource
+from histocodec.normalise import ChannelStats, tissue_stats
+from histocodec.quantiser import Quantiser, Surroundings
+from histocodec.sources.array import ArraySlide
+from histocodec.synthetic import GLASS, synthetic_slide
+from histocodec.transform import Transform
+from histocodec.workers import Workers
+from tests.tiny import tiny_model, tiny_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+QUALITY = 60
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    pool = Workers(1)
+    yield pool
+    pool.close()
+
+
+@lru_cache(maxsize=1)
+def transform() -> Transform:
+    return Transform(tiny_weights(), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def container(tmp_path_factory: pytest.TempPathFactory) -> Container:
+    folder = tmp_path_factory.mktemp("refine")
+    slide = ArraySlide(synthetic_slide(256, 256, seed=1))
+    histocodec.encode(slide, folder / "a.zarr", model=str(tiny_model(folder)), device="cpu")
+    return Container.open(folder / "a.zarr")
+
+
+def source_of(slide: ArraySlide, stats: ChannelStats, container: Container) -> SampleSource:
+    return SampleSource(slide, (0,), GLASS, stats, lambda _: False, container.attributes)
+
+
+def cost(slide: ArraySlide, stats: ChannelStats, quality: int) -> tuple[float, float]:
+    chunk = Surroundings.of(slide, 0, slide.levels[0].region, tiny_weights().config)
+    window = chunk.analysed(transform(), stats)
+    plain = Quantiser(transform(), HyperCoder(tiny_weights()), stats, lambda: window, effort=0)
+    return plain.rounded_cost(window, quality)
+
+
+def test_they_are_cheaper_at_equal_error(container: Container, workers: Workers) -> None:
+    slide = ArraySlide(synthetic_slide(256, 256, seed=2))
+    measured = tissue_stats(slide)
+    coder = HyperCoder(tiny_weights())
+    found = refined_stats(source_of(slide, measured, container), QUALITY, transform(), coder, workers)
+    again = refined_stats(source_of(slide, measured, container), QUALITY, transform(), coder, workers)
+    assert found == again != measured
+    bits, error = cost(slide, found, QUALITY)
+    worse = [cost(slide, measured, quality) for quality in range(QUALITY - 12, QUALITY + 13)]
+    at_equal_error = np.interp(np.log(error), *zip(*sorted((np.log(e), np.log(b)) for b, e in worse), strict=True))
+    assert np.log(bits) < at_equal_error
+    assert np.prod(found.std) == pytest.approx(np.prod(measured.std), rel=1e-4)  # or it would be another quality
+
+
+def test_the_mean_that_glass_needs_is_kept(container: Container, workers: Workers) -> None:
+    slide = ArraySlide(synthetic_slide(256, 256, seed=2))
+    measured = tissue_stats(slide)
+
+    def align(stats: ChannelStats) -> ChannelStats:
+        return ChannelStats(measured.mean, stats.std)
+
+    source, coder = source_of(slide, measured, container), HyperCoder(tiny_weights())
+    found = refined_stats(source, QUALITY, transform(), coder, workers, align=align)
+    assert np.array_equal(found.mean, measured.mean)
+    assert not np.array_equal(found.std, measured.std)
+
+
+def test_glass_alone_keeps_its_statistics(container: Container, workers: Workers) -> None:
+    slide = ArraySlide(np.full((600, 600, 3), GLASS, np.uint8), background=GLASS)
+    stats, coder = tissue_stats(slide), HyperCoder(tiny_weights())
+    assert refined_stats(source_of(slide, stats, container), 50, transform(), coder, workers) == stats
+
+
+def test_only_effort_looks_for_them(tmp_path: Path) -> None:
+    slide, model = ArraySlide(synthetic_slide(512, 512, seed=3)), str(tiny_model(tmp_path))
+    stored = []
+    for effort in (0, 1):
+        path = tmp_path / f"{effort}.zarr"
+        histocodec.encode(slide, path, model=model, device="cpu", quality=50, effort=effort, embed_model=True)
+        stored.append(Container.open(path).stats().channels)
+        with histocodec.open(path, device="cpu") as opened:
+            assert opened.read(opened.levels[0].region, 0).shape == (512, 512, 3)
+    assert np.array_equal(stored[0].std, tissue_stats(slide).std)  # the mean is moved for glass
+    assert not np.array_equal(stored[1].std, stored[0].std)
