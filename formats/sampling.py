@@ -26,7 +26,7 @@ GLASS_CHUNKS = 60  # of those that look like bare glass from afar: cheap, but on
 OVERHEAD = 1.01  # overview and thumbnail, as a share of the latents
 # Bytes beside the shards, measured on small containers: what all levels share, each level's metadata, and a chunk's
 # share of its maps. Within a shard, each chunk has a CRC, and each place a line of the index.
-LEAST_BYTES, LEVEL_BYTES, MAP_BYTES, CRC_BYTES, PLACE_BYTES = 3050, 2800, 10, 4, 16
+LEAST_BYTES, LEVEL_BYTES, MAP_BYTES, CRC_BYTES, PLACE_BYTES = 3150, 2800, 10, 4, 16
 
 _Item = TypeVar("_Item")
 

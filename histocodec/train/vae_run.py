@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -20,7 +20,6 @@ from histocodec.train.vae_klt import start_from_klt
 
 BITS_PER_DIMENSION = 1.5  # of a patch at the nominal ratio: where 0.1 of the divergence weighs as much as its error
 FITTED_EPOCHS = 2  # whose patches steps and tables, and a linear start, are fitted to
-LEAST_BOTTLENECK = 32  # channels in front of few numbers; the linear path needs 12 of them for 128 numbers
 KLT_EPOCH = 1_000_000  # the first of those for the start: training never comes that far
 
 
@@ -55,12 +54,10 @@ class VaeTrainOptions(RunOptions):
             raise UsageError(f"--latent-dim {self.latent_dim}: a multiple of 4 from 4 to {MOST_LATENTS} is needed")
         nominal = 24 * self.patch**2 / (BITS_PER_DIMENSION * self.latent_dim)  # at least 16
         ratio = min(nominal, MOST_RATIO) if self.ratio is None else self.ratio
-        config = VaeConfig(latent_channels=self.latent_dim, stride=self.patch, ratio=round(ratio))
-        if not self.klt:
-            return config
-        bottleneck = min(max(self.latent_dim // 16 * 4, LEAST_BOTTLENECK), config.bottleneck)
-        config = replace(config, shortcut=True, bottleneck=bottleneck)
-        if self.latent_dim > config.features:
+        config = VaeConfig(
+            latent_channels=self.latent_dim, stride=self.patch, ratio=round(ratio), shortcut=self.klt
+        )
+        if self.klt and self.latent_dim > config.features:
             raise UsageError(
                 f"--latent-dim {self.latent_dim}: with --klt, {config.features} are the most for --patch {self.patch}"
             )
