@@ -40,7 +40,7 @@ STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "m
     type=click.IntRange(0, 9),
     default=0,
     show_default=True,
-    help="Look for better statistics and, in so many passes, for cheaper latents: 4 saves 1 to 5 %, and takes many"
+    help="Look for better statistics and, in so many passes, for cheaper latents: 4 saves about 4 %, and takes many"
     " times as long.",
 )
 @click.option(

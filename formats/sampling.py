@@ -26,7 +26,7 @@ GLASS_CHUNKS = 60  # of those that look like bare glass from afar: cheap, but on
 OVERHEAD = 1.01  # overview and thumbnail, as a share of the latents
 # Bytes beside the shards, measured on small containers: what all levels share, each level's metadata, and a chunk's
 # share of its maps. Within a shard, each chunk has a CRC, and each place a line of the index.
-LEAST_BYTES, LEVEL_BYTES, MAP_BYTES, CRC_BYTES, PLACE_BYTES = 3150, 2800, 10, 4, 16
+LEAST_BYTES, LEVEL_BYTES, MAP_BYTES, CRC_BYTES, PLACE_BYTES = 2650, 2800, 10, 4, 16
 
 _Item = TypeVar("_Item")
 
@@ -98,7 +98,8 @@ def _bytes_beside_chunks(source: SampleSource) -> int:
     places = sum(grid.shards for grid in grids) * attributes.shard**2
     chunks = sum(grid.chunk_rows * grid.chunk_columns for grid in grids)
     described = len(json.dumps(attributes.to_json())) + len(source.slide.icc_profile or b"")
-    return LEAST_BYTES + described + LEVEL_BYTES * len(grids) + MAP_BYTES * chunks + PLACE_BYTES * places
+    shared = LEAST_BYTES + 4 * attributes.model.channels  # float32, of bare glass
+    return shared + described + LEVEL_BYTES * len(grids) + MAP_BYTES * chunks + PLACE_BYTES * places
 
 
 def _last(holds: Callable[[int], bool]) -> int:

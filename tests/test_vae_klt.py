@@ -143,3 +143,8 @@ def test_impossible_linear_starts_are_refused(
     data = folder_of_images(tmp_path / "data")
     assert run(["train", str(data), "--out", str(tmp_path / "run"), *arguments]) == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_the_option_gives_the_model_a_shortcut() -> None:
+    assert VaeTrainOptions((), Path("x"), klt=True).config == VaeConfig(shortcut=True)
+    assert VaeTrainOptions((), Path("x")).config == VaeConfig()
