@@ -13,12 +13,11 @@ from histocodec.formats.attributes import Attributes
 from histocodec.formats.options import DEFAULT_QUALITY, EncodeOptions
 from histocodec.geometry import Grid
 from histocodec.models.config import CHUNK_PIXELS, QUALITIES
-from histocodec.models.transforms import Margin
 from histocodec.normalise import ChannelStats
-from histocodec.quantiser import Quantiser, Window, analysed
+from histocodec.quantiser import Quantiser, Surroundings, Window, analysed
 from histocodec.slide import Colour, Pixels, Slide
 from histocodec.tissue import bare, busiest_region, cell_of, coarse_view
-from histocodec.transform import Transform, around, margin_of, whole_latents
+from histocodec.transform import Transform, around
 from histocodec.workers import Workers
 
 TISSUE_CHUNKS = 80  # 20 megapixels: their mean is within two or three per cent of a slide's
@@ -166,11 +165,8 @@ def tissue_example(source: SampleSource, transform: Transform) -> Window:
     level, config = source.slide.levels[0].region, transform.weights.config
     chunk = busiest_region(source.slide, CHUNK_PIXELS)
     window = around(chunk, config.analysis_halo * config.stride).intersect(level)
-    pixels = source.slide.read(window, 0)
-    y = transform.analyse(
-        whole_latents(pixels, config.stride), margin_of(chunk, window, config.stride), source.stats
-    )
-    return Window(y, Margin(), pixels[chunk.within(window)])
+    alone = Surroundings(source.slide.read(window, 0), chunk, kept=chunk, read=window)
+    return alone.analysed(transform, source.stats)
 
 
 def _bits(samples: Sequence[_Sample], quality: int, quantiser: Quantiser, workers: Workers) -> float:

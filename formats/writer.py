@@ -168,7 +168,9 @@ class _Encoder:
         align = self._aligned if aligned else None
         source = self._sampled()
         self.stats = refined_stats(source, self.quality, self.transform, self.coder, self.workers, align=align)
-        self.quality = self._chosen()
+        sought, self.quality = self.quality, self._chosen()
+        if aligned and self.quality != sought:
+            self._align()
 
     def _aligned(self, stats: ChannelStats) -> ChannelStats:
         return self.workers.run(lambda: self.transform.aligned(stats, self.background, self.quality))

@@ -64,9 +64,7 @@ def test_an_image_finds_the_patch_that_it_was_cut_from(capsys: Captured, folder:
     assert np.abs(shown - synthetic_slide(512, 512, seed=1)[256:, :256]).mean() < 12
 
 
-def test_a_query_of_another_resolution_is_told_so(
-    capsys: Captured, folder: Path, tmp_path: Path, tiny_file: Path
-) -> None:
+def test_a_query_of_another_resolution_is_told_so(capsys: Captured, folder: Path, tmp_path: Path) -> None:
     slide = ArraySlide(synthetic_slide(512, 512, seed=7), mpp=1.0)
     encode_slide(slide, tmp_path / "coarse.zarr", EncodeOptions(60, model="tiny-0", device="cpu", workers=1))
     assert run(["embed", "--workers", "1", str(tmp_path / "coarse.zarr")]) == 0

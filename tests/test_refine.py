@@ -90,6 +90,21 @@ def test_glass_alone_keeps_its_statistics(container: Container, workers: Workers
     assert refined_stats(source_of(slide, stats, container), 50, transform(), coder, workers) == stats
 
 
+def test_glass_is_exact_at_the_quality_that_a_target_leads_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.full((512, 1024, 3), GLASS, np.uint8)
+    pixels[:, 256:768] = synthetic_slide(512, 512, seed=3)
+    qualities = iter([40, 40, 60, 60])  # at first, aligned, refined, aligned again
+    monkeypatch.setattr("histocodec.formats.writer.choose_quality", lambda *_: next(qualities))
+    model = str(tiny_model(tmp_path))
+    histocodec.encode(ArraySlide(pixels), tmp_path / "a.zarr", model=model, device="cpu", effort=1)
+    container = Container.open(tmp_path / "a.zarr")
+    assert container.attributes.levels[0].quality == 60
+    stats, colour = container.stats().channels, container.attributes.background.colour
+    exact = transform().aligned(stats, colour, 60)
+    assert np.allclose(exact.mean, stats.mean, atol=0.05)
+    assert not np.allclose(transform().aligned(stats, colour, 40).mean, stats.mean, atol=0.05)
+
+
 def test_only_effort_looks_for_them(tmp_path: Path) -> None:
     slide, model = ArraySlide(synthetic_slide(512, 512, seed=3)), str(tiny_model(tmp_path))
     stored = []

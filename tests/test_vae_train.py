@@ -280,6 +280,8 @@ def test_the_command_line_says_how_many_steps_were_made(
         (["--model", "vae", "--ratio", "1:20000"], "--ratio 20000: 1 to 10000"),
         (["--model", "vae", "--ratio", "0"], "--ratio 0: 1 to 10000"),
         (["--model", "vae", "--ratio", "nan"], "--ratio nan: 1 to 10000"),
+        (["--klt"], "--klt is for --model vae"),
+        (["--model", "vae", "--klt", "--patch", "32", "--latent-dim", "260"], "--klt, 256 are the most for --patch 32"),
     ],
 )
 def test_options_of_the_other_family_are_refused(

@@ -15,6 +15,7 @@ BLOCKS = ("analysis8", "analysis16", "synthesis16", "synthesis8")
 MOST_RATIO = 10_000  # that a model may aim at
 MOST_LATENTS = 1020  # channels: a chunk's header has one byte for how many quads of them there are
 PATCHES = (32, 64, 128)  # pixels a side of a `vae`'s patch, which is its stride
+BLOCK = 16  # pixels a side of what becomes one position of a `vae`'s bottleneck
 
 Blocks = tuple[bool, ...]  # one residual block each; True where it looks at its neighbours (3×3)
 
@@ -125,7 +126,7 @@ class VaeConfig:
     @property
     def features(self) -> int:
         """Values a patch between the last stage and the dense layer."""
-        return self.bottleneck * (self.stride // 16) ** 2
+        return self.bottleneck * (self.stride // BLOCK) ** 2
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)

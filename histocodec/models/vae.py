@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from histocodec.models.config import VaeConfig
+from histocodec.models.config import BLOCK, VaeConfig
 from histocodec.models.transforms import Margin
 
-BLOCK = 16  # pixels a side of what becomes one position of the bottleneck
 LEAST_LOG_VARIANCE, MOST_LOG_VARIANCE = -12.0, 6.0  # beyond, nothing is learnt and much can overflow
 
 

@@ -29,12 +29,12 @@ def start_from_klt(model: HyperModel, sampler: PatchSampler, *, blocks: int | No
         batch = sampler(-1 - step & 0xFFFFFFFF)  # steps that training never reaches
         stds.append(batch.std)
         pixels = batch.pixels.to(cpu) * weights[:, None, None]
-        covariance8 += _second_moment(torch.nn.functional.pixel_unshuffle(pixels, 8))
-        covariance16 += _second_moment(_blocks16(pixels))
+        covariance8 += second_moment(torch.nn.functional.pixel_unshuffle(pixels, 8))
+        covariance16 += second_moment(_blocks16(pixels))
         count += pixels.shape[0] * (pixels.shape[2] // 16) ** 2
         step += 1
-    _, basis8 = _eigen(covariance8 / (4 * count))
-    energy, basis16 = _eigen(covariance16 / count)
+    _, basis8 = eigen(covariance8 / (4 * count))
+    energy, basis16 = eigen(covariance16 / count)
 
     config = model.config
     channels = config.latent_channels
@@ -84,12 +84,13 @@ def _blocks16(pixels: Tensor) -> Tensor:
     return torch.cat([blocks8[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)], dim=1)
 
 
-def _second_moment(blocks: Tensor) -> Tensor:
+def second_moment(blocks: Tensor) -> Tensor:
+    """(B, C, H, W) → (C, C): the sum over all positions."""
     rows = blocks.transpose(0, 1).flatten(1)
     return rows @ rows.T
 
 
-def _eigen(covariance: Tensor) -> tuple[Tensor, Tensor]:
+def eigen(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, largest first, and eigenvectors as columns."""
     values, vectors = torch.linalg.eigh(covariance.double())
     return values.flip(0).float(), vectors.flip(1).float()

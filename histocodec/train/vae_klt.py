@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from histocodec.errors import UsageError
-from histocodec.models.vae import BLOCK, Normed, VaeModel
+from histocodec.models.config import BLOCK
+from histocodec.models.vae import Normed, VaeModel
 from histocodec.models.vae_export import MOST_VARIANCE, nominal_bits
+from histocodec.train.klt import eigen, second_moment
 
 MOST_PATCHES = 16_384  # that the transform is fitted to
 CODED_SHARE = 0.9  # of the ratio's bits: rounding costs a little more than the divergence says
@@ -37,9 +39,8 @@ def start_from_klt(model: VaeModel, batches: Iterable[Tensor]) -> float:
     if not patches:
         raise UsageError("there is no patch to start from; at least one is needed")
     blocks = torch.nn.functional.pixel_unshuffle(torch.cat(patches), BLOCK)  # (N, 768, c, c)
-    flat = blocks.transpose(0, 1).flatten(1)
-    _, vectors = torch.linalg.eigh((flat @ flat.T).double())
-    basis = vectors.flip(1)[:, : config.bottleneck].T.float()  # (B, 768)
+    _, vectors = eigen(second_moment(blocks))
+    basis = vectors[:, : config.bottleneck].T  # (B, 768)
     features = torch.einsum("bi,nirc->nbrc", basis, blocks)
     cosine = cosine_transform(config.stride // BLOCK)
     across = torch.kron(torch.eye(config.bottleneck), torch.kron(cosine, cosine))  # features as they are flattened

@@ -77,8 +77,9 @@ def run_vae_training(
     out, checkpoint = options.out, begun.checkpoint
     epochs = PatchEpochs(begun.training, batch=options.batch, side=config.stride, seed=options.seed)
     torch.manual_seed(options.seed)
-    model = VaeModel(config)
-    weight = start_from_klt(model, fitting_batches(epochs, KLT_EPOCH)) if options.klt else DIVERGENCE_WEIGHT
+    model, weight = VaeModel(config), DIVERGENCE_WEIGHT
+    if options.klt and not checkpoint.exists():
+        weight = start_from_klt(model, fitting_batches(epochs, KLT_EPOCH))
     trainer = VaeTrainer(
         model.to(begun.device),
         epochs,
