@@ -144,10 +144,9 @@ class Guarantee:
     def _stored(self, level: int, change: Change) -> StoredChunk:
         place, side = (change.row, change.column), self.growing.attributes.chunk
         part = self._window(level, place)
-        latents = self.quantiser.chunk(part, change.quality, side, self.dtype)
         if change.tile == LOSSLESS:
             files.write_lossless(self.growing.root, self.growing.attributes, level, *place, part.pixels)
-        return StoredChunk(change.tile, self.quantiser.coder.encode(latents, change.quality))
+        return StoredChunk(change.tile, self.quantiser.coded(part, change.quality, side, self.dtype))
 
     def _affected(self, changed: Sequence[Place], fidelity: LevelFidelity) -> list[Place]:
         """These and their neighbours, as far as they are measured: a halo reaches no farther than one chunk."""

@@ -173,8 +173,8 @@ def _bits(samples: Sequence[_Sample], quality: int, quantiser: Quantiser, worker
     """Estimated bits of the whole slide."""
 
     def bits(sample: _Sample) -> float:
-        chunk = quantiser.chunk(sample.window, quality, quantiser.weights.config.chunk, np.dtype(np.int16))
-        return 8 * sample.weight * (len(quantiser.coder.encode(chunk, quality)) + CRC_BYTES)
+        coded = quantiser.coded(sample.window, quality, quantiser.weights.config.chunk, np.dtype(np.int16))
+        return 8 * sample.weight * (len(coded) + CRC_BYTES)
 
     return sum(workers.map(bits, samples))
 

@@ -262,8 +262,8 @@ class _Encoder:
             part = Window(
                 y[latents_of(around_it, kept, stride)], margin_of(own, around_it, stride), pixels[own.within(window)]
             )
-            latents = self.quantiser.chunk(part, self.quality, self.attributes.chunk, self.dtype)
-            chunks[place] = StoredChunk(CODED, self.coder.encode(latents, self.quality))
+            data = self.quantiser.coded(part, self.quality, self.attributes.chunk, self.dtype)
+            chunks[place] = StoredChunk(CODED, data)
         return chunks
 
     def _skips(self, pixels: Pixels) -> bool:

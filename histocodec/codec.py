@@ -88,8 +88,11 @@ class LatentCoder(ABC):
     def __init__(self, weights: ModelWeights) -> None:
         self.weights = weights
 
-    def encode(self, latents: NDArray[np.integer[Any]], quality: int) -> bytes:
-        """latents (C, n, n) int8 or int16 → bytes. Any values are coded; the prior only decides how briefly."""
+    def encode(
+        self, latents: NDArray[np.integer[Any]], quality: int, *, z: NDArray[np.int64] | None = None
+    ) -> bytes:
+        """latents (C, n, n) int8 or int16 → bytes. Any values are coded; the prior only decides how briefly, and so
+        does `z` (Cz, n/4, n/4) of a `hyper` model, where it is to be another than h_a's."""
         self._checked_shape(latents.shape)
         if not 0 <= quality < QUALITIES:
             raise UsageError(f"quality {quality}; 0 to {QUALITIES - 1} are allowed")
@@ -97,15 +100,17 @@ class LatentCoder(ABC):
         if header.empty:
             return header.pack()
         encoder = Encoder(self.weights.tables)
-        for segment in self._segments(latents, header):
+        for segment in self._segments(latents, header, z):
             encoder.write(segment.values - segment.whole, segment.tables)
         return header.pack() + encoder.finish()
 
-    def segments(self, latents: NDArray[np.integer[Any]], quality: int) -> Iterator[Segment]:
+    def segments(
+        self, latents: NDArray[np.integer[Any]], quality: int, *, z: NDArray[np.int64] | None = None
+    ) -> Iterator[Segment]:
         """What `encode` would code, segment by segment. None for a chunk that is zero."""
         header = ChunkHeader(quality, *_extent(latents))
         if not header.empty:
-            yield from self._segments(latents, header)
+            yield from self._segments(latents, header, z)
 
     def decode(self, data: bytes, shape: tuple[int, ...]) -> NDArray[np.int16]:
         """bytes → latents (C, n, n) int16. Raises FormatError for anything that `encode` cannot have written."""
@@ -119,7 +124,9 @@ class LatentCoder(ABC):
         return latents
 
     @abstractmethod
-    def _segments(self, latents: NDArray[np.integer[Any]], header: ChunkHeader) -> Iterator[Segment]:
+    def _segments(
+        self, latents: NDArray[np.integer[Any]], header: ChunkHeader, z: NDArray[np.int64] | None
+    ) -> Iterator[Segment]:
         """Those of a chunk that is not zero."""
 
     @abstractmethod
@@ -150,12 +157,22 @@ class HyperCoder(LatentCoder):
         self.config = weights.hyper
         self.prior = prior or FusedPrior(self.config, weights.arrays, float_product)
 
-    def _segments(self, latents: NDArray[np.integer[Any]], header: ChunkHeader) -> Iterator[Segment]:
+    def hyper_latents(self, latents: NDArray[np.integer[Any]], quality: int) -> NDArray[np.int64]:
+        """z (Cz, n/4, n/4) that `encode` takes by itself: that of h_a."""
+        shape, header = self._checked_shape(latents.shape), ChunkHeader(quality, *_extent(latents))
+        return self.prior.chunk(quality, shape, header.extent).hyper_latents(latents)
+
+    def _segments(
+        self, latents: NDArray[np.integer[Any]], header: ChunkHeader, z: NDArray[np.int64] | None
+    ) -> Iterator[Segment]:
         shape = self._checked_shape(latents.shape)
         chunk = self.prior.chunk(header.quality, shape, header.extent)
         keep = self._hyper_extent(header)
+        chosen = chunk.hyper_latents(latents) if z is None else z
         z = np.zeros((self.config.hyper_channels, shape[1] // 4, shape[2] // 4), np.int64)
-        z[keep] = chunk.hyper_latents(latents)[keep]
+        if chosen.shape != z.shape or np.abs(chosen).max() > HYPER_CLIP:
+            raise UsageError(f"z of shape {chosen.shape}; {z.shape}, each within ±{HYPER_CLIP}, is needed")
+        z[keep] = chosen[keep]
         tables, whole = self._hyper_parameters(header.quality, keep)
         yield Segment(z[keep].astype(np.int32).ravel(), tables, whole, header.extent)
         chunk.begin(z)
@@ -196,7 +213,10 @@ class HyperCoder(LatentCoder):
 class StaticCoder(LatentCoder):
     """Of a `vae` model: every latent with the table of its channel and quality, in C order of the extent."""
 
-    def _segments(self, latents: NDArray[np.integer[Any]], header: ChunkHeader) -> Iterator[Segment]:
+    def _segments(
+        self, latents: NDArray[np.integer[Any]], header: ChunkHeader, z: NDArray[np.int64] | None
+    ) -> Iterator[Segment]:
+        assert z is None, "there is no z in this family"
         tables, whole = self._parameters(header)
         values = latents[_corner(header)].astype(np.int32).ravel()
         yield Segment(values, tables, whole, header.extent)

@@ -1,25 +1,29 @@
 """From y to integers: plain rounding, or with some effort a better choice for the same decoder.
 
-Rate–distortion optimised quantisation (RDOQ): a latent may go one step towards zero, or to the other side of where
-it was, if that lowers λ·MSE + bits. What it costs in pixels comes from the gradient of the synthesis and its
-curvature, what it saves in bits from the coder's own tables. Each pass moves the latents that promise most, a random
-part of them at a time since they were judged one by one, and is kept only if the whole chunk has become cheaper.
+Rate–distortion optimised quantisation: every latent may go to the integer on the other side of where it was, or one
+step towards zero, if that lowers error and bits at the rate at which the chunk exchanges them. What a move costs in
+pixels comes from the gradient of the synthesis and its curvature, what it saves in bits from the coder's own tables.
+Moves are judged one by one and made all together, so that not all promises are kept. Each position of latents is
+therefore judged again, by the pixels and bits that are its own: where they have become dearer its moves are taken
+back, and curvature counts for more there in the next pass (Levenberg–Marquardt damping, a position at a time).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
 
-from histocodec.codec import LatentCoder
+from histocodec.codec import HyperCoder, LatentCoder
 from histocodec.compiled import jit
-from histocodec.entropy.tables import COST_UNIT, ESCAPE_BITS
+from histocodec.entropy.cost import bits_of
 from histocodec.fidelity import squared_error
 from histocodec.geometry import Region
+from histocodec.hyperlatents import around_each, cheapest_hyper_latents
 from histocodec.models.config import GROUPS, QUALITIES, ModelConfig
 from histocodec.models.fused import Row
 from histocodec.models.prior import POSITIONS
@@ -28,8 +32,9 @@ from histocodec.normalise import ChannelStats
 from histocodec.slide import Pixels, Slide
 from histocodec.transform import Transform, around, margin_of, quantise, whole_latents
 
-LEAST_GAIN = 2.0  # bits that a move must promise: promises are made one by one, and too good by about as much
-SHARE = 0.7  # of the promising moves are made in one pass
+PASSES = 4  # a level of effort
+LEAST_GAIN = 1.0  # bits that a move must promise
+DAMPED, RELIEVED, LEAST_DAMPING = 1.4, 0.9, 0.3  # factors of the curvature where a pass failed, where not, and at least
 NEIGHBOUR = 5  # qualities up and down, between which a chunk's own exchange of squared error for bits is taken
 SLOPES = (0.25, 4.0)  # times the λ of training, between which it must lie
 PROBES = 2  # random fields for the curvature
@@ -81,8 +86,19 @@ def analysed(slide: Slide, level: int, chunk: Region, transform: Transform, stat
     return Surroundings.of(slide, level, chunk, transform.weights.config).analysed(transform, stats)
 
 
+@dataclass(frozen=True)
+class _Judge:
+    """What moves are judged by: y with its gain (C, h, w), the error's gradient in each latent (C, h, w), its curvature
+    in each channel (C,) and how much more that counts at each position (h, w); in bits."""
+
+    exact: NDArray[np.float32]
+    gradient: NDArray[np.float32]
+    curvature: NDArray[np.float32]
+    damping: NDArray[np.float32]
+
+
 class Quantiser:
-    """Quantises chunks of a slide. Thread-safe. `effort` is the number of passes, 0 … 9; 0 rounds.
+    """Quantises chunks of a slide. Thread-safe. `effort` is 0 … 9; 0 rounds.
 
     `example` gives a piece of the slide's tissue, on which the curvature is measured once a quality."""
 
@@ -100,36 +116,56 @@ class Quantiser:
         self._example = cache(example)
         self._curvature = cache(self._probed_curvature)
 
-    def chunk(self, window: Window, quality: int, side: int, dtype: np.dtype[np.signedinteger]) -> Latents:
-        """(C, side, side) of `dtype`, zero beyond the level's edge"""
+    def coded(self, window: Window, quality: int, side: int, dtype: np.dtype[np.signedinteger]) -> bytes:
+        """The chunk's bytes; its latents are (C, side, side) of `dtype`, zero beyond the level's edge."""
         whole = self.window(window, quality, dtype)[window.own]
         chunk = np.zeros((len(whole), side, side), dtype)
         chunk[:, : whole.shape[1], : whole.shape[2]] = whole
-        return chunk
+        if not self.effort or not chunk.any():
+            return self.coder.encode(chunk, quality)
+        return self.coder.encode(chunk, quality, z=cheapest_hyper_latents(self._hyper_coder, chunk, quality))
 
     def window(self, window: Window, quality: int, dtype: np.dtype[np.signedinteger]) -> Latents:
         """(C, h, w) of `dtype`; around the chunk itself rounded, however great the effort"""
-        gain = self.weights.gain(quality)
-        rounded = quantise(window.y, gain, dtype)
-        if not self.effort or not rounded[window.own].any():
-            return rounded
-        exact = window.y[window.own] * gain[:, None, None]
-        weight = self._weight(window, quality)
-        best = tried = rounded[window.own].copy()
-        least, share, limits = np.inf, SHARE, np.iinfo(dtype)
-        for number in range(self.effort + 1):
-            rounded[window.own] = tried
-            error, slope = self._distortion(rounded, window, quality)
-            cost = weight * error
-            bits, promising = self._moves(tried, exact, weight * slope, weight * self._curvature(quality), quality)
-            if cost + bits < least:
-                least, best, moves = cost + bits, tried, promising
-            else:  # too many at once
-                share /= 3
-            chosen = np.random.default_rng(number).random(best.shape, np.float32) < share
-            tried = np.where(chosen, best + moves, best).clip(limits.min, limits.max).astype(dtype)
-        rounded[window.own] = best
+        rounded = quantise(window.y, self.weights.gain(quality), dtype)
+        if self.effort and rounded[window.own].any():
+            rounded[window.own] = self._searched(rounded, window, quality)
         return rounded
+
+    @property
+    def _hyper_coder(self) -> HyperCoder:
+        assert isinstance(self.coder, HyperCoder), "effort is for hyper models"
+        return self.coder
+
+    def _searched(self, rounded: Latents, window: Window, quality: int) -> Latents:
+        """The cheapest latents of the chunk itself that were found, (C, h, w); `rounded` is the whole window."""
+        whole, own, limits = rounded.copy(), window.own, np.iinfo(rounded.dtype)
+        exact = window.y[own] * self.weights.gain(quality)[:, None, None]
+        z = self._hyper_coder.hyper_latents(_whole_cells(rounded[own]), quality)  # a new one would hide what moves do
+        weight = self._weight(window, quality)
+        curvature, damping = weight * self._curvature(quality), np.ones(exact.shape[1:], np.float32)
+        best, least = rounded[own], np.full(damping.shape, np.inf)
+        for left in reversed(range(PASSES * self.effort + 1)):
+            now = whole[own].copy()
+            error, slope = self._distortion(whole, window, quality)
+            judge = _Judge(exact, weight * slope, curvature, damping)
+            bits, moves = self._judged(now, quality, z, judge)
+            cost = weight * error + bits  # (h, w)
+            if cost.sum() < least.sum():
+                best, least = now, cost
+            elif left:  # what is better for a position can be worse for its neighbours
+                failed = around_each(cost - least) > 0
+                whole[own] = np.where(failed, best, now)
+                damping = _damped(damping, failed)
+                continue
+            if not left:
+                break
+            tried = (now + moves).clip(limits.min, limits.max).astype(now.dtype)
+            whole[own] = tried
+            better = weight * self._error(whole, window, quality) + self._judged(tried, quality, z, judge)[0] < cost
+            whole[own] = np.where(better, tried, now)
+            damping = _damped(damping, (tried != now).any(axis=0) & ~better)
+        return best
 
     def _weight(self, window: Window, quality: int) -> float:
         """Bits that a unit of squared error is worth on this chunk: the exchange rate between its neighbouring
@@ -151,20 +187,36 @@ class Quantiser:
         bits = 8.0 * len(self.coder.encode(_whole_cells(latents[window.own]), quality))
         return bits, squared_error(decoded, window.pixels)
 
-    def _distortion(self, latents: Latents, window: Window, quality: int) -> tuple[float, NDArray[np.float32]]:
-        """The chunk's squared error, and its gradient in each of its latents."""
-        device, (height, width, _) = self.transform.device, window.pixels.shape
+    def _distortion(
+        self, latents: Latents, window: Window, quality: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The squared error of the chunk's pixels by their latents' position (h, w), and the gradient of their sum in
+        each of its latents (C, h, w); `latents` is the whole window."""
         with torch.enable_grad():
-            y = torch.from_numpy(latents.astype(np.float32)).to(device).requires_grad_(True)
-            decoded = self._decoded(y[None], quality, window.margin)[0, :, :height, :width]
-            wanted = torch.tensor(window.pixels, device=device).permute(2, 0, 1).float()
-            error = (decoded - wanted).square().sum()
-            error.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
+            y = torch.from_numpy(latents.astype(np.float32)).to(self.transform.device).requires_grad_(True)
+            error = self._error_of(y, window, quality)
+            error.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
         assert y.grad is not None
         gradient: NDArray[np.float32] = y.grad.cpu().numpy()[window.own]
-        return float(error.detach()), gradient
+        return error.detach().cpu().numpy(), gradient
 
-    def _decoded(self, y: torch.Tensor, quality: int, margin: Margin) -> torch.Tensor:
+    def _error(self, latents: Latents, window: Window, quality: int) -> NDArray[np.float32]:
+        """`_distortion` without the gradient."""
+        with torch.inference_mode():
+            y = torch.from_numpy(latents.astype(np.float32)).to(self.transform.device)
+            error: NDArray[np.float32] = self._error_of(y, window, quality).cpu().numpy()
+        return error
+
+    def _error_of(self, y: Tensor, window: Window, quality: int) -> Tensor:
+        height, width, _ = window.pixels.shape
+        decoded = self._decoded(y[None], quality, window.margin)[0]
+        wanted = torch.tensor(window.pixels, device=y.device).permute(2, 0, 1).float()
+        error = (decoded[:, :height, :width] - wanted).square().sum(dim=0)
+        stride = self.weights.config.stride
+        error = F.pad(error, (0, -width % stride, 0, -height % stride))
+        return F.avg_pool2d(error[None], stride, divisor_override=1)[0]
+
+    def _decoded(self, y: Tensor, quality: int, margin: Margin) -> Tensor:
         """Latents (1, C, h, w) float → pixels (1, 3, H, W) float, neither rounded nor clipped."""
         inverse = torch.from_numpy(self.weights.inverse_gain(quality).copy()).to(y.device)[None, :, None, None]
         return self.transform.decoded(y * inverse, margin, self.stats)
@@ -188,23 +240,20 @@ class Quantiser:
             total += (y.grad * v).mean(dim=(0, 2, 3)).cpu().numpy()
         return np.maximum(2 * total / PROBES, 0)
 
-    def _moves(
-        self,
-        latents: Latents,
-        exact: NDArray[np.float32],
-        gradient: NDArray[np.float32],
-        curvature: NDArray[np.float32],
-        quality: int,
-    ) -> tuple[float, Latents]:
-        """The bits of these latents, and the step of -1, 0 or 1 that promises most for each of them; gradient and
-        curvature in bits."""
-        tables, moves, bits = self.coder.weights.tables, np.zeros_like(latents), 0.0
-        for step, segment in enumerate(self.coder.segments(_whole_cells(latents), quality), -1):
-            if step < 0:  # z, which follows from y
+    def _judged(
+        self, latents: Latents, quality: int, z: NDArray[np.int64], judge: "_Judge"
+    ) -> tuple[NDArray[np.float64], Latents]:
+        """The bits of these latents at each position (h, w), and the move of -1, 0 or 1 that promises most for each of
+        them."""
+        bits, moves = np.zeros(latents.shape[1:]), np.zeros_like(latents)
+        tables = self.coder.weights.tables
+        for step, segment in enumerate(self.coder.segments(_whole_cells(latents), quality, z=z), -1):
+            if step < 0:  # z, which stays
                 continue
-            bits += _promising(
+            _judge_step(
                 segment.values, segment.tables, segment.whole, step, segment.extent[1], segment.extent[2],
-                exact, gradient, curvature, tables.low, tables.size, tables.offset, tables.cost, moves,
+                judge.exact, judge.gradient, judge.curvature, judge.damping,
+                tables.low, tables.size, tables.offset, tables.cost, bits, moves,
             )  # fmt: skip
         return bits, moves
 
@@ -214,42 +263,36 @@ def _whole_cells(latents: Latents) -> Latents:
     return np.pad(latents, ((0, 0), (0, -latents.shape[1] % 4), (0, -latents.shape[2] % 4)))
 
 
-@jit
-def _cost(value: Any, table: Any, low: Row, size: Row, offset: Row, cost: Row) -> float:
-    """Bits of a symbol"""
-    entry = value - low[table]
-    if entry < 0 or entry >= size[table]:
-        return float(cost[offset[table] + size[table]]) / COST_UNIT + ESCAPE_BITS
-    return float(cost[offset[table] + entry]) / COST_UNIT
+def _damped(damping: NDArray[np.float32], failed: NDArray[np.bool_]) -> NDArray[np.float32]:
+    factor = np.where(failed, DAMPED, RELIEVED).astype(np.float32)
+    return np.maximum(damping * factor, LEAST_DAMPING)
 
 
 @jit
-def _promising(
+def _judge_step(
     values: Row, tables: Row, whole: Row, step: int, cell_rows: int, cell_columns: int, exact: Row, gradient: Row,
-    curvature: Row, low: Row, size: Row, offset: Row, cost: Row, moves: Row,
-) -> float:  # fmt: skip
-    """One step's elements, in coding order: their bits, and in `moves` where each should go."""
-    bits = 0.0
+    curvature: Row, damping: Row, low: Row, size: Row, offset: Row, cost: Row, bits: Row, moves: Row,
+) -> None:  # fmt: skip
+    """One step's elements, in coding order: their bits added up by position, and in `moves` where each should go."""
     area = cell_rows * cell_columns
     per_position = values.size // GROUPS
     for n in range(values.size):
-        value, table = np.int64(values[n]), np.int64(tables[n])
-        now = _cost(value - whole[n], table, low, size, offset, cost)
-        bits += now
-        if value == 0:
-            continue
         p = n // per_position
         within = n - p * per_position
         channel = GROUPS * (within // area) + (p ^ step)
         row = 2 * (within % area // cell_columns) + POSITIONS[p][0]
         column = 2 * (within % cell_columns) + POSITIONS[p][1]
+        if row >= bits.shape[0] or column >= bits.shape[1]:  # filled up to whole cells
+            continue
+        value, table = np.int64(values[n]), np.int64(tables[n])
+        now = bits_of(value - whole[n], table, low, size, offset, cost)
+        bits[row, column] += now
         least = -LEAST_GAIN
         for d in (-1, 1):
             other = value + d
             if abs(other) < abs(value) or abs(other - exact[channel, row, column]) < 1:
-                change = _cost(other - whole[n], table, low, size, offset, cost) - now
-                change += gradient[channel, row, column] * d + curvature[channel] / 2
+                change = bits_of(other - whole[n], table, low, size, offset, cost) - now
+                change += gradient[channel, row, column] * d + curvature[channel] * damping[row, column] / 2
                 if change < least:
                     least = change
                     moves[channel, row, column] = d
-    return bits

@@ -1,0 +1,68 @@
+"""Which z a chunk is coded with: any will do, and `h_a` only proposes one.
+
+A reader needs no `h_a`, so a writer with time tries others. Each z is moved one step towards what its table expects,
+where z and the latents that it describes become cheaper together; no latent changes, and so no pixel.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histocodec.codec import HyperCoder
+from histocodec.entropy.cost import symbol_bits
+from histocodec.models.prior import MEAN_BITS
+
+APART = 3  # z that are moved at a time are so far apart that no latent's price depends on two of them …
+REACH = 1  # … as hardly any does beyond a z's neighbours
+LEAST_SHARE = 0.01  # of all bits: a z that costs less is not worth the time
+
+HyperLatents = NDArray[np.int64]
+Bits = NDArray[np.float64]
+
+
+def cheapest_hyper_latents(coder: HyperCoder, latents: NDArray[np.signedinteger], quality: int) -> HyperLatents:
+    """z (Cz, n/4, n/4) with which latents (C, n, n), not all zero, take the fewest bits that were found."""
+    z = coder.hyper_latents(latents, quality)
+    own, of_y = _bits(coder, latents, quality, z)
+    if own.sum() < LEAST_SHARE * (own.sum() + of_y.sum()):
+        return z
+    expected = coder.weights.arrays["prior.hyper_mean"][quality] / 2**MEAN_BITS
+    rows, columns = of_y.shape
+    for channel in np.argsort(-own.sum(axis=(1, 2))):
+        for i in range(APART):
+            for j in range(APART):
+                some = channel, slice(i, rows, APART), slice(j, columns, APART)
+                step = np.rint(expected[channel] - z[some]).clip(-1, 1).astype(np.int64)
+                if not step.any():
+                    continue
+                tried = z.copy()
+                tried[some] += step
+                own_tried, of_y_tried = _bits(coder, latents, quality, tried)
+                change = (own_tried - own).sum(axis=0) + around_each(of_y_tried - of_y)
+                tried[some] = z[some] + np.where(change[some[1:]] < 0, step, 0)
+                own_tried, of_y_tried = _bits(coder, latents, quality, tried)
+                if own_tried.sum() + of_y_tried.sum() < own.sum() + of_y.sum():
+                    z, own, of_y = tried, own_tried, of_y_tried
+    return z
+
+
+def _bits(
+    coder: HyperCoder, latents: NDArray[np.signedinteger], quality: int, z: HyperLatents
+) -> tuple[Bits, Bits]:
+    """The bits of each z that is coded (Cz, rows, columns), and of the latents of each of their places."""
+    tables = coder.weights.tables
+    first, *steps = coder.segments(latents, quality, z=z)
+    _, cell_rows, cell_columns = first.extent
+    rows, columns = -(-cell_rows // 2), -(-cell_columns // 2)
+    own = symbol_bits(first.values - first.whole, first.tables, tables).reshape(-1, rows, columns)
+    of_y = np.zeros((2 * rows, 2 * columns))
+    for step in steps:
+        bits = symbol_bits(step.values - step.whole, step.tables, tables)
+        of_y[:cell_rows, :cell_columns] += bits.reshape(-1, cell_rows, cell_columns).sum(axis=0)
+    return own.astype(np.float64), of_y.reshape(rows, 2, columns, 2).sum(axis=(1, 3))
+
+
+def around_each(bits: Bits) -> Bits:
+    """At each place, the sum over it and its neighbours."""
+    rows, columns = bits.shape
+    padded, width = np.pad(bits, REACH), 2 * REACH + 1
+    return np.asarray(sum(padded[i : i + rows, j : j + columns] for i in range(width) for j in range(width)))
