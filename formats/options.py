@@ -20,7 +20,7 @@ class EncodeOptions:
     target_bpp: float | None = None  # bits of the whole container per pixel of level 0
     ratio: float | None = None  # raw RGB bytes of level 0 over the container's bytes
     min_psnr: float | None = None  # dB that every chunk of every level must have, whatever it takes
-    effort: int = 0  # above 0: refined statistics, and so many passes of rate–distortion optimised quantisation
+    effort: int = 0  # above 0: statistics, latents and z are sought that cost least; see `histocodec.quantiser`
     model: str = DEFAULT_MODEL  # an id, or the path of a .safetensors file
     levels: tuple[int, ...] | None = None  # None: all
     background: str = "skip"  # or "code"

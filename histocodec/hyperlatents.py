@@ -11,8 +11,7 @@ from histocodec.codec import HyperCoder
 from histocodec.entropy.cost import symbol_bits
 from histocodec.models.prior import MEAN_BITS
 
-APART = 3  # z that are moved at a time are so far apart that no latent's price depends on two of them …
-REACH = 1  # … as hardly any does beyond a z's neighbours
+APART = 2  # every other z of a row and a column is moved at a time, and judged by the latents of those around it, too
 LEAST_SHARE = 0.01  # of all bits: a z that costs less is not worth the time
 
 HyperLatents = NDArray[np.int64]
@@ -38,7 +37,10 @@ def cheapest_hyper_latents(coder: HyperCoder, latents: NDArray[np.signedinteger]
                 tried[some] += step
                 own_tried, of_y_tried = _bits(coder, latents, quality, tried)
                 change = (own_tried - own).sum(axis=0) + around_each(of_y_tried - of_y)
-                tried[some] = z[some] + np.where(change[some[1:]] < 0, step, 0)
+                cheaper = change[some[1:]] < 0
+                if not cheaper.any():
+                    continue
+                tried[some] = z[some] + np.where(cheaper, step, 0)
                 own_tried, of_y_tried = _bits(coder, latents, quality, tried)
                 if own_tried.sum() + of_y_tried.sum() < own.sum() + of_y.sum():
                     z, own, of_y = tried, own_tried, of_y_tried
@@ -62,7 +64,7 @@ def _bits(
 
 
 def around_each(bits: Bits) -> Bits:
-    """At each place, the sum over it and its neighbours."""
+    """The sum over each place and those next to it, of any (rows, columns)."""
     rows, columns = bits.shape
-    padded, width = np.pad(bits, REACH), 2 * REACH + 1
-    return np.asarray(sum(padded[i : i + rows, j : j + columns] for i in range(width) for j in range(width)))
+    padded = np.pad(bits, 1)
+    return np.asarray(sum(padded[i : i + rows, j : j + columns] for i in range(3) for j in range(3)))

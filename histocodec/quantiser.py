@@ -265,7 +265,7 @@ def _whole_cells(latents: Latents) -> Latents:
 
 def _damped(damping: NDArray[np.float32], failed: NDArray[np.bool_]) -> NDArray[np.float32]:
     factor = np.where(failed, DAMPED, RELIEVED).astype(np.float32)
-    return np.maximum(damping * factor, LEAST_DAMPING)
+    return np.asarray(np.maximum(damping * factor, LEAST_DAMPING))
 
 
 @jit
