@@ -22,6 +22,8 @@ from histocodec.workers import Workers
 
 TISSUE_CHUNKS = 80  # 20 megapixels: their mean is within two or three per cent of a slide's
 GLASS_CHUNKS = 60  # of those that look like bare glass from afar: cheap, but on many slides the most
+EFFORT_CHUNKS = 6  # with effort: what it changes is much the same on all chunks, and takes seconds on each
+MOST_SEARCHES = 3  # … and at most so often, as it depends on the quality a little
 OVERHEAD = 1.01  # overview and thumbnail, as a share of the latents
 # Bytes beside the shards, measured on small containers: what all levels share, each level's metadata, and a chunk's
 # share of its maps. Within a shard, each chunk has a CRC, and each place a line of the index.
@@ -50,6 +52,10 @@ class _Sample:
     window: Window
     level: int
     weight: float
+    bare: bool
+
+
+_Total = Callable[[Sequence[_Sample], int, Quantiser, Workers], float]
 
 
 def choose_quality(
@@ -68,19 +74,43 @@ def choose_quality(
     samples = [sample for sample in found if sample is not None]
     if not samples:
         return DEFAULT_QUALITY  # nothing but glass: any quality gives the same
+    rounding = quantiser.rounding()
+    few = spread([sample for sample in samples if not sample.bare] or samples, EFFORT_CHUNKS)
+
+    def searched(holds: Callable[[int, float], bool], total: _Total) -> int:
+        """The last quality for which `holds` does, given by what factor effort changes the total there."""
+
+        def last(factor: float) -> int:
+            return _last(lambda quality: holds(quality, factor))
+
+        quality = last(1.0)
+        for _ in range(MOST_SEARCHES if quantiser.effort else 0):
+            before, at = quality, max(quality, 0)
+            rounded = total(few, at, rounding, workers)
+            quality = last(total(few, at, quantiser, workers) / rounded if rounded else 1.0)
+            if quality == before:
+                break
+        return quality
+
     if wanted_bpp is None:
         wanted_psnr = options.target_psnr or 0.0
-        quality = _last(lambda q: _psnr(samples, q, source, quantiser, workers) < wanted_psnr) + 1
+        finest = [sample for sample in samples if sample.level == source.levels[0]]
+        area = sum(sample.weight * sample.window.pixels.size for sample in finest)
+
+        def falls_short(quality: int, factor: float) -> bool:
+            return psnr(_error(finest, quality, rounding, workers) * factor, area) < wanted_psnr
+
+        quality = searched(falls_short, _error) + 1
         if quality == QUALITIES:
             raise UsageError(f"--target-psnr {wanted_psnr:g} dB is beyond quality {QUALITIES - 1} on this slide")
         return quality
     pixels = source.slide.levels[source.levels[0]].region.area
     least_bits = 8 * _bytes_beside_chunks(source)
 
-    def bpp(quality: int) -> float:
-        return (_bits(samples, quality, quantiser, workers) * OVERHEAD + least_bits) / pixels
+    def bpp(quality: int, factor: float = 1.0) -> float:
+        return (_bits(samples, quality, rounding, workers) * factor * OVERHEAD + least_bits) / pixels
 
-    quality = _last(lambda q: bpp(q) <= wanted_bpp)
+    quality = searched(lambda quality, factor: bpp(quality, factor) <= wanted_bpp, _bits)
     if quality < 0:
         asked = "" if options.wanted_bpp is not None else f", at which model {quantiser.weights.id} aims,"
         raise UsageError(
@@ -157,7 +187,7 @@ def _analysed(place: Place, source: SampleSource, transform: Transform) -> _Samp
     if source.skips(source.slide.read(chunk, place.level)):
         return None
     window = analysed(source.slide, place.level, chunk, transform, source.stats)
-    return _Sample(window, place.level, place.weight)
+    return _Sample(window, place.level, place.weight, place.bare)
 
 
 def tissue_example(source: SampleSource, transform: Transform) -> Window:
@@ -170,7 +200,7 @@ def tissue_example(source: SampleSource, transform: Transform) -> Window:
 
 
 def _bits(samples: Sequence[_Sample], quality: int, quantiser: Quantiser, workers: Workers) -> float:
-    """Estimated bits of the whole slide."""
+    """Estimated bits of all that the samples stand for."""
 
     def bits(sample: _Sample) -> float:
         coded = quantiser.coded(sample.window, quality, quantiser.weights.config.chunk, np.dtype(np.int16))
@@ -179,19 +209,15 @@ def _bits(samples: Sequence[_Sample], quality: int, quantiser: Quantiser, worker
     return sum(workers.map(bits, samples))
 
 
-def _psnr(
-    samples: Sequence[_Sample], quality: int, source: SampleSource, quantiser: Quantiser, workers: Workers
-) -> float:
-    """Estimated PSNR of level 0, in dB."""
+def _error(samples: Sequence[_Sample], quality: int, quantiser: Quantiser, workers: Workers) -> float:
+    """Estimated squared error of all that the samples stand for."""
     transform = quantiser.transform
 
     def error(sample: _Sample) -> float:
         y = quantiser.window(sample.window, quality, np.dtype(np.int16))
         scaled = (y * transform.weights.inverse_gain(quality)[:, None, None]).astype(np.float32)
-        decoded = transform.synthesise([scaled], sample.window.margin, source.stats)[0]
+        decoded = transform.synthesise([scaled], sample.window.margin, quantiser.stats)[0]
         height, width, _ = sample.window.pixels.shape
         return sample.weight * squared_error(decoded[:height, :width], sample.window.pixels)
 
-    chosen = [sample for sample in samples if sample.level == source.levels[0]]
-    total = sum(sample.weight * sample.window.pixels.size for sample in chosen)
-    return psnr(sum(workers.map(error, chosen)), total)
+    return sum(workers.map(error, samples))

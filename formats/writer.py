@@ -56,7 +56,7 @@ from histocodec.workers import Workers
 
 BLOCK = 2  # chunks a side that are analysed together: a smaller share of the window is margin
 LEAST_GLASS = 0.1  # of what is coded: below, decoding glass exactly is not worth statistics that are a little off
-MOST_ALIGNED = 3  # qualities for which that is tried, where a target has to be met
+MOST_CHOSEN = 4  # qualities that are tried for that, where a target has to be met
 SHARD = 8  # chunks a side of a shard, at most; its index has 16 bytes for each, so a small slide has smaller ones
 
 _DTYPES: dict[int, DType] = {1: "int8", 2: "int16"}
@@ -136,41 +136,37 @@ class _Encoder:
         self.background: Colour = estimate_background(slide, view)
         self.stats = tissue_stats(slide, background=self.background, view=view, mapped=workers.map)
         self.floor = None if options.min_psnr is None else Floor(options.min_psnr, self.transform.dtype)
-        self.quality = self._chosen()
         # Not of a `vae`, which never saw glass: what makes it right moves the colour of tissue by several grey values.
         glass = glass_share(view, slide.levels[0], self.background, side=CHUNK_PIXELS)
         aligned = glass >= LEAST_GLASS and isinstance(weights.config, HyperConfig)
-        if aligned:
-            self._align()
+        self.quality = -1  # none yet
+        self._settle(aligned=aligned, effort=0)
         if options.effort:
             self._refine(aligned=aligned)
-        self.quantiser = self._quantiser()
+            self._settle(aligned=aligned, effort=options.effort)
+        self.quantiser = self._quantiser(options.effort)
         highest = self.quality if self.floor is None else QUALITIES - 1  # that any chunk may get
         self.dtype = workers.run(lambda: _latent_dtype(self.transform, self.stats, highest))
         self.attributes = _attributes(self, self.quality, _DTYPES[self.dtype.itemsize])
         self.growing = Growing(journal, self.attributes)
         self.block = min(BLOCK, self.attributes.shard)
 
-    def _chosen(self) -> int:
-        return choose_quality(self.options, self._sampled(), self._quantiser(), self.workers)
-
-    def _align(self) -> None:
-        """Has bare glass decoded exactly. That changes rate and PSNR a little, so a target is sought again."""
+    def _settle(self, *, aligned: bool, effort: int) -> None:
+        """Chooses the quality. Another one decodes glass exactly with other statistics, which change rate and PSNR a
+        little, so that a target is sought again."""
         measured = self.stats
-        for _ in range(MOST_ALIGNED):
-            self.stats = self._aligned(measured)
-            sought, self.quality = self.quality, self._chosen()
-            if sought == self.quality:
+        for _ in range(MOST_CHOSEN):
+            before = self.quality
+            self.quality = choose_quality(self.options, self._sampled(), self._quantiser(effort), self.workers)
+            if not aligned or self.quality == before:
                 break
+            self.stats = self._aligned(measured)
 
     def _refine(self, *, aligned: bool) -> None:
-        """Takes the statistics that this slide is coded best with; glass stays exact. A target is sought again."""
+        """Takes the statistics that this slide is coded best with; glass stays exact."""
         align = self._aligned if aligned else None
         source = self._sampled()
         self.stats = refined_stats(source, self.quality, self.transform, self.coder, self.workers, align=align)
-        sought, self.quality = self.quality, self._chosen()
-        if aligned and self.quality != sought:
-            self._align()
 
     def _aligned(self, stats: ChannelStats) -> ChannelStats:
         return self.workers.run(lambda: self.transform.aligned(stats, self.background, self.quality))
@@ -181,9 +177,9 @@ class _Encoder:
             self.slide, self.source_levels, self.background, self.stats, self._skips, attributes
         )
 
-    def _quantiser(self) -> Quantiser:
+    def _quantiser(self, effort: int) -> Quantiser:
         example = partial(tissue_example, self._sampled(), self.transform)
-        return Quantiser(self.transform, self.coder, self.stats, example, effort=self.options.effort)
+        return Quantiser(self.transform, self.coder, self.stats, example, effort=effort)
 
     def run(self) -> "tuple[Attributes, _Outcome]":
         """Writes the whole container into the journal's partial folder; the final attributes, and how it went."""

@@ -116,6 +116,10 @@ class Quantiser:
         self._example = cache(example)
         self._curvature = cache(self._probed_curvature)
 
+    def rounding(self) -> "Quantiser":
+        """The same without effort."""
+        return Quantiser(self.transform, self.coder, self.stats, self._example, effort=0)
+
     def coded(self, window: Window, quality: int, side: int, dtype: np.dtype[np.signedinteger]) -> bytes:
         """The chunk's bytes; its latents are (C, side, side) of `dtype`, zero beyond the level's edge."""
         whole = self.window(window, quality, dtype)[window.own]
