@@ -19,7 +19,7 @@ from histocodec.entropy import Decoder, Encoder
 from histocodec.errors import FormatError, UsageError
 from histocodec.models.config import GROUPS, QUALITIES, HyperConfig
 from histocodec.models.fused import FusedPrior, byte_product, float_product
-from histocodec.models.integer import PHASE_MASK, IntegerPrior
+from histocodec.models.integer import PHASE_MASK, RELUCTANCE, IntegerPrior
 from histocodec.models.prior import HYPER_CLIP, MEAN_BITS, POSITIONS
 from histocodec.models.weights import ModelWeights
 
@@ -92,7 +92,7 @@ class LatentCoder(ABC):
         self, latents: NDArray[np.integer[Any]], quality: int, *, z: NDArray[np.int64] | None = None
     ) -> bytes:
         """latents (C, n, n) int8 or int16 → bytes. Any values are coded; the prior only decides how briefly, and so
-        does `z` (Cz, n/4, n/4) of a `hyper` model, where it is to be another than h_a's."""
+        does `z` (Cz, n/4, n/4) of a `hyper` model, by default `hyper_latents`."""
         self._checked_shape(latents.shape)
         if not 0 <= quality < QUALITIES:
             raise UsageError(f"quality {quality}; 0 to {QUALITIES - 1} are allowed")
@@ -157,10 +157,12 @@ class HyperCoder(LatentCoder):
         self.config = weights.hyper
         self.prior = prior or FusedPrior(self.config, weights.arrays, float_product)
 
-    def hyper_latents(self, latents: NDArray[np.integer[Any]], quality: int) -> NDArray[np.int64]:
-        """z (Cz, n/4, n/4) that `encode` takes by itself: that of h_a."""
+    def hyper_latents(
+        self, latents: NDArray[np.integer[Any]], quality: int, *, reluctance: int = RELUCTANCE
+    ) -> NDArray[np.int64]:
+        """z (Cz, n/4, n/4) that `encode` takes by itself; with a `reluctance` of 0 exactly that of h_a."""
         shape, header = self._checked_shape(latents.shape), ChunkHeader(quality, *_extent(latents))
-        return self.prior.chunk(quality, shape, header.extent).hyper_latents(latents)
+        return self.prior.chunk(quality, shape, header.extent).hyper_latents(latents, reluctance=reluctance)
 
     def _segments(
         self, latents: NDArray[np.integer[Any]], header: ChunkHeader, z: NDArray[np.int64] | None

@@ -9,6 +9,7 @@ import torch
 from histocodec.codec import HyperCoder
 from histocodec.errors import UsageError
 from histocodec.hyperlatents import cheapest_hyper_latents
+from histocodec.models.integer import RELUCTANCE, hyper_latents
 from histocodec.models.transforms import Margin
 from histocodec.normalise import ChannelStats
 from histocodec.synthetic import synthetic_slide
@@ -33,7 +34,7 @@ def latents(quality: int) -> np.ndarray:
     return chunk
 
 
-@pytest.mark.parametrize("quality", [5, 20])
+@pytest.mark.parametrize("quality", [10, 40])
 def test_a_chosen_z_takes_fewer_bytes_for_the_same_latents(quality: int) -> None:
     y = latents(quality)
     data = coder().encode(y, quality, z=cheapest_hyper_latents(coder(), y, quality))
@@ -45,6 +46,18 @@ def test_z_is_as_h_a_proposes_it_where_it_costs_next_to_nothing() -> None:
     y = latents(100)
     y[:] *= 20
     assert np.array_equal(cheapest_hyper_latents(coder(), y, 100), coder().hyper_latents(y, 100))
+
+
+@pytest.mark.parametrize(
+    ("step", "expected", "z"),
+    [(0.49, 0, 0), (0.53, 0, 0), (0.6, 0, 1), (1.53, 0, 1), (0.47, 1, 1), (0.4, 1, 0), (-0.53, 0, 0), (300, 0, 127)],
+)
+def test_a_proposed_z_is_rounded_after_it_went_a_little_towards_what_its_table_expects(
+    step: float, expected: int, z: int
+) -> None:
+    accumulator, eighths = np.array([round(step * 2**11)]), np.array([8 * expected])
+    assert hyper_latents(accumulator, eighths, 11, RELUCTANCE) == z
+    assert hyper_latents(accumulator, eighths, 11, 0) == min(np.floor(step + 0.5), 127)
 
 
 def test_any_z_gives_the_same_latents() -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from histocodec.compiled import jit
 from histocodec.errors import FormatError
 from histocodec.models.config import GROUPS, HyperConfig
-from histocodec.models.integer import LIMIT, PHASE_MASK
+from histocodec.models.integer import LIMIT, PHASE_MASK, RELUCTANCE, hyper_latents
 from histocodec.models.prior import (
     ACTIVATION_BITS,
     HYPER_BITS,
@@ -75,6 +75,7 @@ class FusedPrior:
             weight, bias = arrays[f"prior.{layer.name}.weight"], arrays[f"prior.{layer.name}.bias"]
             self._add(layer, weight, bias.astype(np.int32))
         self.base_index: Integers = arrays["prior.base_index"].astype(np.int32)  # (Q, C)
+        self.hyper_mean: NDArray[np.int16] = arrays["prior.hyper_mean"]  # (Q, Cz)
         self.compress: Integers = arrays["prior.compress"].astype(np.int32)  # (LINEAR_CLIP + 1,)
 
     def _add(self, layer: Layer, weight: NDArray[np.int8], bias: Integers) -> None:
@@ -119,8 +120,8 @@ class FusedChunk:
         """(C, h, w)"""
         return np.ascontiguousarray(self.y[:, 1:-1, 1:-1])
 
-    def hyper_latents(self, y: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-        """y (C, h, w) → z (Cz, h/4, w/4)"""
+    def hyper_latents(self, y: NDArray[np.integer[Any]], *, reluctance: int = RELUCTANCE) -> NDArray[np.int64]:
+        """y (C, h, w) → z (Cz, h/4, w/4); see `histocodec.models.integer.hyper_latents`"""
         prior, (_, rows, columns) = self.prior, self.shape
         known = np.empty((np.count_nonzero(y), 3), np.int32)
         _list_known(np.ascontiguousarray(y, np.int16), prior.compress, known)
@@ -130,8 +131,8 @@ class FusedChunk:
         a = self._active("h_a.3", _folded(a, rows // 2, columns // 2))
         accumulator = prior.product(a, prior.dense["h_a.4"].weight) + self._bias("h_a.4")
         shift = prior.dense["h_a.4"].shift + ACTIVATION_BITS - HYPER_BITS
-        z = ((accumulator + (1 << shift >> 1)) >> shift).clip(-HYPER_CLIP, HYPER_CLIP)
-        return z.T.reshape(-1, rows // 4, columns // 4).astype(np.int64)
+        z = hyper_latents(accumulator, prior.hyper_mean[self.quality], shift, reluctance)
+        return np.ascontiguousarray(z.T).reshape(-1, rows // 4, columns // 4)
 
     def begin(self, z: NDArray[np.int64]) -> None:
         """z (Cz, h/4, w/4), beyond the extent zero."""

@@ -14,11 +14,21 @@ from numpy.typing import NDArray
 
 from histocodec.errors import FormatError
 from histocodec.models.config import GROUPS, HyperConfig
-from histocodec.models.prior import LINEAR_CLIP, MEAN_BITS, POSITIONS, SCALES, Layer, Prior, layers
+from histocodec.models.prior import (
+    HYPER_CLIP,
+    LINEAR_CLIP,
+    MEAN_BITS,
+    POSITIONS,
+    SCALES,
+    Layer,
+    Prior,
+    layers,
+)
 
 ACCUMULATOR_LIMIT = 2**23
 LIMIT = 1 << 15  # latents are int16
 PHASE_MASK = (1 << MEAN_BITS) - 1
+RELUCTANCE = 5  # sixty-fourths of a step that z goes towards what its table expects; see `hyper_latents`
 Array = Any  # numpy.ndarray or torch.Tensor: the operations below are common to both
 
 
@@ -49,6 +59,7 @@ class IntegerPrior:
             self.weight[layer.name] = self.array(weight)
             self.bias[layer.name] = self.array(arrays[f"prior.{layer.name}.bias"])  # (1 or Q, outputs)
         self.base_index = self.array(arrays["prior.base_index"])  # (Q, C)
+        self.hyper_mean = arrays["prior.hyper_mean"]  # (Q, Cz)
         positive = arrays["prior.compress"].astype(np.int16)
         self._compress = self.array(np.concatenate([-positive[:0:-1], positive]))  # by y + 1023
 
@@ -165,7 +176,7 @@ class IntegerChunk:
     def __init__(
         self, prior: IntegerPrior, quality: int, shape: tuple[int, int, int], extent: tuple[int, int, int]
     ) -> None:
-        self.prior, self.ops = prior, prior.ops(np.array([quality]))
+        self.prior, self.quality, self.ops = prior, quality, prior.ops(np.array([quality]))
         self.y = prior.zeros(1, *shape)
         self.h: Array = None
         self._cells = (GROUPS, shape[0] // GROUPS, shape[1] // 2, shape[2] // 2)
@@ -175,8 +186,10 @@ class IntegerChunk:
     def latents(self) -> NDArray[np.int16]:
         return np.asarray(_integers(self.y)[0], np.int16)
 
-    def hyper_latents(self, y: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-        return np.asarray(_integers(self.prior.graph.h_a(self.ops, self.prior.array(y[None])))[0])
+    def hyper_latents(self, y: NDArray[np.integer[Any]], *, reluctance: int = RELUCTANCE) -> NDArray[np.int64]:
+        accumulator = _integers(self.prior.graph.h_a_accumulator(self.ops, self.prior.array(y[None])))[0]
+        expected = self.prior.hyper_mean[self.quality][:, None, None]
+        return hyper_latents(accumulator, expected, self.prior.graph.hyper_shift, reluctance)
 
     def begin(self, z: NDArray[np.int64]) -> None:
         self.h = self.prior.graph.h_s(self.ops, self.prior.array(z[None]))
@@ -192,6 +205,18 @@ class IntegerChunk:
         coded = cells[self._coded]
         coded[...] = values.reshape(coded.shape)
         self.ops.place(self.y, self.prior.array(cells[None]), k)
+
+
+def hyper_latents(
+    accumulator: NDArray[np.integer[Any]], expected: NDArray[np.integer[Any]], shift: int, reluctance: int
+) -> NDArray[np.int64]:
+    """h_a's accumulator, and the means of the tables of z in eighths, which must go together → z. A writer is free to
+    take any z; this one goes `reluctance` sixty-fourths of a step towards the mean before it is rounded. h_a learnt by
+    straight-through gradients, which leave many of its values where rounding turns (Nagel et al. 2022)."""
+    distance = (expected.astype(np.int64) << (shift - MEAN_BITS)) - accumulator
+    most = (reluctance << shift) >> 6
+    moved = accumulator + distance.clip(-most, most)
+    return np.asarray(((moved + (1 << shift >> 1)) >> shift).clip(-HYPER_CLIP, HYPER_CLIP))
 
 
 def _integers(values: Array) -> NDArray[np.int64]:

@@ -149,11 +149,20 @@ class Prior:
 
     def h_a(self, ops: Ops[A], y: A) -> A:
         """y (B, C, n, n) → z (B, Cz, n/4, n/4), |z| ≤ 127"""
+        return ops.clip(ops.rescale(self.h_a_accumulator(ops, y), self.hyper_shift), HYPER_CLIP)
+
+    @property
+    def hyper_shift(self) -> int:
+        """From h_a's accumulator to z."""
+        return self._shift("h_a.4", HYPER_BITS)
+
+    def h_a_accumulator(self, ops: Ops[A], y: A) -> A:
+        """y (B, C, n, n) → z before it is shifted, (B, Cz, n/4, n/4)"""
         a = self._active(ops, "h_a.0", ops.compress(y))
         a = self._active(ops, "h_a.1", ops.fold(a))
         a = self._active(ops, "h_a.2", a)
         a = self._active(ops, "h_a.3", ops.fold(a))
-        return ops.clip(ops.rescale(ops.linear("h_a.4", a), self._shift("h_a.4", HYPER_BITS)), HYPER_CLIP)
+        return ops.linear("h_a.4", a)
 
     def h_s(self, ops: Ops[A], z: A) -> A:
         """z (B, Cz, n/4, n/4) → h (B, hyper_width, n, n) uint8"""
