@@ -41,7 +41,7 @@ STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "m
     default=0,
     show_default=True,
     help="Look for better statistics and for latents that cost less for what they lose: 1 saves about 8 %, 4 about"
-    " 11 %, and takes many times as long.",
+    " 10 %, and takes many times as long.",
 )
 @click.option(
     "--model",
