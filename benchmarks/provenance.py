@@ -70,8 +70,16 @@ def versions(peers: Iterable[Contender]) -> dict[str, str]:
 
 
 def _cpu() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    known = described(Path("/proc/cpuinfo").read_text(errors="replace")) if sys.platform == "linux" else ""
+    return known or platform.processor() or platform.machine()
+
+
+def described(cpuinfo: str) -> str:
+    """The first processor's name, with family and model: "AMD EPYC" alone can be three generations, of which one
+    multiplies twice as fast as another. Empty where there is no name."""
+    pairs = [line.partition(":") for line in cpuinfo.splitlines()]
+    first = {key.strip(): value.strip() for key, _, value in reversed(pairs)}
+    if "model name" not in first:
+        return ""
+    numbers = [f"{short} {first[key]}" for key, short in (("cpu family", "family"), ("model", "model")) if key in first]
+    return ", ".join([first["model name"], *numbers])

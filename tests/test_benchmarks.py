@@ -9,7 +9,7 @@ from PIL import Image
 
 from histocodec.benchmarks.bjontegaard import Curve, Pchip, bd_rate
 from histocodec.benchmarks.memory import peak_bytes
-from histocodec.benchmarks.provenance import Model, at_hand
+from histocodec.benchmarks.provenance import Model, at_hand, described
 from histocodec.benchmarks.speed import speed_lines, speed_of_slide
 from histocodec.errors import UsageError
 from histocodec.synthetic import synthetic_slide
@@ -107,3 +107,10 @@ def test_speed_refuses_a_slide_smaller_than_its_cold_region(tmp_path: Path) -> N
 def test_peak_memory_is_what_a_call_takes_for_a_while() -> None:
     found = peak_bytes(lambda: np.ones(32 << 20, np.uint8).sum())
     assert found is None or 30 << 20 < found < 64 << 20
+
+
+def test_a_processor_is_told_from_another_of_the_same_name() -> None:
+    first = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n"
+    assert described(first + "\n" + first.replace("25", "26")) == "AMD EPYC, family 25, model 17"
+    assert described("model name\t: one that says no more") == "one that says no more"
+    assert described("CPU implementer\t: 0x41") == ""
