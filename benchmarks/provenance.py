@@ -75,8 +75,8 @@ def _cpu() -> str:
 
 
 def described(cpuinfo: str) -> str:
-    """The first processor's name, with family and model: "AMD EPYC" alone can be three generations, of which one
-    multiplies twice as fast as another. Empty where there is no name."""
+    """The first processor's name, with family and model: "AMD EPYC" alone can be several generations, and
+    not as fast as each other. Empty where there is no name."""
     pairs = [line.partition(":") for line in cpuinfo.splitlines()]
     first = {key.strip(): value.strip() for key, _, value in reversed(pairs)}
     if "model name" not in first:

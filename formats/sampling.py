@@ -83,14 +83,12 @@ def choose_quality(
         def last(factor: float) -> int:
             return _last(lambda quality: holds(quality, factor))
 
-        quality = last(1.0)
-        for _ in range(MOST_SEARCHES if quantiser.effort else 0):
-            before, at = quality, max(quality, 0)
-            rounded = total(few, at, rounding, workers)
-            quality = last(total(few, at, quantiser, workers) / rounded if rounded else 1.0)
-            if quality == before:
-                break
-        return quality
+        quality, tried = last(1.0), list[int]()
+        while quantiser.effort and quality not in tried and len(tried) < MOST_SEARCHES:
+            tried.append(quality)
+            rounded = total(few, max(quality, 0), rounding, workers)
+            quality = last(total(few, max(quality, 0), quantiser, workers) / rounded if rounded else 1.0)
+        return min([quality, *tried[-1:]])  # of two that lead to each other, the one that holds by its own factor
 
     if wanted_bpp is None:
         wanted_psnr = options.target_psnr or 0.0

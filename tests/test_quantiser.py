@@ -1,5 +1,6 @@
 """Rate–distortion optimised quantisation: cheaper chunks for the same decoder."""
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -126,6 +127,14 @@ def test_a_target_is_met_by_what_effort_makes_of_it(tmp_path: Path) -> None:
     options = EncodeOptions(target_psnr=26, effort=2, model=model, levels=(0,), device="cpu")
     report = encode_slide(slide, tmp_path / "a.zarr", options)
     assert 26 <= report.psnr < 27.5
+
+
+def test_a_rate_is_kept_to_by_what_effort_makes_of_it(tmp_path: Path) -> None:
+    slide = ArraySlide(synthetic_slide(600, 500))
+    asked = EncodeOptions(quality=45, effort=1, model=str(tiny_model(tmp_path)), levels=(0,), device="cpu")
+    bpp = encode_slide(slide, tmp_path / "a.zarr", asked).bpp
+    asked = replace(asked, quality=None, target_bpp=bpp)
+    assert 0.9 * bpp < encode_slide(slide, tmp_path / "b.zarr", asked).bpp <= bpp
 
 
 @pytest.mark.parametrize("effort", [-1, 10])

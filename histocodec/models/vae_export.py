@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save as to_safetensors
 
 from histocodec.entropy import TableSet, fit_tables
-from histocodec.entropy.tables import COST_UNIT, ESCAPE_BITS
+from histocodec.entropy.cost import symbol_bits
 from histocodec.errors import UsageError
 from histocodec.models.config import CHUNK_PIXELS, QUALITIES, VaeConfig
 from histocodec.models.export import gaussian_table_set
@@ -46,11 +46,15 @@ class _Coded:
     index: NDArray[np.int64]
     bits: float
 
+    def symbols(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What is coded, and each one's table with these scale indices; (N, D) both."""
+        table = (index << MEAN_BITS) + (self.mean & ((1 << MEAN_BITS) - 1))
+        return self.y - (self.mean >> MEAN_BITS), np.broadcast_to(table, self.y.shape)
+
     def entries(self, tables: TableSet, index: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where each symbol stands in `tables.freq`, with these scale indices; (N, D)."""
-        table = (index << MEAN_BITS) + (self.mean & ((1 << MEAN_BITS) - 1))
-        entry = self.y - (self.mean >> MEAN_BITS) - tables.low[table]
-        size = tables.size[table].astype(np.int64)
+        symbols, table = self.symbols(index)
+        entry, size = symbols - tables.low[table], tables.size[table].astype(np.int64)
         return np.asarray(tables.offset[table] + np.where((entry < 0) | (entry >= size), size, entry))
 
 
@@ -136,12 +140,7 @@ def _coded(means: Means, step: NDArray[np.float64], tables: TableSet) -> _Coded:
     coded, best, index = _Coded(y, mean, near, 0.0), np.full(len(step), np.inf), near
     for offset in NEARBY:
         tried = (near + offset).clip(0, SCALES - 1)
-        bits = _bits(coded.entries(tables, tried), tables).mean(axis=0)
+        symbols, table = coded.symbols(tried)
+        bits = symbol_bits(symbols.ravel(), table.ravel(), tables).reshape(y.shape).mean(axis=0, dtype=np.float64)
         index, best = np.where(bits < best, tried, index), np.minimum(bits, best)
     return _Coded(y, mean, index, float(best.sum()))
-
-
-def _bits(entries: NDArray[np.int64], tables: TableSet) -> NDArray[np.float64]:
-    escapes = np.zeros(tables.freq.shape)
-    escapes[tables.offset + tables.size] = ESCAPE_BITS
-    return np.asarray((tables.cost / COST_UNIT + escapes)[entries])
