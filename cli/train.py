@@ -11,7 +11,8 @@ from histocodec.cli.report import print_facts, print_json, say
 from histocodec.errors import UsageError
 
 ONLY = {
-    **dict.fromkeys(("size", "schedule", "enlarged", "prior_steps", "start", "checkpoint_every", "compiled"), "hyper"),
+    **dict.fromkeys(("size", "schedule", "enlarged", "prior_steps", "whole"), "hyper"),
+    **dict.fromkeys(("start", "checkpoint_every", "compiled"), "hyper"),
     **dict.fromkeys(("latent_dim", "patch", "ratio", "klt", "patience"), "vae"),
 }  # options that one family has, by their parameters' names
 
@@ -52,6 +53,11 @@ ONLY = {
     default=0,
     show_default=True,
     help="A last stretch for the entropy model alone; it changes no pixel, only the rate.",
+)
+@click.option(
+    "--whole",
+    type=click.IntRange(min=0),
+    help="Steps at the end with the decoder in whole numbers, as it is stored.  [default: the last tenth]",
 )
 @click.option("--from", "start", metavar="MODEL", help="A finished model to start from, an id or a file.")
 @click.option(
@@ -122,6 +128,7 @@ def command(
     enlarged: int | None,
     warmup: int | None,
     prior_steps: int,
+    whole: int | None,
     start: str | None,
     latent_dim: int,
     patch: str,
@@ -176,6 +183,7 @@ def command(
             schedule=schedule,
             enlarged=enlarged,
             prior_steps=prior_steps,
+            whole=whole,
             start=start,
             checkpoint_every=checkpoint_every,
             compile=compiled,

@@ -151,7 +151,7 @@ class Quantiser:
         best, least = rounded[own], np.full(damping.shape, np.inf)
         for left in reversed(range(PASSES * self.effort + 1)):
             now = whole[own].copy()
-            error, slope = self._distortion(whole, window, quality)
+            error, slope = self._error(whole, window, quality), self._gradient(whole, window, quality)
             judge = _Judge(exact, weight * slope, curvature, damping)
             bits, moves = self._judged(now, quality, z, judge)
             cost = weight * error + bits  # (h, w)
@@ -191,39 +191,37 @@ class Quantiser:
         bits = 8.0 * len(self.coder.encode(_whole_cells(latents[window.own]), quality))
         return bits, squared_error(decoded, window.pixels)
 
-    def _distortion(
-        self, latents: Latents, window: Window, quality: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The squared error of the chunk's pixels by their latents' position (h, w), and the gradient of their sum in
-        each of its latents (C, h, w); `latents` is the whole window."""
+    def _gradient(self, latents: Latents, window: Window, quality: int) -> NDArray[np.float32]:
+        """The gradient of the squared error of the chunk's pixels in each of its latents (C, h, w); `latents` is the
+        whole window."""
         with torch.enable_grad():
             y = torch.from_numpy(latents.astype(np.float32)).to(self.transform.device).requires_grad_(True)
-            error = self._error_of(y, window, quality)
-            error.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
+            pixels = self.transform.smooth(self._scaled(y[None], quality), window.margin, self.stats)
+            self._error_of(pixels, window).sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         assert y.grad is not None
         gradient: NDArray[np.float32] = y.grad.cpu().numpy()[window.own]
-        return error.detach().cpu().numpy(), gradient
+        return gradient
 
     def _error(self, latents: Latents, window: Window, quality: int) -> NDArray[np.float32]:
-        """`_distortion` without the gradient."""
+        """The squared error of the chunk's pixels by their latents' position, (h, w); `latents` is the whole window."""
         with torch.inference_mode():
             y = torch.from_numpy(latents.astype(np.float32)).to(self.transform.device)
-            error: NDArray[np.float32] = self._error_of(y, window, quality).cpu().numpy()
+            pixels = self.transform.decoded(self._scaled(y[None], quality), window.margin, self.stats)
+            error: NDArray[np.float32] = self._error_of(pixels, window).cpu().numpy()
         return error
 
-    def _error_of(self, y: Tensor, window: Window, quality: int) -> Tensor:
+    def _error_of(self, pixels: Tensor, window: Window) -> Tensor:
+        """Decoded pixels (1, 3, H, W) → squared error by position (h, w)"""
         height, width, _ = window.pixels.shape
-        decoded = self._decoded(y[None], quality, window.margin)[0]
-        wanted = torch.tensor(window.pixels, device=y.device).permute(2, 0, 1).float()
-        error = (decoded[:, :height, :width] - wanted).square().sum(dim=0)
+        wanted = torch.tensor(window.pixels, device=pixels.device).permute(2, 0, 1).float()
+        error = (pixels[0, :, :height, :width] - wanted).square().sum(dim=0)
         stride = self.weights.config.stride
         error = F.pad(error, (0, -width % stride, 0, -height % stride))
         return F.avg_pool2d(error[None], stride, divisor_override=1)[0]
 
-    def _decoded(self, y: Tensor, quality: int, margin: Margin) -> Tensor:
-        """Latents (1, C, h, w) float → pixels (1, 3, H, W) float, neither rounded nor clipped."""
-        inverse = torch.from_numpy(self.weights.inverse_gain(quality).copy()).to(y.device)[None, :, None, None]
-        return self.transform.decoded(y * inverse, margin, self.stats)
+    def _scaled(self, y: Tensor, quality: int) -> Tensor:
+        """Latents (1, C, h, w) with their gain undone."""
+        return y * torch.from_numpy(self.weights.inverse_gain(quality).copy()).to(y.device)[None, :, None, None]
 
     def _probed_curvature(self, quality: int) -> NDArray[np.float32]:
         """Second derivative of the squared error in one latent of each channel, (C,): twice the diagonal of JᵀJ where
@@ -236,10 +234,14 @@ class Quantiser:
             field = rng.choice(np.array([-1, 1], np.float32), (1, *rounded.shape))
             v = torch.from_numpy(field).to(self.transform.device)
             y = torch.from_numpy(rounded)[None].to(self.transform.device).requires_grad_(True)
+
+            def pixels(y: Tensor) -> Tensor:
+                return self.transform.smooth(self._scaled(y, quality), Margin(), self.stats)
+
             with torch.no_grad():
-                change = self._decoded(y + v / 2, quality, Margin()) - self._decoded(y - v / 2, quality, Margin())
+                change = pixels(y + v / 2) - pixels(y - v / 2)
             with torch.enable_grad():
-                self._decoded(y, quality, Margin()).backward(change)  # type: ignore[no-untyped-call]  # as above
+                pixels(y).backward(change)  # type: ignore[no-untyped-call]  # as above
             assert y.grad is not None
             total += (y.grad * v).mean(dim=(0, 2, 3)).cpu().numpy()
         return np.maximum(2 * total / PROBES, 0)

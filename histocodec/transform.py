@@ -1,5 +1,6 @@
-"""Pixels to latents and back, with one model's networks on one device. The only part that may round differently
-from machine to machine; everything stored in a container is computed once, from integers."""
+"""Pixels to latents and back, with one model's networks on one device. The analysis, and a synthesis in floating point,
+are the only parts that may round differently from machine to machine; what is stored in a container is computed once,
+from integers."""
 
 from collections.abc import Sequence
 from typing import Literal, TypeVar, cast
@@ -13,7 +14,9 @@ from torch.nn import functional as F
 from histocodec.compiled import jit
 from histocodec.errors import FormatError, UnsupportedError, UsageError
 from histocodec.geometry import Region, ceil_div
-from histocodec.models.config import VaeConfig
+from histocodec.models.config import HyperConfig, VaeConfig
+from histocodec.models.integer_synthesis import IntegerSynthesis
+from histocodec.models.synthesis_layers import real_parameters
 from histocodec.models.transforms import Analysis, Margin, Synthesis
 from histocodec.models.vae import VaeDecoder, VaeEncoder
 from histocodec.models.weights import ModelWeights
@@ -90,7 +93,11 @@ class Transform:
     def __init__(self, weights: ModelWeights, device: torch.device, *, dtype: torch.dtype | None = None) -> None:
         self.weights, self.device = weights, device
         self.dtype = fastest_dtype(device) if dtype is None else dtype
-        self.g_a, self.g_s = (network.to(device, self.dtype) for network in _networks(weights))
+        g_a, g_s = _networks(weights)
+        self.g_a, self._real = g_a.to(device, self.dtype), g_s.to(device, self.dtype)
+        self.g_s: Synthesis | VaeDecoder | IntegerSynthesis = self._real
+        if isinstance(weights.config, HyperConfig) and weights.config.integer_synthesis:
+            self.g_s = IntegerSynthesis(weights.config, weights.arrays, device)
 
     def analyse(self, pixels: NDArray[np.uint8], margin: Margin, stats: ChannelStats) -> NDArray[np.float32]:
         """pixels (H, W, 3) uint8, H and W multiples of the stride, margin in latents included → (C, h, w) float32
@@ -117,8 +124,7 @@ class Transform:
     ) -> list[NDArray[np.uint8]]:
         """Windows (C, h, w) float32, gains undone, all of one shape and margin → pixels (H, W, 3) uint8 each."""
         with torch.inference_mode():
-            latents = torch.from_numpy(np.stack(windows)).to(self.device, self.dtype, memory_format=torch.channels_last)
-            blocks = self.g_s.window(latents, margin).float()  # (B, 192, H/8, W/8)
+            blocks = self._blocks(torch.from_numpy(np.stack(windows)).to(self.device), margin)
             if self.device.type == "cpu":
                 each = blocks.permute(0, 2, 3, 1).contiguous().numpy()
                 return [_pixels_of(one, stats.mean, stats.std) for one in each]
@@ -127,11 +133,23 @@ class Transform:
             return list(rounded.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
     def decoded(self, latents: Tensor, margin: Margin, stats: ChannelStats) -> Tensor:
-        """`synthesise` for a gradient: one batch (B, C, h, w) float → (B, 3, H, W) float, neither rounded nor
-        clipped."""
-        mean, std = self.statistics(stats)
+        """`synthesise` of one batch (B, C, h, w) float → (B, 3, H, W) float, neither rounded nor clipped."""
+        return self._shown(self._blocks(latents, margin), stats)
+
+    def smooth(self, latents: Tensor, margin: Margin, stats: ChannelStats) -> Tensor:
+        """`decoded` for a gradient: of a synthesis in whole numbers, what it would be without rounding."""
         x = latents.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        return F.pixel_shuffle(self.g_s.window(x, margin).float(), 8) * std + mean
+        return self._shown(self._real.window(x, margin).float(), stats)
+
+    def _blocks(self, latents: Tensor, margin: Margin) -> Tensor:
+        """Latents (B, C, h, w) float32 → unshuffled pixels (B, 192, H/8, W/8) float32"""
+        dtype = torch.float32 if isinstance(self.g_s, IntegerSynthesis) else self.dtype
+        x = latents.to(dtype).contiguous(memory_format=torch.channels_last)
+        return self.g_s.window(x, margin).float()
+
+    def _shown(self, blocks: Tensor, stats: ChannelStats) -> Tensor:
+        mean, std = self.statistics(stats)
+        return F.pixel_shuffle(blocks, 8) * std + mean
 
     def aligned(self, stats: ChannelStats, colour: Colour, quality: int) -> ChannelStats:
         """`stats` with the mean moved a little, so that an area of one `colour` is decoded as that colour. Quantised
@@ -199,7 +217,10 @@ def _networks(weights: ModelWeights) -> tuple[Analysis | VaeEncoder, Synthesis |
 def _filled(network: Network, weights: ModelWeights, part: Literal["g_a", "g_s"]) -> Network:
     """`network`, which has no memory of its own, with the tensors of the model file. Raises FormatError where they do
     not fit."""
-    state = {name: torch.from_numpy(array) for name, array in weights.transform(part).items()}
+    config, arrays = weights.config, weights.transform(part)
+    if part == "g_s" and isinstance(config, HyperConfig) and config.integer_synthesis:
+        arrays = real_parameters(config, weights.arrays)
+    state = {name: torch.from_numpy(array) for name, array in arrays.items()}
     try:
         network.load_state_dict(state, assign=True)
     except RuntimeError as exc:
@@ -215,4 +236,3 @@ def quantise(
     limits = np.iinfo(dtype)
     rounded = np.floor(y * gain[:, None, None] + 0.5)
     return np.asarray(rounded.clip(limits.min, limits.max), dtype)
-

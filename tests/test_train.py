@@ -46,8 +46,9 @@ def ignore(progress: Progress) -> None:
     pass
 
 
-def test_a_resumed_run_ends_where_an_undisturbed_one_does(sampler: PatchSampler, tmp_path: Path) -> None:
-    schedule = Schedule(6, warmup=2, decay=2)
+@pytest.mark.parametrize("whole", [0, 2, 4])
+def test_a_resumed_run_ends_where_an_undisturbed_one_does(sampler: PatchSampler, tmp_path: Path, whole: int) -> None:
+    schedule = Schedule(6, warmup=2, decay=2, whole=whole)
     undisturbed = trainer(sampler)
     undisturbed.run(schedule, until=6, report=ignore)
     first = trainer(sampler)
@@ -57,6 +58,7 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(sampler: PatchSampler,
     second.load(tmp_path / "last.pt")
     assert second.step == 3
     second.run(schedule, until=6, report=ignore)
+    assert second.whole_since == (6 - whole if whole else None)
     for name in ("model", "average"):
         expected, found = getattr(undisturbed, name).state_dict(), getattr(second, name).state_dict()
         assert all(torch.equal(expected[key], found[key]) for key in expected)

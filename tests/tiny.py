@@ -14,6 +14,7 @@ from histocodec.models.weights import ModelWeights
 from histocodec.synthetic import synthetic_slide
 from histocodec.train.klt import start_from_klt
 from histocodec.train.patches import PatchSampler, training_image
+from histocodec.train.synthesis import quantised_synthesis
 from histocodec.train.vae_data import FixedPatches
 
 TINY = HyperConfig(
@@ -48,6 +49,25 @@ def tiny_network(seed: int = 0, config: HyperConfig = TINY) -> HyperModel:
 @lru_cache(maxsize=2)
 def tiny_weights(seed: int = 0) -> ModelWeights:
     return export_model(tiny_network(seed), f"tiny-{seed}")
+
+
+@lru_cache(maxsize=1)
+def tiny_integer_weights() -> ModelWeights:
+    """The same with its synthesis in whole numbers."""
+    return export_model(tiny_integer_network(), "tiny-integer")
+
+
+def tiny_integer_network() -> HyperModel:
+    network = tiny_network()
+    network.g_s = quantised_synthesis(network, tiny_sampler())
+    return network
+
+
+@lru_cache(maxsize=1)
+def tiny_sampler() -> PatchSampler:
+    image = training_image(synthetic_slide(512, 512, seed=0), "tiny", torch.device("cpu"))
+    assert image is not None
+    return PatchSampler([image], batch=4, size=64, seed=0)
 
 
 def tiny_model(folder: Path, seed: int = 0) -> Path:

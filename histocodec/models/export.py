@@ -1,17 +1,20 @@
 """From a trained model to a model file: parameters rounded to the integers that training already used."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save as to_safetensors
+from torch import nn
 
 from histocodec.entropy import TableSet, gaussian_tables
 from histocodec.models.config import QUALITIES
 from histocodec.models.hyper import HyperModel
 from histocodec.models.prior import INPUT_BITS, LINEAR_CLIP, MEAN_BITS, SCALE_BITS, SCALES, SMALLEST_SCALE
+from histocodec.models.quantised_synthesis import QuantisedSynthesis
 from histocodec.models.weights import FORMAT, ModelWeights, parse_model
 
 
@@ -26,7 +29,8 @@ def export_model(
 ) -> ModelWeights:
     """The model file of a trained model, parsed and checked; `.data` holds its bytes.
 
-    `notes` become metadata beside the id (training steps, commit). Transforms are stored as float16.
+    `notes` become metadata beside the id (training steps, commit). Transforms are stored as float16, but for a
+    synthesis in whole numbers.
     """
     prior = model.prior
     quality = torch.arange(QUALITIES, dtype=torch.float32)
@@ -46,9 +50,16 @@ def export_model(
     arrays["inverse_gain"] = log_inverse.exp().numpy().astype(np.float32)
     tables = tables or gaussian_table_set()
     arrays |= {"tables.low": tables.low, "tables.size": tables.size, "tables.freq": tables.freq}
-    for part in ("g_a", "g_s"):
-        for name, tensor in getattr(model, part).state_dict().items():
-            arrays[f"{part}.{name}"] = tensor.detach().cpu().contiguous().numpy().astype(np.float16)
-    metadata = {**(notes or {}), "format": FORMAT, "id": model_id, "config": model.config.to_json()}
+    whole = isinstance(model.g_s, QuantisedSynthesis)
+    arrays |= model.g_s.arrays() if isinstance(model.g_s, QuantisedSynthesis) else _halves("g_s", model.g_s)
+    arrays |= _halves("g_a", model.g_a)
+    config = replace(model.config, integer_synthesis=whole)
+    metadata = {**(notes or {}), "format": FORMAT, "id": model_id, "config": config.to_json()}
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     return parse_model(to_safetensors(arrays, metadata=metadata), name=model_id)
+
+
+def _halves(part: str, network: nn.Module) -> dict[str, NDArray[Any]]:
+    """A transform's tensors in float16."""
+    state = network.state_dict().items()
+    return {f"{part}.{name}": tensor.detach().cpu().contiguous().numpy().astype(np.float16) for name, tensor in state}

@@ -1,7 +1,7 @@
 """The flagship model as it trains: pixels in, pixels and bits out.
 
-    x → g_a → ·gain → round → y → prior → bits
-                              y → ·inverse gain → g_s → x̂
+x → g_a → ·gain → round → y → prior → bits
+                          y → ·inverse gain → g_s → x̂
 """
 
 import math
@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from histocodec.errors import UsageError
 from histocodec.models.config import GROUPS, HyperConfig
 from histocodec.models.prior import MEAN_BITS
 from histocodec.models.quantised import QuantisedPrior, scale_of, step_mask, straight_round
+from histocodec.models.quantised_synthesis import QuantisedSynthesis
 from histocodec.models.transforms import Analysis, Gains, Synthesis
 
 
@@ -34,9 +36,16 @@ class HyperModel(nn.Module):
         super().__init__()
         self.config = config
         self.g_a = Analysis(config)
-        self.g_s = Synthesis(config)
+        self.g_s: Synthesis | QuantisedSynthesis = Synthesis(config)
         self.gains = Gains(config)
         self.prior = QuantisedPrior(config)
+
+    @property
+    def real_synthesis(self) -> Synthesis:
+        """`g_s` as long as it is in floating point. Raises UsageError once it is in whole numbers."""
+        if isinstance(self.g_s, QuantisedSynthesis):
+            raise UsageError("the synthesis of this model is in whole numbers already")
+        return self.g_s
 
     def forward(self, pixels: Tensor, quality: Tensor) -> HyperOutput:
         log_gain, log_inverse = self.gains(quality)

@@ -22,6 +22,7 @@ from histocodec.errors import FormatError, MissingModelError, UnsupportedError, 
 from histocodec.models.config import QUALITIES, HyperConfig, ModelConfig, VaeConfig
 from histocodec.models.integer import check_accumulators
 from histocodec.models.prior import HYPER_CLIP, LINEAR_CLIP, MEAN_BITS, SCALES, layers
+from histocodec.models.synthesis_layers import check_synthesis, synthesis_tensors
 
 DEFAULT_MODEL = "hyper-2"
 MODELS_VARIABLE = "HISTOCODEC_MODELS"  # further folders with model files, as in PATH
@@ -57,6 +58,8 @@ class ModelWeights:
             if int(np.abs(self.arrays["prior.hyper_mean"].astype(np.int64)).max()) > HYPER_CLIP << MEAN_BITS:
                 raise FormatError(f"model {self.id}: prior.hyper_mean lies outside what z can be")
             check_accumulators(self.config, self.arrays)
+            if self.config.integer_synthesis:
+                check_synthesis(self.config, self.arrays)
         else:
             self._check_most("prior.latent_index", SCALES - 1)
         tables = TableSet(*(self.arrays[f"tables.{name}"] for name in ("low", "size", "freq")))
@@ -92,7 +95,7 @@ class ModelWeights:
 
 
 def _expected(config: ModelConfig) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:
-    """Shape and dtype of every tensor that the entropy side needs; torch checks the rest when it loads them."""
+    """Shape and dtype of every tensor of integers; torch checks the rest when it loads them."""
     yield "gain", ((QUALITIES, config.latent_channels), "float32")
     yield "inverse_gain", ((QUALITIES, config.latent_channels), "float32")
     if isinstance(config, VaeConfig):
@@ -107,6 +110,8 @@ def _expected(config: ModelConfig) -> Iterator[tuple[str, tuple[tuple[int, ...],
     yield "prior.hyper_mean", ((QUALITIES, config.hyper_channels), "int16")
     yield "prior.hyper_index", ((QUALITIES, config.hyper_channels), "uint8")
     yield "prior.compress", ((LINEAR_CLIP + 1,), "uint8")
+    if config.integer_synthesis:
+        yield from synthesis_tensors(config)
 
 
 def parse_model(data: bytes, *, name: str) -> ModelWeights:

@@ -5,6 +5,7 @@ begin as nothing, so that the first step has the finished model's rate and disto
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, cast
 
@@ -18,6 +19,7 @@ from histocodec.errors import UsageError
 from histocodec.models.config import QUALITIES, HyperConfig
 from histocodec.models.hyper import HyperModel
 from histocodec.models.prior import MEAN_BITS, SCALE_BITS, SMALLEST_SCALE
+from histocodec.models.synthesis_layers import real_parameters
 from histocodec.models.transforms import Residual, interpolate
 from histocodec.models.weights import ModelWeights
 from histocodec.train.klt import start_residual
@@ -27,23 +29,28 @@ BATCHES = 4  # on which the scale of what new blocks see is measured
 
 
 def deepened(config: HyperConfig) -> HyperConfig:
-    """`config` with the analysis of a new model, where that only adds blocks. Readers pay nothing for it."""
+    """`config` as it trains: in floating point, and with the analysis of a new model, where that only adds blocks.
+    Readers pay nothing for it."""
     new = HyperConfig()
     longer = {
         name: getattr(new, name)
         for name in ("analysis8", "analysis16")
         if getattr(new, name)[: len(getattr(config, name))] == getattr(config, name)
     }
-    return replace(config, **longer)
+    return replace(config, integer_synthesis=False, **longer)
 
 
 @torch.no_grad()
 def start_from_model(model: HyperModel, weights: ModelWeights, sampler: PatchSampler) -> None:
     """Overwrites the model's parameters with those of `weights`, whose config is `model`'s but for blocks that the
     analysis lacks. Raises UsageError for any other."""
-    if deepened(weights.hyper) != model.config and weights.config != model.config:
+    trained = replace(weights.hyper, integer_synthesis=False)
+    if model.config not in (trained, deepened(weights.hyper)):
         raise UsageError(f"model {weights.id} has other sizes than the one to train: {weights.config.to_json()}")
-    _take(model.g_s, weights, "g_s")
+    if weights.hyper.integer_synthesis:
+        _load(model.real_synthesis, real_parameters(weights.hyper, weights.arrays))
+    else:
+        _take(model.real_synthesis, weights, "g_s")
     old = _take(model.g_a, weights, "g_a")
     _start_new_blocks(model, old, sampler)
     arrays = weights.arrays
@@ -65,9 +72,12 @@ def start_from_model(model: HyperModel, weights: ModelWeights, sampler: PatchSam
 
 def _take(network: nn.Module, weights: ModelWeights, part: Literal["g_a", "g_s"]) -> set[str]:
     """Copies the tensors of a transform; the names of those that there were."""
-    state = {name: torch.from_numpy(array) for name, array in weights.transform(part).items()}
-    network.load_state_dict(state, strict=False)
-    return set(state)
+    return _load(network, weights.transform(part))
+
+
+def _load(network: nn.Module, arrays: Mapping[str, NDArray[np.float32]]) -> set[str]:
+    network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, strict=False)
+    return set(arrays)
 
 
 def _anchored(samples: NDArray[Any], model: HyperModel) -> Tensor:

@@ -46,18 +46,19 @@ def start_from_klt(model: HyperModel, sampler: PatchSampler, *, blocks: int | No
     in_klt8 = torch.einsum("abpc,pk->abkc", kept.view(2, 2, 192, channels), basis8)
     model.g_a.down.weight.copy_(in_klt8.permute(3, 2, 0, 1))
     _no_bias(model.g_a.down)
-    model.g_s.up.weight.copy_(in_klt8.permute(3, 2, 0, 1))
-    _no_bias(model.g_s.up)
-    model.g_s.tail.weight.copy_((basis8.T / scaling).T[:, :, None, None])
-    _no_bias(model.g_s.tail)
+    g_s = model.real_synthesis
+    g_s.up.weight.copy_(in_klt8.permute(3, 2, 0, 1))
+    _no_bias(g_s.up)
+    g_s.tail.weight.copy_((basis8.T / scaling).T[:, :, None, None])
+    _no_bias(g_s.tail)
 
     std16 = energy[:channels].clamp(min=1e-6).sqrt()
     std8 = ((basis8.T @ (covariance8 / (4 * count)) @ basis8).diagonal()).clamp(min=1e-6).sqrt()
     for residuals, std in (
         (model.g_a.blocks8, std8),
         (model.g_a.blocks16, std16),
-        (model.g_s.blocks16, std16),
-        (model.g_s.blocks8, std8),
+        (g_s.blocks16, std16),
+        (g_s.blocks8, std8),
     ):
         for block in residuals.children():
             start_residual(cast(Residual, block), std)

@@ -51,6 +51,7 @@ class TrainOptions(RunOptions):
     warmup: int = 200
     prior_steps: int = 0  # a last stretch for the prior alone; see `histocodec.train.prior`
     prior_rate: float = 8e-4
+    whole: int | None = None  # steps at the end with the synthesis in whole numbers; None: the last tenth
     start: str | None = None  # a finished model's id or file; None: the KLT
     checkpoint_every: int = 500
     compile: bool = False
@@ -63,9 +64,7 @@ class TrainOptions(RunOptions):
             raise UsageError("--batch and --steps are at least 1, rates are above 0, --holdout is from 0 to below 1")
 
 
-def run_training(
-    options: TrainOptions, report: Callable[[str], None], *, config: HyperConfig | None = None
-) -> Path:
+def run_training(options: TrainOptions, report: Callable[[str], None], *, config: HyperConfig | None = None) -> Path:
     """Trains and returns the path of the model file, `<out>/<model_id>.safetensors`.
 
     In `out`: `last.pt` (the checkpoint), `log.csv` (a row every 20 steps), `validation.jsonl` (a line a checkpoint)
@@ -85,8 +84,9 @@ def run_training(
     write_options(options)
     decay = options.steps // 2 if options.decay is None else options.decay
     enlarged = options.steps // 4 if options.enlarged is None else options.enlarged
+    whole = options.steps // 10 if options.whole is None else options.whole
     schedule = Schedule(
-        options.steps, warmup=options.warmup, decay=decay, kind=options.schedule, enlarged=enlarged
+        options.steps, warmup=options.warmup, decay=decay, kind=options.schedule, enlarged=enlarged, whole=whole
     )
     log = TrainingLog(out / "log.csv", every=20)
 
@@ -102,6 +102,8 @@ def run_training(
 
     trainer.run(schedule, until=options.steps, report=after_step)
     trainer.save(checkpoint)
+    if trainer.whole_since is None:
+        trainer.to_whole_numbers()
     if options.prior_steps:
         refined = TrainingLog(out / "prior.csv", every=20)
 
@@ -177,9 +179,7 @@ def _images(options: RunOptions, device: torch.device) -> tuple[list[TrainingIma
     return images, list(load_images(apart, device=device, seed=options.seed))
 
 
-def _validate(
-    trainer: Trainer, images: list[TrainingImage], out: Path, report: Callable[[str], None]
-) -> None:
+def _validate(trainer: Trainer, images: list[TrainingImage], out: Path, report: Callable[[str], None]) -> None:
     if not images:
         return
     points = rate_distortion_points(trainer.average, images)
@@ -197,4 +197,3 @@ def commit() -> str:
     except OSError:
         return "unknown"
     return done.stdout.strip() or "unknown"
-

@@ -1,0 +1,328 @@
+"""The synthesis `g_s` in whole numbers (`histocodec.models.synthesis_layers`), computed: the same pixels on every
+machine, by products of bytes where the processor has them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from histocodec.compiled import jit
+from histocodec.models.config import HyperConfig
+from histocodec.models.synthesis_layers import (
+    BYTE,
+    ENTRY_BITS,
+    FINE,
+    PARTS,
+    WIDE,
+    SynthesisLayer,
+    factors,
+    synthesis_layers,
+    synthesis_tensors,
+)
+from histocodec.models.transforms import Margin
+
+WIDER = ("up", "tail")  # layers that see more than a byte
+TYPICAL_SIDE = 64  # of what a convolution sees: oneDNN chooses by it how weights lie, and is slow where it is not told
+
+NONE = np.empty(0, np.int64)
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Engine(Protocol):
+    """How the layers are computed, on tensors (B, C, h, w). A stream `x` is float32; `a` holds bytes."""
+
+    def seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The stream, and what a block sees of it."""
+
+    def activation(self, name: str, a: Tensor) -> Tensor:
+        """clip(round(layer(a)), 0, 255)"""
+
+    def added(self, name: str, x: Tensor, a: Tensor) -> Tensor:
+        """x + layer(a); x itself may be overwritten."""
+
+    def wide(self, name: str, x: Tensor) -> Tensor:
+        """`up` or `tail`, float32"""
+
+    def enlarged(self, x: Tensor) -> Tensor:
+        """What `up` gives, (B, 4·C, h, w) with row and column first → (B, C, 2h, 2w)"""
+
+
+class IntegerSynthesis:
+    """`g_s` in whole numbers on one device; `engine` is by default the fastest that is exact."""
+
+    def __init__(
+        self, config: HyperConfig, arrays: Arrays, device: torch.device, *, engine: Engine | None = None
+    ) -> None:
+        self.config = config
+        self.scale = torch.from_numpy(np.array(arrays["g_s.scale"])).to(device)[None, :, None, None]
+        if engine is None:
+            by_bytes = device.type == "cpu" and bytes_exact()
+            engine = ByteEngine(config, arrays) if by_bytes else FloatEngine(config, arrays, device)
+        self.engine: Engine = engine
+
+    def window(self, latents: Tensor, margin: Margin) -> Tensor:
+        """As `Synthesis.window`: latents float32, gains undone."""
+        x = (latents * self.scale).mul_(2.0**ENTRY_BITS).round_().mul_(2.0**-ENTRY_BITS).clamp_(-WIDE, WIDE)
+        spatial8 = sum(self.config.synthesis8)
+        x, margin = self._blocks("blocks16", self.config.synthesis16, x, margin, -(-spatial8 // 2))
+        x = self.engine.enlarged(self.engine.wide("up", x))
+        x, margin = self._blocks("blocks8", self.config.synthesis8, x, margin.scaled(2), 0)
+        return self.engine.wide("tail", x)
+
+    def _blocks(
+        self, name: str, blocks: tuple[bool, ...], x: Tensor, margin: Margin, beyond: int
+    ) -> tuple[Tensor, Margin]:
+        for i, spatial in enumerate(blocks):
+            x, a = self.engine.seen(x)
+            h = self.engine.activation(f"{name}.{i}.expand", a)
+            if spatial:
+                h = self.engine.activation(f"{name}.{i}.depthwise", h)
+            x = self.engine.added(f"{name}.{i}.project", x, h)
+            x, margin = margin.trim(x, sum(blocks[i + 1 :]) + beyond)
+        return x, margin
+
+
+class FloatEngine:
+    """In float32, on any device. Calls no convolution: those may choose algorithms that round."""
+
+    def __init__(self, config: HyperConfig, arrays: Arrays, device: torch.device) -> None:
+        self.weight: dict[str, Tensor] = {}
+        self.bias: dict[str, Tensor] = {}
+        self.factor: dict[str, Tensor] = {}
+        self.fine = {name: torch.from_numpy(arrays[f"g_s.{name}.fine"].astype(np.int64)).to(device) for name in WIDER}
+        self.coarse = {
+            name: torch.from_numpy(factors(arrays[f"g_s.{name}.coarse"])).to(device)[:, None, None] for name in WIDER
+        }
+        for layer in synthesis_layers(config):
+            weight, bias, shift = (arrays[f"g_s.{layer.name}.{part}"] for part in PARTS)
+            self.weight[layer.name] = torch.from_numpy(weight.astype(np.float32)).to(device)
+            self.bias[layer.name] = torch.from_numpy(bias.astype(np.float32)).to(device)[:, None, None]
+            self.factor[layer.name] = torch.from_numpy(factors(shift)).to(device)[:, None, None]
+
+    def seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x.round().clamp_(-BYTE, BYTE - 1)
+
+    def activation(self, name: str, a: Tensor) -> Tensor:
+        return self._layer(name, a).round_().clamp_(0, 255)
+
+    def added(self, name: str, x: Tensor, a: Tensor) -> Tensor:
+        return x + self._layer(name, a)
+
+    def wide(self, name: str, x: Tensor) -> Tensor:
+        x = x * self.coarse[name]
+        whole = x.round()
+        fine = ((x - whole)[:, self.fine[name]] * FINE).round_()
+        return self._layer(name, torch.cat((whole.clamp_(-WIDE, WIDE - 1), fine), 1))
+
+    def enlarged(self, x: Tensor) -> Tensor:
+        batch, channels, rows, columns = x.shape
+        split = x.view(batch, 2, 2, channels // 4, rows, columns).permute(0, 3, 4, 1, 5, 2)
+        return split.reshape(batch, channels // 4, 2 * rows, 2 * columns)
+
+    def _layer(self, name: str, a: Tensor) -> Tensor:
+        weight, (batch, _, rows, columns) = self.weight[name], a.shape
+        if weight.dim() == 3:
+            total = self._depthwise(weight, a)
+        else:
+            total = torch.matmul(weight, a.flatten(2)).view(batch, -1, rows, columns)
+        return (total + self.bias[name]) * self.factor[name]
+
+    @staticmethod
+    def _depthwise(weight: Tensor, a: Tensor) -> Tensor:
+        rows, columns = a.shape[2:]
+        padded = F.pad(a, (1, 1, 1, 1))
+        total = torch.zeros_like(a)
+        for i in range(3):
+            for j in range(3):
+                total += padded[:, :, i : i + rows, j : j + columns] * weight[:, i, j, None, None]
+        return total
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A layer as oneDNN wants it. `raised` is what the bias makes up for where bytes come 128 too high."""
+
+    weight: Tensor
+    scales: Tensor
+    zeros: Tensor  # zero points: oneDNN asks for them
+    bias: Tensor
+    raised: Tensor
+    groups: int
+
+    @property
+    def padding(self) -> list[int]:
+        return [0, 0] if self.groups == 1 else [1, 1]
+
+
+class ByteEngine:
+    """By oneDNN's products of bytes on a CPU, as PyTorch's own compiler calls them; memory is channels last. A byte of
+    the stream is held 128 too high, so that all are positive."""
+
+    def __init__(self, config: HyperConfig, arrays: Arrays) -> None:
+        self.layers = {layer.name: self._packed(layer, arrays) for layer in synthesis_layers(config)}
+        self.fine = {name: arrays[f"g_s.{name}.fine"].astype(np.int64) for name in WIDER}
+        self.coarse = {name: factors(arrays[f"g_s.{name}.coarse"]) for name in WIDER}
+        self.ones = np.ones(max(config.latent_channels, config.width8), np.float32)
+
+    @staticmethod
+    def _packed(layer: SynthesisLayer, arrays: Arrays) -> _Packed:
+        weight, bias, shift = (arrays[f"g_s.{layer.name}.{part}"] for part in PARTS)
+        depthwise = layer.kind == "depthwise"
+        groups, padding = (layer.outputs, [1, 1]) if depthwise else (1, [0, 0])
+        shaped = torch.from_numpy(np.array(weight[:, None] if depthwise else weight[:, :, None, None]))
+        scales, size = torch.from_numpy(factors(shift)), [1, layer.inputs, TYPICAL_SIDE, TYPICAL_SIDE]
+        packed = torch.ops.onednn.qconv_prepack(shaped, scales, 1.0, 0, [1, 1], padding, [1, 1], groups, size)
+        raised = torch.from_numpy(-128 * weight.astype(np.int64).reshape(layer.outputs, -1).sum(axis=1)) * scales
+        real = torch.from_numpy(bias.astype(np.int64)) * scales
+        if layer.peak != 255:
+            real = real + raised
+        return _Packed(packed, scales, torch.zeros(layer.outputs, dtype=torch.int32), real, raised, groups)
+
+    def seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.contiguous(memory_format=torch.channels_last)
+        return x, _first(_bytes(_last(x), self.ones, NONE)[0])
+
+    def activation(self, name: str, a: Tensor) -> Tensor:
+        return self._run(self.layers[name], a, torch.uint8, "relu")
+
+    def added(self, name: str, x: Tensor, a: Tensor) -> Tensor:
+        layer = self.layers[name]
+        return self._add(layer, x, a, 1.0, layer.bias)
+
+    def wide(self, name: str, x: Tensor) -> Tensor:
+        layer, x = self.layers[name], x.contiguous(memory_format=torch.channels_last)
+        coarse, fine = self.coarse[name], self.fine[name]
+        raised, beyond = _bytes(_last(x), coarse, fine)
+        total = self._run(layer, _first(raised), torch.float32, "none")
+        if beyond:  # of what tissue is made; seldom
+            low, high = _rest(_last(x), coarse, len(fine))
+            total = self._add(layer, total, _first(low), 1.0, None)
+            total = self._add(layer, total, _first(high), 8.0, 8 * layer.raised)
+        return total
+
+    def enlarged(self, x: Tensor) -> Tensor:
+        return _first(_enlarged(_last(x)))
+
+    @staticmethod
+    def _run(layer: _Packed, a: Tensor, dtype: torch.dtype, then: str) -> Tensor:
+        result: Tensor = torch.ops.onednn.qconv_pointwise(
+            a, 1.0, 0, layer.weight, layer.scales, layer.zeros, layer.bias, [1, 1], layer.padding, [1, 1], layer.groups,
+            1.0, 0, dtype, then, [], "",
+        )  # fmt: skip
+        return result
+
+    @staticmethod
+    def _add(layer: _Packed, x: Tensor, a: Tensor, unit: float, bias: Tensor | None) -> Tensor:
+        """x + layer(unit · a), over x"""
+        result: Tensor = torch.ops.onednn.qconv2d_pointwise.binary(
+            a, unit, 0, layer.weight, layer.scales, layer.zeros, x, bias, [1, 1], layer.padding, [1, 1], layer.groups,
+            1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "",
+        )  # fmt: skip
+        return result
+
+
+@lru_cache(maxsize=1)
+def bytes_exact() -> bool:
+    """Whether oneDNN's products of bytes are there and exact on this machine. Without instructions for them, a
+    processor adds pairs of products in 16 bits and saturates; so they are tried, on the largest values there are."""
+    config = HyperConfig(latent_channels=64, synthesis16=(True,), synthesis8=(True,))
+    rng = np.random.default_rng(0)
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, (shape, dtype) in synthesis_tensors(config):
+        if name.endswith(".weight"):
+            arrays[name] = rng.choice(np.array([-127, 127, 127, 127], np.int8), shape)
+        elif name.endswith(".bias"):
+            arrays[name] = rng.integers(-9999, 9999, shape, np.int32)
+        elif name.endswith(".fine"):
+            arrays[name] = np.arange(*shape, dtype=np.int16)
+        elif name.endswith(".coarse"):
+            arrays[name] = (np.arange(*shape) % 4).astype(np.uint8)
+        else:
+            arrays[name] = np.full(shape, 1000 if name == "g_s.scale" else 12, dtype)
+    latents = torch.from_numpy(rng.normal(size=(1, 64, 6, 6)).astype(np.float32))
+    floats, cpu = FloatEngine(config, arrays, torch.device("cpu")), torch.device("cpu")
+    with torch.inference_mode():
+        wanted = IntegerSynthesis(config, arrays, cpu, engine=floats).window(latents, Margin())
+        try:
+            found = IntegerSynthesis(config, arrays, cpu, engine=ByteEngine(config, arrays)).window(latents, Margin())
+        except (AttributeError, RuntimeError, NotImplementedError):  # a build without them
+            return False
+    return torch.equal(found, wanted)
+
+
+def _last(x: Tensor) -> NDArray[Any]:
+    """(B, C, h, w) → (B, h, w, C), of the same memory"""
+    array: NDArray[Any] = x.permute(0, 2, 3, 1).numpy()
+    return array
+
+
+def _first(x: NDArray[Any]) -> Tensor:
+    """The other way round."""
+    return torch.from_numpy(x).permute(0, 3, 1, 2)
+
+
+@jit
+def _bytes(
+    x: NDArray[np.float32], coarse: NDArray[np.float32], fine: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], bool]:
+    """The bytes of a stream (B, h, w, C) times `coarse` (C,) and, beside them, the sixteenths of its `fine` channels,
+    all 128 too high; and whether any value lies beyond bytes."""
+    batch, rows, columns, channels = x.shape
+    raised, beyond = np.empty((batch, rows, columns, channels + fine.size), np.uint8), 0
+    for b in range(batch):
+        for i in range(rows):
+            for j in range(columns):
+                for c in range(channels):
+                    rounded = np.rint(x[b, i, j, c] * coarse[c])
+                    limited = min(max(rounded, np.float32(-128)), np.float32(127))
+                    beyond += limited != rounded
+                    raised[b, i, j, c] = np.uint8(limited + np.float32(128))
+                for n in range(fine.size):
+                    value = x[b, i, j, fine[n]] * coarse[fine[n]]
+                    part = np.rint((value - np.rint(value)) * np.float32(16))
+                    raised[b, i, j, channels + n] = np.uint8(part + np.float32(128))
+    return raised, beyond > 0
+
+
+@jit
+def _rest(
+    x: NDArray[np.float32], coarse: NDArray[np.float32], fine: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """What a stream's bytes leave of it up to ±1024: low + 8 · (high - 128). Nothing is left of the sixteenths."""
+    batch, rows, columns, channels = x.shape
+    low = np.zeros((batch, rows, columns, channels + fine), np.uint8)
+    high = np.full((batch, rows, columns, channels + fine), 128, np.uint8)
+    for b in range(batch):
+        for i in range(rows):
+            for j in range(columns):
+                for c in range(channels):
+                    rounded = np.rint(x[b, i, j, c] * coarse[c])
+                    byte = min(max(rounded, np.float32(-128)), np.float32(127))
+                    rest = np.int32(min(max(rounded, np.float32(-1024)), np.float32(1023)) - byte)
+                    low[b, i, j, c] = rest & 7
+                    high[b, i, j, c] = (rest >> 3) + 128
+    return low, high
+
+
+@jit
+def _enlarged(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """As `Engine.enlarged`, channels last."""
+    batch, rows, columns, channels = x.shape
+    width = channels // 4
+    out = np.empty((batch, 2 * rows, 2 * columns, width), np.float32)
+    for b in range(batch):
+        for i in range(rows):
+            for row in range(2):
+                for j in range(columns):
+                    for column in range(2):
+                        start = (2 * row + column) * width
+                        for c in range(width):
+                            out[b, 2 * i + row, 2 * j + column, c] = x[b, i, j, start + c]
+    return out

@@ -1,0 +1,169 @@
+"""From the synthesis that was trained in floating point to one in whole numbers.
+
+Units are chosen so that what each channel is seen to reach on training patches is at most the largest byte; a factor
+can be moved past a ReLU, so nothing but rounding changes (Nagel et al. 2019, "Data-free quantization through weight
+equalization and bias correction"). The analysis then learns what is left (`histocodec.train.loop`).
+"""
+
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from histocodec.models.config import QUALITIES
+from histocodec.models.hyper import HyperModel
+from histocodec.models.quantised_synthesis import QuantisedSynthesis
+from histocodec.models.synthesis_layers import (
+    BYTE,
+    EXACT,
+    FINE,
+    MOST_COARSE,
+    MOST_SHIFT,
+    WIDE,
+    SynthesisLayer,
+    accumulator_peaks,
+)
+from histocodec.models.transforms import Residual, Synthesis
+from histocodec.train.patches import PatchSampler
+
+BATCHES = 16  # on which it is seen what each channel reaches
+HEADROOM = 1.1  # times that is the largest byte
+LEAST = 1e-6  # that a channel is taken to reach: some are dead
+SLACK = 0.7  # of 24 bits for the stream, since the weights go on learning
+FIRST_STEP = 3 << 29  # steps of the sampler that no other stage reaches
+
+
+@torch.no_grad()
+def quantised_synthesis(model: HyperModel, sampler: PatchSampler) -> QuantisedSynthesis:
+    """`model.g_s` in whole numbers. Raises UsageError where it is already."""
+    g_s, device = model.real_synthesis, next(model.parameters()).device
+    seen = _Seen()
+    for batch in range(BATCHES):
+        step = FIRST_STEP - 1 - batch
+        seen.watch(g_s, _coded(model, sampler(step).pixels, _qualities(sampler, step)))
+    result = QuantisedSynthesis(model.config).to(device)
+    tops = {name: (reach * HEADROOM).clamp(min=LEAST) for name, reach in seen.reach.items()}
+    at16, at8 = 127 / tops["blocks16"], 127 / tops["blocks8"]
+    cast(Tensor, result.scale).copy_(at16)
+    for name, unit in (("blocks16", at16), ("blocks8", at8)):
+        for i, module in enumerate(getattr(g_s, name)):
+            block, prefix = cast(Residual, module), f"{name}.{i}"
+            hidden = 255 / tops[f"{prefix}.expand"]
+            _fill(result, f"{prefix}.expand", block.expand.weight[:, :, 0, 0], block.expand.bias, unit, hidden)
+            if block.depthwise is not None:
+                deeper = 255 / tops[f"{prefix}.depthwise"]
+                taps, bias = block.depthwise.weight[:, 0] / hidden[:, None, None], block.depthwise.bias
+                _fill(result, f"{prefix}.depthwise", taps, bias, None, deeper)
+                hidden = deeper
+            _fill(result, f"{prefix}.project", block.project.weight[:, :, 0, 0], block.project.bias, hidden, unit)
+    tail, one = g_s.tail.weight[:, :, 0, 0], torch.ones(192, device=device)
+    up = g_s.up.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (row, column, channel), latent
+    energy8 = tail.square().sum(0).repeat(4)  # of pixels, for a unit of what `up` gives
+    up_bias = cast(Tensor, g_s.up.bias).repeat(4)
+    _fill_wide(result, "up", up, up_bias, energy8, at16, seen.power["up"], at8.repeat(4))
+    _fill_wide(result, "tail", tail, cast(Tensor, g_s.tail.bias), one, at8, seen.power["tail"], one)
+    _choose_shifts(result)
+    return result
+
+
+def _qualities(sampler: PatchSampler, step: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sampler.seed * 1_000_003 + step)
+    return (torch.rand(sampler.batch, generator=generator) * (QUALITIES - 1)).round()
+
+
+def _coded(model: HyperModel, pixels: Tensor, quality: Tensor) -> Tensor:
+    """The latents of a batch, rounded, with their gain undone."""
+    log_gain, log_inverse = model.gains(quality.to(pixels.device))
+    y = torch.floor(model.g_a(pixels).float() * log_gain.exp()[:, :, None, None] + 0.5)
+    return cast(Tensor, y * log_inverse.exp()[:, :, None, None])
+
+
+class _Seen:
+    """What each channel of each layer reaches, and the mean square of what `up` and `tail` see."""
+
+    def __init__(self) -> None:
+        self.reach: dict[str, Tensor] = {}
+        self.power: dict[str, Tensor] = {}
+
+    def watch(self, g_s: Synthesis, latents: Tensor) -> None:
+        x = latents
+        for name, blocks, then in (("blocks16", g_s.blocks16, "up"), ("blocks8", g_s.blocks8, "tail")):
+            self._note(name, x)
+            for i, module in enumerate(blocks):
+                block = cast(Residual, module)
+                h = self._note(f"{name}.{i}.expand", F.relu(block.expand(x)))
+                if block.depthwise is not None:
+                    h = self._note(f"{name}.{i}.depthwise", F.relu(block.depthwise(h)))
+                x = self._note(name, x + block.project(h))
+            power = x.square().mean((0, 2, 3)) / BATCHES
+            self.power[then] = self.power[then] + power if then in self.power else power
+            x = g_s.up(x) if then == "up" else x
+
+    def _note(self, name: str, x: Tensor) -> Tensor:
+        reach = x.abs().amax((0, 2, 3))
+        self.reach[name] = torch.maximum(self.reach[name], reach) if name in self.reach else reach
+        return x
+
+
+def _fill(
+    result: QuantisedSynthesis, name: str, weight: Tensor, bias: Tensor | None, entry: Tensor | None, unit: Tensor
+) -> None:
+    """A layer in new units: what enters is `entry` times as large as before, what leaves is `unit` times."""
+    key = name.replace(".", "_")
+    weight = weight * unit.view(-1, *[1] * (weight.dim() - 1))
+    result.weights[key].copy_(weight if entry is None else weight / entry)
+    assert bias is not None
+    result.biases[key].copy_(bias * unit)
+
+
+def _fill_wide(
+    result: QuantisedSynthesis,
+    name: str,
+    weight: Tensor,
+    bias: Tensor,
+    importance: Tensor,
+    entry: Tensor,
+    power: Tensor,
+    unit: Tensor,
+) -> None:
+    """`up` or `tail`. A channel is seen no finer than where its own rounding does as much harm as that of its weights,
+    whose step the largest weight of a row decides; the harm is weighed by the `importance` (O,) of the outputs, and
+    `power` (C,) is the mean square of what is seen. The channels whose rounding then still matters most are fine."""
+    step = (weight.abs() / entry).amax(1) / BYTE
+    harm = (importance * step.square()).sum() * power.clamp(min=LEAST**2)
+    own = (importance[:, None] * weight.square()).sum(0)
+    coarse, fine = result.coarse(name), result.fine(name)
+    coarse.copy_((entry * (harm / own.clamp(min=LEAST**2)) ** 0.25).log2().round().clamp(0, MOST_COARSE))
+    seen = entry * torch.exp2(-coarse)
+    fine.copy_((own / seen.square()).topk(len(fine)).indices.sort().values)
+    weight = torch.cat((weight, weight[:, fine] / FINE), 1)
+    _fill(result, name, weight, bias, torch.cat((seen, seen[fine])), unit)
+
+
+def _choose_shifts(synthesis: QuantisedSynthesis) -> None:
+    """The finest steps with which weights are bytes, accumulators and stream exact."""
+    config = synthesis.config
+    peaks = {name: _peaks(synthesis, layer) for name, layer in synthesis.layers.items()}
+    streams = {"blocks16": np.full(config.latent_channels, float(WIDE))}
+    streams["blocks8"] = peaks["up"].reshape(4, -1).max(axis=0)
+    for name, peak in peaks.items():
+        if name.endswith(".project"):
+            streams[name.split(".")[0]] += peak
+    for name, layer in synthesis.layers.items():
+        weight = synthesis.weights[name.replace(".", "_")].detach().abs().flatten(1).amax(1).cpu().double().numpy()
+        most = np.minimum(127 / np.maximum(weight, 1e-9), SLACK * EXACT / peaks[name])
+        if name == "up" or name.endswith(".project"):
+            stream = streams["blocks8" if name == "up" else name.split(".")[0]]
+            most = np.minimum(most, SLACK * EXACT / np.tile(stream, 4 if name == "up" else 1))
+        shift = np.floor(np.log2(most)).clip(0, MOST_SHIFT)
+        synthesis.shift(layer).copy_(torch.from_numpy(shift))
+
+
+def _peaks(synthesis: QuantisedSynthesis, layer: SynthesisLayer) -> NDArray[np.float64]:
+    """The largest value of each output, in its units."""
+    key = layer.name.replace(".", "_")
+    weight, bias = (v[key].detach().cpu().double().numpy() for v in (synthesis.weights, synthesis.biases))
+    return np.maximum(accumulator_peaks(layer, weight, bias), LEAST)
