@@ -1,9 +1,11 @@
 """Containers to pixels, block by block. A block is one chunk's 512×512 pixels, always computed from the same window
 of latents on one thread (or in one fixed batch on a GPU), so a pixel never depends on the region it was read in."""
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -24,9 +26,7 @@ from histocodec.transform import Transform
 from histocodec.workers import Workers
 
 MOST_INDICES = 1024  # shard indices kept, of 10 KB each as objects
-GPU_BATCH = (
-    16  # blocks a launch; always this many, since a convolution may round differently in another batch
-)
+GPU_BATCH = 16  # blocks a launch; always this many, since a convolution may round differently in another batch
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,39 @@ class Cache:
                 self.bytes -= self._values.popitem(last=False)[1][1]
 
 
+class Underway:
+    """What threads are making, so that none makes it a second time. A forked child begins with nothing."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ends: dict[tuple[int, BlockKey], threading.Event] = {}
+
+    @contextmanager
+    def alone(self, key: BlockKey) -> Iterator[bool]:
+        """True where this thread is to make it; else waits until another thread has, or has failed to."""
+        mine = os.getpid(), key
+        with self._lock:
+            end = self._ends.get(mine)
+            if end is None:
+                self._ends[mine] = threading.Event()
+        if end is not None:
+            end.wait()
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            with self._lock:
+                self._ends.pop(mine).set()
+
+    def last(self, keys: Iterable[BlockKey]) -> Iterator[BlockKey]:
+        """The keys, those that are underway just then last."""
+        left = list(keys)
+        while left:
+            free = (n for n, key in enumerate(left) if (os.getpid(), key) not in self._ends)
+            yield left.pop(next(free, 0))
+
+
 class BlockDecoder:
     """Decodes blocks of one container. Half of `cache_bytes` keeps latents, half keeps pixels."""
 
@@ -94,6 +127,7 @@ class BlockDecoder:
         self._tiles = [container.tiles(level) for level in range(len(container.attributes.levels))]
         self._indices: dict[BlockKey, ShardIndex] = {}
         self._latents, self._pixels = Cache(cache_bytes // 2), Cache(cache_bytes // 2)
+        self._underway = Underway()
 
     def blocks(self, keys: Iterable[BlockKey]) -> Iterator[tuple[BlockKey, Pixels]]:
         """(key, pixels (h, w, 3) uint8, cut at the level's edge), in the order of the keys. Do not write to them."""
@@ -107,29 +141,32 @@ class BlockDecoder:
         if self._tiles[key.level][key.row, key.column] == BACKGROUND:
             self._check_absent(key)
             return None
-        known = self._latents.get(key)
-        if isinstance(known, ChunkLatents):
-            return known
+        while True:
+            known = self._latents.get(key)
+            if isinstance(known, ChunkLatents):
+                return known
+            with self._underway.alone(key) as alone:
+                if alone:
+                    chunk = self._decoded(key)
+                    self._latents.put(key, chunk, chunk.y.nbytes)
+                    return chunk
+
+    def _decoded(self, key: BlockKey) -> ChunkLatents:
+        """The latents of a chunk that is not background, from its shard."""
         path, number = self._place(key)
         data = read_chunk(path, self._index(key, path), number)
+        where = f"{self.container.path}: level {key.level} chunk ({key.row}, {key.column})"
         if data is None:
-            raise FormatError(
-                f"{self.container.path}: level {key.level} chunk ({key.row}, {key.column}) is missing from its shard"
-            )
-        shape = (self.weights.config.latent_channels, self.side, self.side)
+            raise FormatError(f"{where} is missing from its shard")
         try:
-            y = self.coder.decode(data, shape)
+            y = self.coder.decode(data, (self.weights.config.latent_channels, self.side, self.side))
         except FormatError as exc:
-            where = f"{self.container.path}: level {key.level} chunk ({key.row}, {key.column})"
             raise FormatError(f"{where}: {exc}") from exc
         dtype = np.dtype(self.container.attributes.levels[key.level].dtype)
         limits = np.iinfo(dtype)
         if y.min() < limits.min or y.max() > limits.max:
-            where = f"{self.container.path}: level {key.level} chunk ({key.row}, {key.column})"
             raise FormatError(f"{where}: holds values from {y.min()} to {y.max()}, beyond {dtype}")
-        chunk = ChunkLatents(y.astype(dtype, copy=False), quality_of(data))
-        self._latents.put(key, chunk, chunk.y.nbytes)
-        return chunk
+        return ChunkLatents(y.astype(dtype, copy=False), quality_of(data))
 
     def _check_absent(self, key: BlockKey) -> None:
         """FormatError where a chunk is stored that `tiles` calls background: one of both is wrong."""
@@ -165,17 +202,18 @@ class BlockDecoder:
         top, bottom = max(0, key.row * side - halo), min(rows, (key.row + 1) * side + halo)
         left, right = max(0, key.column * side - halo), min(columns, (key.column + 1) * side + halo)
         window = np.empty((self.weights.config.latent_channels, bottom - top, right - left), np.float32)
-        for row in range(top // side, -(-bottom // side)):
-            for column in range(left // side, -(-right // side)):
-                r0, r1 = max(top, row * side), min(bottom, (row + 1) * side)
-                c0, c1 = max(left, column * side), min(right, (column + 1) * side)
-                part = window[:, r0 - top : r1 - top, c0 - left : c1 - left]
-                chunk = self.chunk(BlockKey(key.level, row, column))
-                if chunk is None:
-                    part[...] = self.stats.background_latent[:, None, None]
-                else:
-                    y = chunk.y[:, r0 - row * side : r1 - row * side, c0 - column * side : c1 - column * side]
-                    np.multiply(y, self.weights.inverse_gain(chunk.quality)[:, None, None], out=part)
+        rows_of, columns_of = range(top // side, -(-bottom // side)), range(left // side, -(-right // side))
+        for place in self._underway.last(BlockKey(key.level, r, c) for r in rows_of for c in columns_of):
+            row, column = place.row, place.column
+            r0, r1 = max(top, row * side), min(bottom, (row + 1) * side)
+            c0, c1 = max(left, column * side), min(right, (column + 1) * side)
+            part = window[:, r0 - top : r1 - top, c0 - left : c1 - left]
+            chunk = self.chunk(place)
+            if chunk is None:
+                part[...] = self.stats.background_latent[:, None, None]
+            else:
+                y = chunk.y[:, r0 - row * side : r1 - row * side, c0 - column * side : c1 - column * side]
+                np.multiply(y, self.weights.inverse_gain(chunk.quality)[:, None, None], out=part)
         margin = Margin(
             key.row * side - top,
             key.column * side - left,

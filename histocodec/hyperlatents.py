@@ -12,6 +12,7 @@ from histocodec.entropy.cost import symbol_bits
 from histocodec.models.prior import MEAN_BITS
 
 APART = 2  # every other z of a row and a column is moved at a time, and judged by the latents of those around it, too
+DEAREST = 8  # channels of z that are tried: nine tenths of the gain for a quarter of the time
 LEAST_SHARE = 0.01  # of all bits: a z that costs less is not worth the time
 
 HyperLatents = NDArray[np.int64]
@@ -26,7 +27,7 @@ def cheapest_hyper_latents(coder: HyperCoder, latents: NDArray[np.signedinteger]
         return z
     expected = coder.weights.arrays["prior.hyper_mean"][quality] / 2**MEAN_BITS
     rows, columns = of_y.shape
-    for channel in np.argsort(-own.sum(axis=(1, 2))):
+    for channel in np.argsort(-own.sum(axis=(1, 2)))[:DEAREST]:
         for i in range(APART):
             for j in range(APART):
                 some = channel, slice(i, rows, APART), slice(j, columns, APART)

@@ -106,7 +106,7 @@ class Transform:
             if self.device.type == "cpu":
                 blocks = torch.from_numpy(_blocks_of(pixels, stats.mean, stats.std)).permute(2, 0, 1)[None]
             else:
-                mean, std = self.statistics(stats)
+                mean, std = _statistics(stats, self.device)
                 planes = torch.from_numpy(pixels).to(self.device).permute(2, 0, 1)[None].float()
                 blocks = F.pixel_unshuffle((planes - mean) / std, 8)
             x = blocks.to(self.dtype).contiguous(memory_format=torch.channels_last)
@@ -125,12 +125,17 @@ class Transform:
         """Windows (C, h, w) float32, gains undone, all of one shape and margin → pixels (H, W, 3) uint8 each."""
         with torch.inference_mode():
             blocks = self._blocks(torch.from_numpy(np.stack(windows)).to(self.device), margin)
-            if self.device.type == "cpu":
-                each = blocks.permute(0, 2, 3, 1).contiguous().numpy()
-                return [_pixels_of(one, stats.mean, stats.std) for one in each]
-            mean, std = self.statistics(stats)
-            rounded = (F.pixel_shuffle(blocks, 8) * std + mean).round_().clamp_(0, 255).to(torch.uint8)
-            return list(rounded.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+            return self.pixels(blocks, stats)
+
+    @staticmethod
+    def pixels(blocks: Tensor, stats: ChannelStats) -> list[NDArray[np.uint8]]:
+        """Unshuffled pixels (B, 192, h, w) float32, normalised → (8h, 8w, 3) uint8 each."""
+        if blocks.device.type == "cpu":
+            each = blocks.permute(0, 2, 3, 1).contiguous().numpy()
+            return [_pixels_of(one, stats.mean, stats.std) for one in each]
+        mean, std = _statistics(stats, blocks.device)
+        rounded = (F.pixel_shuffle(blocks, 8) * std + mean).round_().clamp_(0, 255).to(torch.uint8)
+        return list(rounded.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
     def decoded(self, latents: Tensor, margin: Margin, stats: ChannelStats) -> Tensor:
         """`synthesise` of one batch (B, C, h, w) float → (B, 3, H, W) float, neither rounded nor clipped."""
@@ -148,7 +153,7 @@ class Transform:
         return self.g_s.window(x, margin).float()
 
     def _shown(self, blocks: Tensor, stats: ChannelStats) -> Tensor:
-        mean, std = self.statistics(stats)
+        mean, std = _statistics(stats, self.device)
         return F.pixel_shuffle(blocks, 8) * std + mean
 
     def aligned(self, stats: ChannelStats, colour: Colour, quality: int) -> ChannelStats:
@@ -169,10 +174,11 @@ class Transform:
             stats = ChannelStats(stats.mean + np.array(colour, np.float32) - decoded.cpu().numpy(), stats.std)
         return stats
 
-    def statistics(self, stats: ChannelStats) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation as (1, 3, 1, 1) float32"""
-        mean, std = (torch.from_numpy(np.array(v)).to(self.device).view(1, 3, 1, 1) for v in (stats.mean, stats.std))
-        return mean, std
+
+def _statistics(stats: ChannelStats, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation as (1, 3, 1, 1) float32"""
+    mean, std = (torch.from_numpy(np.array(v)).to(device).view(1, 3, 1, 1) for v in (stats.mean, stats.std))
+    return mean, std
 
 
 def whole_latents(pixels: Pixels, stride: int) -> Pixels:

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from histocodec.models.config import HyperConfig
 from histocodec.models.transforms import Margin
 from histocodec.models.weights import DEFAULT_MODEL, find_model, load_model
 from histocodec.normalise import DEFAULT_STATS, ChannelStats
 from histocodec.synthetic import synthetic_slide
 from histocodec.transform import Transform, whole_latents
 from tests.conformance import KIT, MODEL_ID
-from tests.conformance.__main__ import VARIANTS, decode
+from tests.conformance.__main__ import VARIANTS, decode, whole
 from tests.conformance.one import unpack
+from tests.conformance.whole import WANTED
 
 FACTS = json.loads((KIT / "facts.json").read_text())
 SHIPPED = {torch.float32: (1, 0.0), torch.bfloat16: (4, 0.01)}  # grey values from float64; share beyond 1
@@ -45,6 +47,16 @@ def test_every_variant_of_this_machine_decodes_the_kit_alike(folder: Path, varia
     check(decode(folder, variant))
 
 
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_a_synthesis_in_whole_numbers_gives_the_same_pixels_everywhere(variant: str) -> None:
+    assert whole(variant) == WANTED
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
+def test_so_does_a_gpu() -> None:
+    assert whole("cuda", "cuda") == WANTED
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
 def test_a_gpu_decodes_the_kit_alike(folder: Path) -> None:
     check(decode(folder, "cuda", "--device", "cuda"))
@@ -72,6 +84,7 @@ def test_pixels_of_the_shipped_models_differ_by_no_more_than_is_promised(dtype: 
     rounded = np.rint(y * weights.gain(quality)[:, None, None])
     scaled = (rounded * weights.inverse_gain(quality)[:, None, None]).astype(np.float32)
     difference = np.abs(synthesised(other, scaled, stats) - synthesised(exact, scaled, stats))
-    most, share = SHIPPED[dtype]
+    whole_numbers = isinstance(weights.config, HyperConfig) and weights.config.integer_synthesis
+    most, share = (0, 0.0) if whole_numbers else SHIPPED[dtype]
     assert difference.max() <= most
     assert (difference > 1).mean() <= share

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from tests.conformance.one import unpack
+from tests.conformance.whole import WANTED
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,6 +39,17 @@ def decode(folder: Path, variant: str, *options: str) -> dict[str, dict]:
     return found
 
 
+def whole(variant: str, *options: str) -> str:
+    """What `whole` prints in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.conformance.whole", *options],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, **VARIANTS.get(variant, {})}, timeout=600,
+    )  # fmt: skip
+    if done.returncode:
+        raise AssertionError(f"{variant}: {done.stderr}")
+    return done.stdout.strip()
+
+
 def main() -> None:
     import torch
 
@@ -53,6 +65,11 @@ def main() -> None:
             if variant != "no-compiler":
                 decode(folder, variant, "--encode", f"by-{variant}", *options)
         found = {variant: decode(folder, variant, *options) for variant, options in variants.items()}
+    for variant in variants:
+        same = whole(variant, *(["cuda"] if variant == "cuda" else [])) == WANTED
+        print(f"{variant}: {'the same pixels' if same else 'OTHER PIXELS'} of a synthesis in whole numbers")
+        if not same:
+            raise SystemExit(1)
     first = found["one-thread"]
     for variant, containers in found.items():
         same = all(
