@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from histocodec.compiled import jit
 from histocodec.errors import FormatError, UnsupportedError, UsageError
 from histocodec.geometry import Region, ceil_div
+from histocodec.models.byte_analysis import ByteAnalysis
 from histocodec.models.config import HyperConfig, VaeConfig
-from histocodec.models.integer_synthesis import IntegerSynthesis
+from histocodec.models.integer_synthesis import IntegerSynthesis, bytes_exact
 from histocodec.models.synthesis_layers import real_parameters
 from histocodec.models.transforms import Analysis, Margin, Synthesis
 from histocodec.models.vae import VaeDecoder, VaeEncoder
@@ -94,6 +95,10 @@ class Transform:
         self.weights, self.device = weights, device
         self.dtype = fastest_dtype(device) if dtype is None else dtype
         g_a, g_s = _networks(weights)
+        self._bytes: ByteAnalysis | None = None
+        if isinstance(g_a, Analysis) and dtype is None and device.type == "cpu":
+            known = any(name.startswith("reach.") for name in weights.arrays)
+            self._bytes = ByteAnalysis(g_a, weights.arrays) if known and bytes_exact() else None
         self.g_a, self._real = g_a.to(device, self.dtype), g_s.to(device, self.dtype)
         self.g_s: Synthesis | VaeDecoder | IntegerSynthesis = self._real
         if isinstance(weights.config, HyperConfig) and weights.config.integer_synthesis:
@@ -110,7 +115,7 @@ class Transform:
                 planes = torch.from_numpy(pixels).to(self.device).permute(2, 0, 1)[None].float()
                 blocks = F.pixel_unshuffle((planes - mean) / std, 8)
             x = blocks.to(self.dtype).contiguous(memory_format=torch.channels_last)
-            y = self.g_a.window(x, margin)
+            y = (self._bytes or self.g_a).window(x, margin)
             return cast("NDArray[np.float32]", y[0].float().contiguous().cpu().numpy())
 
     def flat(self, colour: Colour, stats: ChannelStats) -> NDArray[np.float32]:

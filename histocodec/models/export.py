@@ -25,12 +25,17 @@ def gaussian_table_set() -> TableSet:
 
 @torch.no_grad()
 def export_model(
-    model: HyperModel, model_id: str, *, tables: TableSet | None = None, notes: Mapping[str, str] | None = None
+    model: HyperModel,
+    model_id: str,
+    *,
+    tables: TableSet | None = None,
+    reaches: Mapping[str, NDArray[Any]] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> ModelWeights:
     """The model file of a trained model, parsed and checked; `.data` holds its bytes.
 
-    `notes` become metadata beside the id (training steps, commit). Transforms are stored as float16, but for a
-    synthesis in whole numbers.
+    `reaches` let encoders run `g_a` in bytes (`histocodec.train.reaches`). `notes` become metadata beside the id
+    (training steps, commit). Transforms are stored as float16, but for a synthesis in whole numbers.
     """
     prior = model.prior
     quality = torch.arange(QUALITIES, dtype=torch.float32)
@@ -52,7 +57,7 @@ def export_model(
     arrays |= {"tables.low": tables.low, "tables.size": tables.size, "tables.freq": tables.freq}
     whole = isinstance(model.g_s, QuantisedSynthesis)
     arrays |= model.g_s.arrays() if isinstance(model.g_s, QuantisedSynthesis) else _halves("g_s", model.g_s)
-    arrays |= _halves("g_a", model.g_a)
+    arrays |= _halves("g_a", model.g_a) | dict(reaches or {})
     config = replace(model.config, integer_synthesis=whole)
     metadata = {**(notes or {}), "format": FORMAT, "id": model_id, "config": config.to_json()}
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}

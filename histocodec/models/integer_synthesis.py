@@ -2,7 +2,6 @@
 machine, by products of bytes where the processor has them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -13,6 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from histocodec.compiled import jit
+from histocodec.models.byte_layers import ByteLayer, stream_bytes
+from histocodec.models.byte_layers import channels_first as _first
+from histocodec.models.byte_layers import channels_last as _last
+from histocodec.models.byte_layers import raised_bytes as _bytes
 from histocodec.models.config import HyperConfig
 from histocodec.models.synthesis_layers import (
     BYTE,
@@ -28,9 +31,6 @@ from histocodec.models.synthesis_layers import (
 from histocodec.models.transforms import Margin
 
 WIDER = ("up", "tail")  # layers that see more than a byte
-TYPICAL_SIDE = 64  # of what a convolution sees: oneDNN chooses by it how weights lie, and is slow where it is not told
-
-NONE = np.empty(0, np.int64)
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -145,25 +145,9 @@ class FloatEngine:
         return total
 
 
-@dataclass(frozen=True)
-class _Packed:
-    """A layer as oneDNN wants it. `raised` is what the bias makes up for where bytes come 128 too high."""
-
-    weight: Tensor
-    scales: Tensor
-    zeros: Tensor  # zero points: oneDNN asks for them
-    bias: Tensor
-    raised: Tensor
-    groups: int
-
-    @property
-    def padding(self) -> list[int]:
-        return [0, 0] if self.groups == 1 else [1, 1]
-
-
 class ByteEngine:
-    """By oneDNN's products of bytes on a CPU, as PyTorch's own compiler calls them; memory is channels last. A byte of
-    the stream is held 128 too high, so that all are positive."""
+    """By oneDNN's products of bytes on a CPU; memory is channels last. A byte of the stream is held 128 too high, so
+    that all are positive."""
 
     def __init__(self, config: HyperConfig, arrays: Arrays) -> None:
         self.layers = {layer.name: self._packed(layer, arrays) for layer in synthesis_layers(config)}
@@ -172,60 +156,34 @@ class ByteEngine:
         self.ones = np.ones(max(config.latent_channels, config.width8), np.float32)
 
     @staticmethod
-    def _packed(layer: SynthesisLayer, arrays: Arrays) -> _Packed:
+    def _packed(layer: SynthesisLayer, arrays: Arrays) -> ByteLayer:
         weight, bias, shift = (arrays[f"g_s.{layer.name}.{part}"] for part in PARTS)
-        depthwise = layer.kind == "depthwise"
-        groups, padding = (layer.outputs, [1, 1]) if depthwise else (1, [0, 0])
-        shaped = torch.from_numpy(np.array(weight[:, None] if depthwise else weight[:, :, None, None]))
-        scales, size = torch.from_numpy(factors(shift)), [1, layer.inputs, TYPICAL_SIDE, TYPICAL_SIDE]
-        packed = torch.ops.onednn.qconv_prepack(shaped, scales, 1.0, 0, [1, 1], padding, [1, 1], groups, size)
-        raised = torch.from_numpy(-128 * weight.astype(np.int64).reshape(layer.outputs, -1).sum(axis=1)) * scales
-        real = torch.from_numpy(bias.astype(np.int64)) * scales
-        if layer.peak != 255:
-            real = real + raised
-        return _Packed(packed, scales, torch.zeros(layer.outputs, dtype=torch.int32), real, raised, groups)
+        factor = factors(shift)
+        return ByteLayer(weight, factor, bias * factor, raised=layer.peak != 255)
 
     def seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.contiguous(memory_format=torch.channels_last)
-        return x, _first(_bytes(_last(x), self.ones, NONE)[0])
+        return x, stream_bytes(x, self.ones)
 
     def activation(self, name: str, a: Tensor) -> Tensor:
-        return self._run(self.layers[name], a, torch.uint8, "relu")
+        return self.layers[name].activation(a)
 
     def added(self, name: str, x: Tensor, a: Tensor) -> Tensor:
-        layer = self.layers[name]
-        return self._add(layer, x, a, 1.0, layer.bias)
+        return self.layers[name].added(x, a)
 
     def wide(self, name: str, x: Tensor) -> Tensor:
         layer, x = self.layers[name], x.contiguous(memory_format=torch.channels_last)
         coarse, fine = self.coarse[name], self.fine[name]
         raised, beyond = _bytes(_last(x), coarse, fine)
-        total = self._run(layer, _first(raised), torch.float32, "none")
+        total = layer.output(_first(raised))
         if beyond:  # of what tissue is made; seldom
             low, high = _rest(_last(x), coarse, len(fine))
-            total = self._add(layer, total, _first(low), 1.0, None)
-            total = self._add(layer, total, _first(high), 8.0, 8 * layer.raised)
+            total = layer.rest(total, _first(low), 1.0, raised=False)
+            total = layer.rest(total, _first(high), 8.0, raised=True)
         return total
 
     def enlarged(self, x: Tensor) -> Tensor:
         return _first(_enlarged(_last(x)))
-
-    @staticmethod
-    def _run(layer: _Packed, a: Tensor, dtype: torch.dtype, then: str) -> Tensor:
-        result: Tensor = torch.ops.onednn.qconv_pointwise(
-            a, 1.0, 0, layer.weight, layer.scales, layer.zeros, layer.bias, [1, 1], layer.padding, [1, 1], layer.groups,
-            1.0, 0, dtype, then, [], "",
-        )  # fmt: skip
-        return result
-
-    @staticmethod
-    def _add(layer: _Packed, x: Tensor, a: Tensor, unit: float, bias: Tensor | None) -> Tensor:
-        """x + layer(unit · a), over x"""
-        result: Tensor = torch.ops.onednn.qconv2d_pointwise.binary(
-            a, unit, 0, layer.weight, layer.scales, layer.zeros, x, bias, [1, 1], layer.padding, [1, 1], layer.groups,
-            1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "",
-        )  # fmt: skip
-        return result
 
 
 @lru_cache(maxsize=1)
@@ -257,38 +215,21 @@ def bytes_exact() -> bool:
     return torch.equal(found, wanted)
 
 
-def _last(x: Tensor) -> NDArray[Any]:
-    """(B, C, h, w) → (B, h, w, C), of the same memory"""
-    array: NDArray[Any] = x.permute(0, 2, 3, 1).numpy()
-    return array
-
-
-def _first(x: NDArray[Any]) -> Tensor:
-    """The other way round."""
-    return torch.from_numpy(x).permute(0, 3, 1, 2)
-
-
 @jit
-def _bytes(
-    x: NDArray[np.float32], coarse: NDArray[np.float32], fine: NDArray[np.int64]
-) -> tuple[NDArray[np.uint8], bool]:
-    """The bytes of a stream (B, h, w, C) times `coarse` (C,) and, beside them, the sixteenths of its `fine` channels,
-    all 128 too high; and whether any value lies beyond bytes."""
+def _enlarged(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """As `Engine.enlarged`, channels last."""
     batch, rows, columns, channels = x.shape
-    raised, beyond = np.empty((batch, rows, columns, channels + fine.size), np.uint8), 0
+    width = channels // 4
+    out = np.empty((batch, 2 * rows, 2 * columns, width), np.float32)
     for b in range(batch):
         for i in range(rows):
-            for j in range(columns):
-                for c in range(channels):
-                    rounded = np.rint(x[b, i, j, c] * coarse[c])
-                    limited = min(max(rounded, np.float32(-128)), np.float32(127))
-                    beyond += limited != rounded
-                    raised[b, i, j, c] = np.uint8(limited + np.float32(128))
-                for n in range(fine.size):
-                    value = x[b, i, j, fine[n]] * coarse[fine[n]]
-                    part = np.rint((value - np.rint(value)) * np.float32(16))
-                    raised[b, i, j, channels + n] = np.uint8(part + np.float32(128))
-    return raised, beyond > 0
+            for row in range(2):
+                for j in range(columns):
+                    for column in range(2):
+                        start = (2 * row + column) * width
+                        for c in range(width):
+                            out[b, 2 * i + row, 2 * j + column, c] = x[b, i, j, start + c]
+    return out
 
 
 @jit
@@ -309,20 +250,3 @@ def _rest(
                     low[b, i, j, c] = rest & 7
                     high[b, i, j, c] = (rest >> 3) + 128
     return low, high
-
-
-@jit
-def _enlarged(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """As `Engine.enlarged`, channels last."""
-    batch, rows, columns, channels = x.shape
-    width = channels // 4
-    out = np.empty((batch, 2 * rows, 2 * columns, width), np.float32)
-    for b in range(batch):
-        for i in range(rows):
-            for row in range(2):
-                for j in range(columns):
-                    for column in range(2):
-                        start = (2 * row + column) * width
-                        for c in range(width):
-                            out[b, 2 * i + row, 2 * j + column, c] = x[b, i, j, start + c]
-    return out

@@ -18,6 +18,7 @@ from histocodec.train.finetune import deepened
 from histocodec.train.loop import Progress, Schedule, Trainer, TrainingLog
 from histocodec.train.patches import PatchSampler, TrainingImage
 from histocodec.train.prior import refine_prior
+from histocodec.train.reaches import analysis_reaches
 from histocodec.train.tables import refitted_tables, symbol_counts
 
 TABLE_BATCHES = 200  # for the refitted tables: 8 × 256² each, some 100 million symbols
@@ -124,7 +125,8 @@ def finish(trainer: Trainer, options: TrainOptions, report: Callable[[str], None
     batches = (trainer.sampler(trainer.step + 1 + i) for i in range(TABLE_BATCHES))
     tables = refitted_tables(symbol_counts(trainer.average, batches, seed=options.seed))
     notes = {"steps": str(trainer.step), "batch": f"{options.batch}x{options.size}", "commit": commit()}
-    weights = export_model(trainer.average, options.model_id, tables=tables, notes=notes)
+    reaches = analysis_reaches(trainer.average, trainer.sampler)
+    weights = export_model(trainer.average, options.model_id, tables=tables, reaches=reaches, notes=notes)
     path = options.out / f"{options.model_id}.safetensors"
     path.write_bytes(weights.data)
     report(f"{path}: {len(weights.data)} bytes, SHA-256 {weights.sha256}")

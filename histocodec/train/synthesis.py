@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
+from histocodec.models.byte_analysis import HEADROOM, LEAST, reach_name
 from histocodec.models.config import QUALITIES
 from histocodec.models.hyper import HyperModel
 from histocodec.models.quantised_synthesis import QuantisedSynthesis
@@ -26,35 +26,36 @@ from histocodec.models.synthesis_layers import (
     SynthesisLayer,
     accumulator_peaks,
 )
-from histocodec.models.transforms import Residual, Synthesis
+from histocodec.models.transforms import Residual
 from histocodec.train.patches import PatchSampler
+from histocodec.train.reaches import BATCHES, FIRST_STEP, Reaches
 
-BATCHES = 16  # on which it is seen what each channel reaches
-HEADROOM = 1.1  # times that is the largest byte
-LEAST = 1e-6  # that a channel is taken to reach: some are dead
 SLACK = 0.7  # of 24 bits for the stream, since the weights go on learning
-FIRST_STEP = 3 << 29  # steps of the sampler that no other stage reaches
 
 
 @torch.no_grad()
 def quantised_synthesis(model: HyperModel, sampler: PatchSampler) -> QuantisedSynthesis:
     """`model.g_s` in whole numbers. Raises UsageError where it is already."""
     g_s, device = model.real_synthesis, next(model.parameters()).device
-    seen = _Seen()
+    reaches, power16, power8 = Reaches(), torch.zeros((), device=device), torch.zeros((), device=device)
     for batch in range(BATCHES):
         step = FIRST_STEP - 1 - batch
-        seen.watch(g_s, _coded(model, sampler(step).pixels, _qualities(sampler, step)))
+        x = reaches.blocks("blocks16", g_s.blocks16, _coded(model, sampler(step).pixels, _qualities(sampler, step)))
+        reaches.note("up", "seen", x)
+        power16 = power16 + x.square().mean((0, 2, 3)) / BATCHES
+        x = reaches.blocks("blocks8", g_s.blocks8, g_s.up(x))
+        reaches.note("tail", "seen", x)
+        power8 = power8 + x.square().mean((0, 2, 3)) / BATCHES
     result = QuantisedSynthesis(model.config).to(device)
-    tops = {name: (reach * HEADROOM).clamp(min=LEAST) for name, reach in seen.reach.items()}
-    at16, at8 = 127 / tops["blocks16"], 127 / tops["blocks8"]
+    at16, at8 = (127 / _top(reaches, name, wide) for name, wide in (("blocks16", "up"), ("blocks8", "tail")))
     cast(Tensor, result.scale).copy_(at16)
     for name, unit in (("blocks16", at16), ("blocks8", at8)):
         for i, module in enumerate(getattr(g_s, name)):
             block, prefix = cast(Residual, module), f"{name}.{i}"
-            hidden = 255 / tops[f"{prefix}.expand"]
+            hidden = 255 / _hidden(reaches, prefix, "expand")
             _fill(result, f"{prefix}.expand", block.expand.weight[:, :, 0, 0], block.expand.bias, unit, hidden)
             if block.depthwise is not None:
-                deeper = 255 / tops[f"{prefix}.depthwise"]
+                deeper = 255 / _hidden(reaches, prefix, "depthwise")
                 taps, bias = block.depthwise.weight[:, 0] / hidden[:, None, None], block.depthwise.bias
                 _fill(result, f"{prefix}.depthwise", taps, bias, None, deeper)
                 hidden = deeper
@@ -63,8 +64,8 @@ def quantised_synthesis(model: HyperModel, sampler: PatchSampler) -> QuantisedSy
     up = g_s.up.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (row, column, channel), latent
     energy8 = tail.square().sum(0).repeat(4)  # of pixels, for a unit of what `up` gives
     up_bias = cast(Tensor, g_s.up.bias).repeat(4)
-    _fill_wide(result, "up", up, up_bias, energy8, at16, seen.power["up"], at8.repeat(4))
-    _fill_wide(result, "tail", tail, cast(Tensor, g_s.tail.bias), one, at8, seen.power["tail"], one)
+    _fill_wide(result, "up", up, up_bias, energy8, at16, power16, at8.repeat(4))
+    _fill_wide(result, "tail", tail, cast(Tensor, g_s.tail.bias), one, at8, power8, one)
     _choose_shifts(result)
     return result
 
@@ -81,31 +82,14 @@ def _coded(model: HyperModel, pixels: Tensor, quality: Tensor) -> Tensor:
     return cast(Tensor, y * log_inverse.exp()[:, :, None, None])
 
 
-class _Seen:
-    """What each channel of each layer reaches, and the mean square of what `up` and `tail` see."""
+def _hidden(reaches: Reaches, block: str, part: str) -> Tensor:
+    return (reaches.largest[reach_name(block, part)] * HEADROOM).clamp(min=LEAST)
 
-    def __init__(self) -> None:
-        self.reach: dict[str, Tensor] = {}
-        self.power: dict[str, Tensor] = {}
 
-    def watch(self, g_s: Synthesis, latents: Tensor) -> None:
-        x = latents
-        for name, blocks, then in (("blocks16", g_s.blocks16, "up"), ("blocks8", g_s.blocks8, "tail")):
-            self._note(name, x)
-            for i, module in enumerate(blocks):
-                block = cast(Residual, module)
-                h = self._note(f"{name}.{i}.expand", F.relu(block.expand(x)))
-                if block.depthwise is not None:
-                    h = self._note(f"{name}.{i}.depthwise", F.relu(block.depthwise(h)))
-                x = self._note(name, x + block.project(h))
-            power = x.square().mean((0, 2, 3)) / BATCHES
-            self.power[then] = self.power[then] + power if then in self.power else power
-            x = g_s.up(x) if then == "up" else x
-
-    def _note(self, name: str, x: Tensor) -> Tensor:
-        reach = x.abs().amax((0, 2, 3))
-        self.reach[name] = torch.maximum(self.reach[name], reach) if name in self.reach else reach
-        return x
+def _top(reaches: Reaches, blocks: str, wide: str) -> Tensor:
+    """What the channels of a stream reach, from what enters its first block to what the layer after them sees."""
+    seen = [reach for name, reach in reaches.largest.items() if name.startswith(f"reach.{blocks}.") and "seen" in name]
+    return (torch.stack([*seen, reaches.largest[reach_name(wide, "seen")]]).amax(0) * HEADROOM).clamp(min=LEAST)
 
 
 def _fill(
