@@ -35,7 +35,13 @@ ONLY = {
     help="The flagship, or the autoencoder of Nasr et al. 2023.",
 )
 @click.option("--model-id", help="What the model will be called.  [default: hyper-custom or vae-custom]")
-@click.option("--steps", type=click.IntRange(min=1), default=10_000, show_default=True)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=0),
+    default=10_000,
+    show_default=True,
+    help="0, with --from, only puts the decoder of a model into whole numbers.",
+)
 @click.option("--batch", type=click.IntRange(min=1), help="Patches a step.  [default: 8, vae 128]")
 @click.option("--size", type=click.IntRange(min=64), default=256, show_default=True, help="Pixels on a patch's side.")
 @click.option("--rate", type=positive, metavar="R", help="The highest learning rate.  [default: 5e-4, vae 1e-4]")
@@ -153,7 +159,7 @@ def command(
     Examples:
       histocodec train slides/ --out runs/mine --model-id mine-1
       histocodec train slides/ --out runs/mine --model-id mine-1 --resume --steps 20000
-      histocodec train slides/ --out runs/tuned --model-id mine-2 --from hyper-2 --rate 2e-4
+      histocodec train slides/ --out runs/tuned --model-id mine-2 --from hyper-3 --rate 2e-4
       histocodec train slides/ --out runs/vae --model vae --latent-dim 128 --holdout 0.1
       histocodec encode slide.svs slide.zarr --model runs/mine/mine-1.safetensors
     """

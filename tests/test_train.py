@@ -23,7 +23,7 @@ from histocodec.train.loop import Progress, Schedule, Trainer
 from histocodec.train.patches import PatchSampler, training_image
 from histocodec.train.prior import refine_prior
 from histocodec.train.run import TrainOptions, run_training
-from tests.tiny import TINY, tiny_network, tiny_weights
+from tests.tiny import TINY, tiny_model, tiny_network, tiny_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -121,6 +121,7 @@ def test_a_run_from_files_ends_in_a_model_that_codes(tmp_path: Path, monkeypatch
     path = run_training(options, lines.append, config=TINY)
     weights = load_model(path)
     assert weights.id == "hyper-custom"
+    assert weights.hyper.integer_synthesis
     y = np.random.default_rng(0).integers(-9, 10, (TINY.latent_channels, 8, 8)).astype(np.int8)
     coder = HyperCoder(weights)
     assert np.array_equal(coder.decode(coder.encode(y, 50), y.shape), y)
@@ -131,6 +132,28 @@ def test_a_run_from_files_ends_in_a_model_that_codes(tmp_path: Path, monkeypatch
     run_training(longer, lines.append, config=TINY)
     assert len((tmp_path / "run" / "prior.csv").read_text().splitlines()) == 1
     assert any("resumed at step 4" in line for line in lines)
+
+
+def test_no_steps_only_put_the_synthesis_into_whole_numbers(tmp_path: Path) -> None:
+    Image.fromarray(synthetic_slide(320, 320, seed=1)).save(tmp_path / "section.png")
+    start = tiny_model(tmp_path)
+    options = TrainOptions(
+        data=(tmp_path,), out=tmp_path / "run", steps=0, start=str(start), batch=2, size=64,
+        device="cpu", model_id="whole",
+    )  # fmt: skip
+    made, before = load_model(run_training(options, ignore_line)), load_model(start)
+    assert made.id == "whole"
+    assert made.hyper == replace(before.hyper, integer_synthesis=True)
+    kept = [name for name in before.arrays if not name.startswith("g_s.")]
+    assert all(np.array_equal(made.arrays[name], before.arrays[name]) for name in kept)
+    assert made.notes["from"] == before.sha256
+    again = replace(options, start=str(tmp_path / "run" / "whole.safetensors"), out=tmp_path / "again")
+    with pytest.raises(UsageError, match="whole numbers already"):
+        run_training(again, ignore_line)
+
+
+def ignore_line(line: str) -> None:
+    pass
 
 
 def test_refining_the_prior_lowers_the_rate_and_leaves_the_transforms_alone(sampler: PatchSampler) -> None:

@@ -23,8 +23,7 @@ class ByteLayer:
         shaped = torch.from_numpy(np.array(weight[:, None] if depthwise else weight[:, :, None, None]))
         self._scales = torch.from_numpy(np.array(scale, np.float32))
         self._zeros = torch.zeros(len(weight), dtype=torch.int32)  # zero points: oneDNN asks for them
-        size = [1, 1 if depthwise else weight.shape[1], TYPICAL_SIDE, TYPICAL_SIDE]
-        size[1] *= self._groups
+        size = [1, len(weight) if depthwise else weight.shape[1], TYPICAL_SIDE, TYPICAL_SIDE]
         self._weight = torch.ops.onednn.qconv_prepack(
             shaped, self._scales, 1.0, 0, [1, 1], self._padding, [1, 1], self._groups, size
         )
@@ -83,20 +82,25 @@ def channels_first(x: NDArray[Any]) -> Tensor:
 def raised_bytes(
     x: NDArray[np.float32], coarse: NDArray[np.float32], fine: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], bool]:
-    """The bytes of a stream (B, h, w, C) times `coarse` (C,) and, beside them, the sixteenths of its `fine` channels,
-    all 128 too high; and whether any value lies beyond bytes."""
+    """The bytes of a stream (B, h, w, C) times `coarse` (C,), and beside them those of its `fine` channels: what
+    rounding leaves, in sixteenths, and sixteenths of the whole. All are 128 too high. And whether any value lies beyond
+    bytes."""
     batch, rows, columns, channels = x.shape
-    raised, beyond = np.empty((batch, rows, columns, channels + fine.size), np.uint8), 0
+    raised, beyond = np.empty((batch, rows, columns, channels + 2 * fine.size), np.uint8), 0
+    low, high, wide = np.float32(-128), np.float32(127), np.float32(1024)
     for b in range(batch):
         for i in range(rows):
             for j in range(columns):
                 for c in range(channels):
                     rounded = np.rint(x[b, i, j, c] * coarse[c])
-                    limited = min(max(rounded, np.float32(-128)), np.float32(127))
+                    limited = min(max(rounded, low), high)
                     beyond += limited != rounded
                     raised[b, i, j, c] = np.uint8(limited + np.float32(128))
                 for n in range(fine.size):
                     value = x[b, i, j, fine[n]] * coarse[fine[n]]
-                    part = np.rint((value - np.rint(value)) * np.float32(16))
+                    whole = min(max(np.rint(value), -wide), wide - np.float32(1))
+                    part = min(max(np.rint((value - whole) * np.float32(16)), low), high)
                     raised[b, i, j, channels + n] = np.uint8(part + np.float32(128))
+                    part = np.rint(whole / np.float32(16))
+                    raised[b, i, j, channels + fine.size + n] = np.uint8(part + np.float32(128))
     return raised, beyond > 0

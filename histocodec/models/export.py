@@ -11,7 +11,7 @@ from safetensors.numpy import save as to_safetensors
 from torch import nn
 
 from histocodec.entropy import TableSet, gaussian_tables
-from histocodec.models.config import QUALITIES
+from histocodec.models.config import QUALITIES, HyperConfig
 from histocodec.models.hyper import HyperModel
 from histocodec.models.prior import INPUT_BITS, LINEAR_CLIP, MEAN_BITS, SCALE_BITS, SCALES, SMALLEST_SCALE
 from histocodec.models.quantised_synthesis import QuantisedSynthesis
@@ -59,9 +59,16 @@ def export_model(
     arrays |= model.g_s.arrays() if isinstance(model.g_s, QuantisedSynthesis) else _halves("g_s", model.g_s)
     arrays |= _halves("g_a", model.g_a) | dict(reaches or {})
     config = replace(model.config, integer_synthesis=whole)
-    metadata = {**(notes or {}), "format": FORMAT, "id": model_id, "config": config.to_json()}
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    return parse_model(to_safetensors(arrays, metadata=metadata), name=model_id)
+    return model_file(arrays, config, model_id, notes or {})
+
+
+def model_file(
+    arrays: Mapping[str, NDArray[Any]], config: HyperConfig, model_id: str, notes: Mapping[str, str]
+) -> ModelWeights:
+    """The file of these tensors, parsed and checked."""
+    metadata = {**notes, "format": FORMAT, "id": model_id, "config": config.to_json()}
+    tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return parse_model(to_safetensors(tensors, metadata=metadata), name=model_id)
 
 
 def _halves(part: str, network: nn.Module) -> dict[str, NDArray[Any]]:

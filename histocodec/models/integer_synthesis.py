@@ -12,10 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from histocodec.compiled import jit
-from histocodec.models.byte_layers import ByteLayer, stream_bytes
-from histocodec.models.byte_layers import channels_first as _first
-from histocodec.models.byte_layers import channels_last as _last
-from histocodec.models.byte_layers import raised_bytes as _bytes
+from histocodec.models.byte_layers import ByteLayer, channels_first, channels_last, raised_bytes, stream_bytes
 from histocodec.models.config import HyperConfig
 from histocodec.models.synthesis_layers import (
     BYTE,
@@ -117,9 +114,10 @@ class FloatEngine:
 
     def wide(self, name: str, x: Tensor) -> Tensor:
         x = x * self.coarse[name]
-        whole = x.round()
-        fine = ((x - whole)[:, self.fine[name]] * FINE).round_()
-        return self._layer(name, torch.cat((whole.clamp_(-WIDE, WIDE - 1), fine), 1))
+        whole = x.round().clamp_(-WIDE, WIDE - 1)
+        some = whole[:, self.fine[name]]
+        fine = ((x[:, self.fine[name]] - some) * FINE).round_().clamp_(-BYTE, BYTE - 1)
+        return self._layer(name, torch.cat((whole, fine, (some / FINE).round_()), 1))
 
     def enlarged(self, x: Tensor) -> Tensor:
         batch, channels, rows, columns = x.shape
@@ -159,7 +157,7 @@ class ByteEngine:
     def _packed(layer: SynthesisLayer, arrays: Arrays) -> ByteLayer:
         weight, bias, shift = (arrays[f"g_s.{layer.name}.{part}"] for part in PARTS)
         factor = factors(shift)
-        return ByteLayer(weight, factor, bias * factor, raised=layer.peak != 255)
+        return ByteLayer(weight, factor, bias * factor, raised=layer.sees_stream)
 
     def seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -174,16 +172,16 @@ class ByteEngine:
     def wide(self, name: str, x: Tensor) -> Tensor:
         layer, x = self.layers[name], x.contiguous(memory_format=torch.channels_last)
         coarse, fine = self.coarse[name], self.fine[name]
-        raised, beyond = _bytes(_last(x), coarse, fine)
-        total = layer.output(_first(raised))
+        raised, beyond = raised_bytes(channels_last(x), coarse, fine)
+        total = layer.output(channels_first(raised))
         if beyond:  # of what tissue is made; seldom
-            low, high = _rest(_last(x), coarse, len(fine))
-            total = layer.rest(total, _first(low), 1.0, raised=False)
-            total = layer.rest(total, _first(high), 8.0, raised=True)
+            low, high = _rest(channels_last(x), coarse, 2 * len(fine))
+            total = layer.rest(total, channels_first(low), 1.0, raised=False)
+            total = layer.rest(total, channels_first(high), 8.0, raised=True)
         return total
 
     def enlarged(self, x: Tensor) -> Tensor:
-        return _first(_enlarged(_last(x)))
+        return channels_first(_enlarged(channels_last(x)))
 
 
 @lru_cache(maxsize=1)
@@ -234,12 +232,12 @@ def _enlarged(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @jit
 def _rest(
-    x: NDArray[np.float32], coarse: NDArray[np.float32], fine: int
+    x: NDArray[np.float32], coarse: NDArray[np.float32], more: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """What a stream's bytes leave of it up to ±1024: low + 8 · (high - 128). Nothing is left of the sixteenths."""
+    """What a stream's bytes leave of it up to ±1024: low + 8 · (high - 128). Nothing is left of `more` channels."""
     batch, rows, columns, channels = x.shape
-    low = np.zeros((batch, rows, columns, channels + fine), np.uint8)
-    high = np.full((batch, rows, columns, channels + fine), 128, np.uint8)
+    low = np.zeros((batch, rows, columns, channels + more), np.uint8)
+    high = np.full((batch, rows, columns, channels + more), 128, np.uint8)
     for b in range(batch):
         for i in range(rows):
             for j in range(columns):

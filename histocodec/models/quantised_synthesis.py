@@ -36,7 +36,8 @@ class QuantisedSynthesis(nn.Module):
 
     def __init__(self, config: HyperConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.rounding = config, True
+        self.seen: dict[str, Tensor] | None = None  # where set, each layer's mean outputs are left here
         self.layers = {layer.name: layer for layer in synthesis_layers(config)}
         self.weights, self.biases = nn.ParameterDict(), nn.ParameterDict()
         self.register_buffer("scale", torch.ones(config.latent_channels))
@@ -61,13 +62,16 @@ class QuantisedSynthesis(nn.Module):
         return cast(Tensor, getattr(self, f"coarse_{name}"))
 
     def integers(self, layer: SynthesisLayer) -> tuple[Tensor, Tensor]:
-        """Weight and bias, rounded."""
+        """Weight and bias, rounded; without `rounding` as they are, less what makes up for it."""
         unit = torch.exp2(self.shift(layer))
-        weight = self.weights[_key(layer)]
-        shaped = unit.view(-1, *[1] * (weight.dim() - 1))
-        return straight_limited(weight * shaped, -127, 127), straight_limited(
-            self.biases[_key(layer)] * unit, -(2**23), 2**23
-        )
+        weight, bias = self.weights[_key(layer)], self.biases[_key(layer)] * unit
+        weight = weight * unit.view(-1, *[1] * (weight.dim() - 1))
+        if self.rounding:
+            return straight_limited(weight, -127, 127), straight_limited(bias, -(2**23), 2**23)
+        if layer.name in ("up", "tail"):
+            count = len(self.fine(layer.name))
+            weight = F.pad(weight[:, :-count], (0, count))
+        return weight, bias
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The tensors of a model file."""
@@ -85,26 +89,27 @@ class QuantisedSynthesis(nn.Module):
         """(B, C, h, w) float, gains undone → (B, 3, 16h, 16w) normalised float."""
         unit = 2**ENTRY_BITS
         x = latents * cast(Tensor, self.scale)[:, None, None]
-        x = straight_limited(x * unit, -WIDE * unit, WIDE * unit) / unit
+        x = self._limited(x * unit, -WIDE * unit, WIDE * unit) / unit
         x = F.pixel_shuffle(self._by_channel(self._wide("up", self._blocks("blocks16", x))), 2)
         return F.pixel_shuffle(self._wide("tail", self._blocks("blocks8", x)), 8)
 
     def _blocks(self, name: str, x: Tensor) -> Tensor:
         for i, spatial in enumerate(self.config.synthesis16 if name == "blocks16" else self.config.synthesis8):
-            h = self._activation(f"{name}.{i}.expand", straight_limited(x, -BYTE, BYTE - 1))
+            h = self._activation(f"{name}.{i}.expand", self._limited(x, -BYTE, BYTE - 1))
             if spatial:
                 h = self._activation(f"{name}.{i}.depthwise", h)
             x = x + self._layer(f"{name}.{i}.project", h)
         return x
 
     def _activation(self, name: str, a: Tensor) -> Tensor:
-        return straight_limited(self._layer(name, a), 0, 255)
+        return self._limited(self._layer(name, a), 0, 255)
 
     def _wide(self, name: str, x: Tensor) -> Tensor:
         x = x * torch.exp2(-self.coarse(name))[:, None, None]
-        fine = x.detach()[:, self.fine(name)]
-        fine = ((fine - fine.round()) * FINE).round()
-        return self._layer(name, torch.cat((straight_limited(x, -WIDE, WIDE - 1), fine), 1))
+        whole = self._limited(x, -WIDE, WIDE - 1)
+        some = whole.detach()[:, self.fine(name)]
+        fine = ((x.detach()[:, self.fine(name)] - some) * FINE).round().clamp(-BYTE, BYTE - 1)
+        return self._layer(name, torch.cat((whole, fine, (some / FINE).round()), 1))
 
     def _layer(self, name: str, a: Tensor) -> Tensor:
         layer = self.layers[name]
@@ -112,8 +117,15 @@ class QuantisedSynthesis(nn.Module):
         factor = torch.exp2(-self.shift(layer))
         weight = weight * factor.view(-1, *[1] * (weight.dim() - 1))
         if layer.kind == "depthwise":
-            return F.conv2d(a, weight[:, None], bias * factor, padding=1, groups=layer.outputs)
-        return F.conv2d(a, weight[:, :, None, None], bias * factor)
+            result = F.conv2d(a, weight[:, None], bias * factor, padding=1, groups=layer.outputs)
+        else:
+            result = F.conv2d(a, weight[:, :, None, None], bias * factor)
+        if self.seen is not None:
+            self.seen[name] = result.detach().mean((0, 2, 3))
+        return result
+
+    def _limited(self, x: Tensor, low: int, high: int) -> Tensor:
+        return straight_limited(x, low, high) if self.rounding else x.clamp(low, high)
 
     def _by_channel(self, x: Tensor) -> Tensor:
         """(B, 4·C, h, w), row and column first → channel first, as `pixel_shuffle` wants it"""

@@ -10,9 +10,10 @@ its value is accumulator / 2^shift.
     x = x + project(h)
 
 `up` and `tail`, which nothing leads past, see v = x / 2^coarse, with a `coarse` for each channel, so that weak channels
-do not make the weights of all coarse. They see clip(round(v), -1024, 1023), since tissue fits into a byte and what is
-darker, as ink is, must not be cut off; and, beside that, of the channels that matter most round(16 · (v - round(v))).
-Rounding is to the nearest, ties to even.
+do not make the weights of all coarse. They see w = clip(round(v), -1024, 1023), since tissue fits into a byte and what
+is darker, as ink is, must not be cut off. Beside that they see of the channels that matter most round(16 · (v - w)),
+limited to a byte, and round(w / 16), whose weights hold what the bytes of the others round away. Rounding is to the
+nearest, ties to even.
 
 Every accumulator and the stream itself stay below 2^24 of their units (`check_synthesis`, at loading), so float32 holds
 them exactly: no order of summation, library or device can change a pixel.
@@ -32,8 +33,8 @@ MOST_SHIFT = 16  # most fractional bits of a shift
 BYTE, WIDE = 128, 1024  # a stream's bytes are -128 … 127; what `up` and `tail` see, -1024 … 1023
 EXACT = 1 << 24  # float32 holds every integer up to here
 MOST_COARSE = 8
-FINE = 16  # sixteenths of the step of a byte
-FINE16, FINE8 = 64, 32  # channels of which `up` and `tail` see those
+FINE = 16  # parts of the step of a byte, and of weights
+FINE16, FINE8 = 64, 32  # channels of which `up` and `tail` see those, too
 ENTRY_BITS = 6  # fractional bits with which latents enter
 PARTS = ("weight", "bias", "shift")
 
@@ -48,7 +49,17 @@ class SynthesisLayer:
     kind: str
     inputs: int
     outputs: int
-    peak: int  # the largest |input|, or |part of a sum of products|
+
+    @property
+    def sees_stream(self) -> bool:
+        """Signed numbers; else activations, from 0 to 255."""
+        return self.name.endswith(("expand", "up", "tail"))
+
+    @property
+    def peak(self) -> int:
+        """The largest |input|, or part of one, that any way of computing has to add up: bytes may be held 128 too high,
+        and what `up` and `tail` see in several pieces."""
+        return 2 * WIDE if self.name in ("up", "tail") else 255
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -58,9 +69,9 @@ class SynthesisLayer:
 def synthesis_layers(config: HyperConfig) -> Iterator[SynthesisLayer]:
     """Every convolution of `g_s`, in order."""
     yield from _block_layers("blocks16", config.synthesis16, config.latent_channels)
-    yield SynthesisLayer("up", "dense", config.latent_channels + fine16(config), 4 * config.width8, 2 * WIDE)
+    yield SynthesisLayer("up", "dense", config.latent_channels + 2 * fine16(config), 4 * config.width8)
     yield from _block_layers("blocks8", config.synthesis8, config.width8)
-    yield SynthesisLayer("tail", "dense", config.width8 + FINE8, 192, 2 * WIDE)
+    yield SynthesisLayer("tail", "dense", config.width8 + 2 * FINE8, 192)
 
 
 def fine16(config: HyperConfig) -> int:
@@ -69,10 +80,10 @@ def fine16(config: HyperConfig) -> int:
 
 def _block_layers(name: str, blocks: tuple[bool, ...], channels: int) -> Iterator[SynthesisLayer]:
     for i, spatial in enumerate(blocks):
-        yield SynthesisLayer(f"{name}.{i}.expand", "dense", channels, channels, BYTE)
+        yield SynthesisLayer(f"{name}.{i}.expand", "dense", channels, channels)
         if spatial:
-            yield SynthesisLayer(f"{name}.{i}.depthwise", "depthwise", channels, channels, 255)
-        yield SynthesisLayer(f"{name}.{i}.project", "dense", channels, channels, 255)
+            yield SynthesisLayer(f"{name}.{i}.depthwise", "depthwise", channels, channels)
+        yield SynthesisLayer(f"{name}.{i}.project", "dense", channels, channels)
 
 
 def synthesis_tensors(config: HyperConfig) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:

@@ -24,7 +24,7 @@ from histocodec.models.integer import check_accumulators
 from histocodec.models.prior import HYPER_CLIP, LINEAR_CLIP, MEAN_BITS, SCALES, layers
 from histocodec.models.synthesis_layers import check_synthesis, synthesis_tensors
 
-DEFAULT_MODEL = "hyper-2"
+DEFAULT_MODEL = "hyper-3"
 MODELS_VARIABLE = "HISTOCODEC_MODELS"  # further folders with model files, as in PATH
 MAX_BYTES = 256 << 20  # a model file larger than this is none of ours
 FORMAT = "histocodec.model/1"
@@ -70,6 +70,12 @@ class ModelWeights:
     def _check_most(self, name: str, limit: int) -> None:
         if self.arrays[name].max() > limit:
             raise FormatError(f"model {self.id}: {name} has {self.arrays[name].max()}; at most {limit} is allowed")
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What the file says of itself beside its id and config: how it was trained."""
+        known = ("format", "id", "family", "config")
+        return {key: value for key, value in _metadata(self.data, self.id).items() if key not in known}
 
     def transform(self, part: Literal["g_a", "g_s"]) -> dict[str, NDArray[np.float32]]:
         """The tensors of a transform by its own names for them."""

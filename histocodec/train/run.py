@@ -11,7 +11,7 @@ import torch
 from histocodec.errors import UsageError
 from histocodec.models.config import HyperConfig
 from histocodec.models.export import export_model
-from histocodec.models.weights import find_model
+from histocodec.models.weights import ModelWeights, find_model
 from histocodec.train.data import case_of, held_out, load_images, training_files
 from histocodec.train.evaluate import rate_distortion_points
 from histocodec.train.finetune import deepened
@@ -19,6 +19,7 @@ from histocodec.train.loop import Progress, Schedule, Trainer, TrainingLog
 from histocodec.train.patches import PatchSampler, TrainingImage
 from histocodec.train.prior import refine_prior
 from histocodec.train.reaches import analysis_reaches
+from histocodec.train.synthesis import in_whole_numbers
 from histocodec.train.tables import refitted_tables, symbol_counts
 
 TABLE_BATCHES = 200  # for the refitted tables: 8 × 256² each, some 100 million symbols
@@ -40,7 +41,8 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class TrainOptions(RunOptions):
-    """What a run is. `steps` is the whole run's length: a resumed run goes on to it."""
+    """What a run is. `steps` is the whole run's length: a resumed run goes on to it. With none, and a model to start
+    from, nothing is trained: all that changes is that its synthesis becomes one of whole numbers."""
 
     steps: int = 10_000
     batch: int = 8
@@ -61,8 +63,9 @@ class TrainOptions(RunOptions):
     def __post_init__(self) -> None:
         if self.size % 64 or self.size < 64:
             raise UsageError(f"--size {self.size}: a multiple of 64 is needed")
-        if min(self.batch, self.steps) < 1 or min(self.rate, self.prior_rate) <= 0 or not 0 <= self.holdout < 1:
-            raise UsageError("--batch and --steps are at least 1, rates are above 0, --holdout is from 0 to below 1")
+        least = 1 if self.start is None else 0
+        if self.batch < 1 or self.steps < least or min(self.rate, self.prior_rate) <= 0 or not 0 <= self.holdout < 1:
+            raise UsageError("--batch and, without --from, --steps are at least 1, rates above 0, --holdout below 1")
 
 
 def run_training(options: TrainOptions, report: Callable[[str], None], *, config: HyperConfig | None = None) -> Path:
@@ -75,6 +78,8 @@ def run_training(options: TrainOptions, report: Callable[[str], None], *, config
     out, checkpoint = options.out, begun.checkpoint
     sampler = PatchSampler(begun.training, batch=options.batch, size=options.size, seed=options.seed)
     start = None if options.start is None else find_model(options.start)
+    if start is not None and options.steps == 0:
+        return _written(in_whole_numbers(start, sampler, options.model_id), options, report)
     config = config or (HyperConfig() if start is None else deepened(start.hyper))
     trainer = Trainer(config, sampler, rate=options.rate, device=begun.device, compiled=options.compile)
     if checkpoint.exists():
@@ -127,6 +132,10 @@ def finish(trainer: Trainer, options: TrainOptions, report: Callable[[str], None
     notes = {"steps": str(trainer.step), "batch": f"{options.batch}x{options.size}", "commit": commit()}
     reaches = analysis_reaches(trainer.average, trainer.sampler)
     weights = export_model(trainer.average, options.model_id, tables=tables, reaches=reaches, notes=notes)
+    return _written(weights, options, report)
+
+
+def _written(weights: ModelWeights, options: TrainOptions, report: Callable[[str], None]) -> Path:
     path = options.out / f"{options.model_id}.safetensors"
     path.write_bytes(weights.data)
     report(f"{path}: {len(weights.data)} bytes, SHA-256 {weights.sha256}")

@@ -5,6 +5,7 @@ can be moved past a ReLU, so nothing but rounding changes (Nagel et al. 2019, "D
 equalization and bias correction"). The analysis then learns what is left (`histocodec.train.loop`).
 """
 
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -12,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from histocodec.errors import UsageError
 from histocodec.models.byte_analysis import HEADROOM, LEAST, reach_name
 from histocodec.models.config import QUALITIES
+from histocodec.models.export import model_file
 from histocodec.models.hyper import HyperModel
 from histocodec.models.quantised_synthesis import QuantisedSynthesis
 from histocodec.models.synthesis_layers import (
@@ -27,8 +30,10 @@ from histocodec.models.synthesis_layers import (
     accumulator_peaks,
 )
 from histocodec.models.transforms import Residual
+from histocodec.models.weights import ModelWeights
+from histocodec.train.finetune import deepened, start_from_model
 from histocodec.train.patches import PatchSampler
-from histocodec.train.reaches import BATCHES, FIRST_STEP, Reaches
+from histocodec.train.reaches import BATCHES, FIRST_STEP, Reaches, analysis_reaches
 
 SLACK = 0.7  # of 24 bits for the stream, since the weights go on learning
 
@@ -67,7 +72,25 @@ def quantised_synthesis(model: HyperModel, sampler: PatchSampler) -> QuantisedSy
     _fill_wide(result, "up", up, up_bias, energy8, at16, power16, at8.repeat(4))
     _fill_wide(result, "tail", tail, cast(Tensor, g_s.tail.bias), one, at8, power8, one)
     _choose_shifts(result)
+    for name in ("up", "tail"):
+        _keep_rest(result, name)
+    step = FIRST_STEP - 1 - BATCHES
+    _correct_biases(result, _coded(model, sampler(step).pixels, _qualities(sampler, step)))
     return result
+
+
+def in_whole_numbers(weights: ModelWeights, sampler: PatchSampler, model_id: str) -> ModelWeights:
+    """A finished model whose synthesis is in whole numbers, and whose analysis can be run in bytes; all else stays, so
+    latents cost what they did. Raises UsageError where it is so already."""
+    model = HyperModel(deepened(weights.hyper)).eval()
+    start_from_model(model, weights, sampler)
+    if weights.hyper.integer_synthesis:
+        raise UsageError(f"model {weights.id}: its synthesis is in whole numbers already")
+    model.g_s = quantised_synthesis(model, sampler)
+    kept = {name: array for name, array in weights.arrays.items() if not name.startswith("g_s.")}
+    config = replace(weights.hyper, integer_synthesis=True)
+    arrays = {**kept, **model.g_s.arrays(), **analysis_reaches(model, sampler)}
+    return model_file(arrays, config, model_id, {**weights.notes, "from": weights.sha256})
 
 
 def _qualities(sampler: PatchSampler, step: int) -> Tensor:
@@ -123,8 +146,28 @@ def _fill_wide(
     coarse.copy_((entry * (harm / own.clamp(min=LEAST**2)) ** 0.25).log2().round().clamp(0, MOST_COARSE))
     seen = entry * torch.exp2(-coarse)
     fine.copy_((own / seen.square()).topk(len(fine)).indices.sort().values)
-    weight = torch.cat((weight, weight[:, fine] / FINE), 1)
-    _fill(result, name, weight, bias, torch.cat((seen, seen[fine])), unit)
+    weight = torch.cat((weight, weight[:, fine] / FINE, torch.zeros_like(weight[:, fine])), 1)
+    _fill(result, name, weight, bias, torch.cat((seen, seen[fine], seen[fine])), unit)
+
+
+def _keep_rest(result: QuantisedSynthesis, name: str) -> None:
+    """What rounding takes off the weights of `up` or `tail` for the fine channels, to those that see sixteenths."""
+    layer, weight, fine = result.layers[name], result.weights[name], result.fine(name)
+    whole, _ = result.integers(layer)
+    rest = weight - whole * torch.exp2(-result.shift(layer))[:, None]
+    weight[:, -len(fine) :] = FINE * rest[:, fine]
+
+
+def _correct_biases(result: QuantisedSynthesis, latents: Tensor) -> None:
+    """Takes off each layer's outputs by what rounding moves their mean, one layer after another."""
+    result.seen, result.rounding = {}, False
+    result(latents)
+    wanted, result.rounding = result.seen, True
+    for name in result.layers:
+        result.seen = {}
+        result(latents)
+        result.biases[name.replace(".", "_")] += wanted[name] - result.seen[name]
+    result.seen = None
 
 
 def _choose_shifts(synthesis: QuantisedSynthesis) -> None:
