@@ -2,13 +2,14 @@
 are the only parts that may round differently from machine to machine; what is stored in a container is computed once,
 from integers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Literal, TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from histocodec.compiled import jit
@@ -58,7 +59,7 @@ def _pixels_of(blocks: NDArray[np.float32], mean: NDArray[np.float32], std: NDAr
 
 MOST_MOVES = 4  # of the mean: the first is nearly always right
 
-Network = TypeVar("Network", Analysis, Synthesis, VaeEncoder, VaeDecoder)
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def choose_device(name: str) -> torch.device:
@@ -94,15 +95,28 @@ class Transform:
     def __init__(self, weights: ModelWeights, device: torch.device, *, dtype: torch.dtype | None = None) -> None:
         self.weights, self.device = weights, device
         self.dtype = fastest_dtype(device) if dtype is None else dtype
-        g_a, g_s = _networks(weights)
-        self._bytes: ByteAnalysis | None = None
-        if isinstance(g_a, Analysis) and dtype is None and device.type == "cpu":
-            known = any(name.startswith("reach.") for name in weights.arrays)
-            self._bytes = ByteAnalysis(g_a, weights.arrays) if known and bytes_exact() else None
-        self.g_a, self._real = g_a.to(device, self.dtype), g_s.to(device, self.dtype)
-        self.g_s: Synthesis | VaeDecoder | IntegerSynthesis = self._real
+        self._in_bytes = dtype is None and device.type == "cpu"  # the analysis, where it can be
+        self.g_a = _analysis(weights).to(device, self.dtype)
+        self.g_s: Synthesis | VaeDecoder | IntegerSynthesis
         if isinstance(weights.config, HyperConfig) and weights.config.integer_synthesis:
             self.g_s = IntegerSynthesis(weights.config, weights.arrays, device)
+        else:
+            self.g_s = self._real
+
+    @cached_property
+    def _analyser(self) -> Analysis | VaeEncoder | ByteAnalysis:
+        """What a writer runs; a reader never asks for it."""
+        known = any(name.startswith("reach.") for name in self.weights.arrays)
+        if not (isinstance(self.g_a, Analysis) and known and self._in_bytes and bytes_exact()):
+            return self.g_a
+        exact = _analysis(self.weights)
+        assert isinstance(exact, Analysis)
+        return ByteAnalysis(self.g_a, exact, self.weights.arrays)
+
+    @cached_property
+    def _real(self) -> Synthesis | VaeDecoder:
+        """The synthesis in floating point; of one in whole numbers, what it would be without rounding."""
+        return _synthesis(self.weights).to(self.device, self.dtype)
 
     def analyse(self, pixels: NDArray[np.uint8], margin: Margin, stats: ChannelStats) -> NDArray[np.float32]:
         """pixels (H, W, 3) uint8, H and W multiples of the stride, margin in latents included → (C, h, w) float32
@@ -115,7 +129,7 @@ class Transform:
                 planes = torch.from_numpy(pixels).to(self.device).permute(2, 0, 1)[None].float()
                 blocks = F.pixel_unshuffle((planes - mean) / std, 8)
             x = blocks.to(self.dtype).contiguous(memory_format=torch.channels_last)
-            y = (self._bytes or self.g_a).window(x, margin)
+            y = self._analyser.window(x, margin)
             return cast("NDArray[np.float32]", y[0].float().contiguous().cpu().numpy())
 
     def flat(self, colour: Colour, stats: ChannelStats) -> NDArray[np.float32]:
@@ -215,22 +229,28 @@ def latents_of(inner: Region, outer: Region, stride: int) -> tuple[slice, slice,
     return slice(None), slice(top, top + rows), slice(left, left + columns)
 
 
-def _networks(weights: ModelWeights) -> tuple[Analysis | VaeEncoder, Synthesis | VaeDecoder]:
-    """`g_a` and `g_s` of a model. Both take and give unshuffled pixels, whatever its family."""
+def _analysis(weights: ModelWeights) -> Analysis | VaeEncoder:
+    """`g_a` of a model in float32. Takes unshuffled pixels, whatever its family."""
     config = weights.config
     with torch.device("meta"):  # a config from a hostile file allocates nothing that the file does not have
-        if isinstance(config, VaeConfig):
-            encoder, decoder = VaeEncoder(config, folded=True), VaeDecoder(config, folded=True)
-            return _filled(encoder, weights, "g_a"), _filled(decoder, weights, "g_s")
-        return _filled(Analysis(config), weights, "g_a"), _filled(Synthesis(config), weights, "g_s")
+        network = VaeEncoder(config, folded=True) if isinstance(config, VaeConfig) else Analysis(config)
+    return _filled(network, weights, "g_a", weights.transform("g_a"))
 
 
-def _filled(network: Network, weights: ModelWeights, part: Literal["g_a", "g_s"]) -> Network:
-    """`network`, which has no memory of its own, with the tensors of the model file. Raises FormatError where they do
-    not fit."""
-    config, arrays = weights.config, weights.transform(part)
-    if part == "g_s" and isinstance(config, HyperConfig) and config.integer_synthesis:
-        arrays = real_parameters(config, weights.arrays)
+def _synthesis(weights: ModelWeights) -> Synthesis | VaeDecoder:
+    """`g_s` likewise; of one in whole numbers without rounding."""
+    config = weights.config
+    with torch.device("meta"):
+        network = VaeDecoder(config, folded=True) if isinstance(config, VaeConfig) else Synthesis(config)
+    if isinstance(config, HyperConfig) and config.integer_synthesis:
+        return _filled(network, weights, "g_s", real_parameters(config, weights.arrays))
+    return _filled(network, weights, "g_s", weights.transform("g_s"))
+
+
+def _filled(
+    network: Network, weights: ModelWeights, part: Literal["g_a", "g_s"], arrays: Mapping[str, NDArray[np.float32]]
+) -> Network:
+    """`network`, which has no memory of its own, with these tensors. Raises FormatError where they do not fit."""
     state = {name: torch.from_numpy(array) for name, array in arrays.items()}
     try:
         network.load_state_dict(state, assign=True)

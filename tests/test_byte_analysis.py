@@ -67,4 +67,4 @@ def test_a_reach_that_does_not_fit_is_refused(change: str) -> None:
     else:
         arrays[name] = arrays[name][:-1] if change == "short" else arrays[name] * np.float32(np.inf)
     with pytest.raises(FormatError, match=name):
-        Transform(ModelWeights("a", "", TINY, arrays, b""), CPU)
+        Transform(ModelWeights("a", "", TINY, arrays, b""), CPU).analyse(synthetic_slide(64, 64), Margin(), STATS)

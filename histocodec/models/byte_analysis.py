@@ -27,12 +27,13 @@ def reach_name(block: str, part: str) -> str:
 
 
 class ByteAnalysis:
-    """`Analysis.window` of a network that is on the CPU, with the reaches among `arrays`."""
+    """`Analysis.window` of a network on the CPU, of which only what is not a block is run; `exact` is the same in
+    float32, and its reaches are among `arrays`."""
 
-    def __init__(self, network: Analysis, arrays: Arrays) -> None:
+    def __init__(self, network: Analysis, exact: Analysis, arrays: Arrays) -> None:
         self._network = network
-        self._blocks8 = [_ByteBlock(b, f"blocks8.{i}", arrays) for i, b in enumerate(_residuals(network.blocks8))]
-        self._blocks16 = [_ByteBlock(b, f"blocks16.{i}", arrays) for i, b in enumerate(_residuals(network.blocks16))]
+        self._blocks8 = [_ByteBlock(b, f"blocks8.{i}", arrays) for i, b in enumerate(_residuals(exact.blocks8))]
+        self._blocks16 = [_ByteBlock(b, f"blocks16.{i}", arrays) for i, b in enumerate(_residuals(exact.blocks16))]
 
     def window(self, x: Tensor, margin: Margin) -> Tensor:
         network, spatial16 = self._network, sum(self._network.config.analysis16)
