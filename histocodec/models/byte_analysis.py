@@ -47,10 +47,11 @@ def _residuals(blocks: nn.Sequential) -> list[Residual]:
 
 
 def _run(blocks: list["_ByteBlock"], x: Tensor, margin: Margin, beyond: int) -> tuple[Tensor, Margin]:
-    for i, block in enumerate(blocks):
-        x = block.over(x.contiguous(memory_format=torch.channels_last))
-        x, margin = margin.trim(x, sum(later.depthwise is not None for later in blocks[i + 1 :]) + beyond)
-    return x, margin
+    """Over x itself; what is no longer looked at is cut away at the end alone, for each cut is a copy."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    for block in blocks:
+        x = block.over(x)
+    return margin.trim(x, beyond)
 
 
 class _ByteBlock:
