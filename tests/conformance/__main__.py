@@ -1,6 +1,6 @@
 """Decodes the kit in every variant of this machine, and lets each decode what each other one encodes.
 
-    python -m tests.conformance
+python -m tests.conformance
 """
 
 import json
@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.conformance.one import unpack
@@ -29,25 +30,24 @@ VARIANTS: dict[str, dict[str, str]] = {
 def decode(folder: Path, variant: str, *options: str) -> dict[str, dict]:
     """What `one` finds in a process of its own."""
     given = [str(folder), *(["--latents-only"] if variant == "no-compiler" else []), *options]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.conformance.one", *given],
-        capture_output=True, text=True, cwd=ROOT, env={**os.environ, **VARIANTS.get(variant, {})}, timeout=600,
-    )  # fmt: skip
-    if done.returncode:
-        raise AssertionError(f"{variant}: {done.stderr}")
-    found: dict[str, dict] = json.loads(done.stdout)
+    found: dict[str, dict] = json.loads(printed("one", variant, given))
     return found
 
 
 def whole(variant: str, *options: str) -> str:
     """What `whole` prints in a process of its own."""
+    return printed("whole", variant, options).strip()
+
+
+def printed(module: str, variant: str, options: Sequence[str]) -> str:
+    """The output of a module of this package, run as `variant`. Raises AssertionError with its errors if it fails."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.conformance.whole", *options],
+        [sys.executable, "-m", f"tests.conformance.{module}", *options],
         capture_output=True, text=True, cwd=ROOT, env={**os.environ, **VARIANTS.get(variant, {})}, timeout=600,
     )  # fmt: skip
     if done.returncode:
         raise AssertionError(f"{variant}: {done.stderr}")
-    return done.stdout.strip()
+    return done.stdout
 
 
 def main() -> None:
