@@ -11,7 +11,7 @@ from histocodec.cli.report import print_facts, print_json, say
 from histocodec.errors import UsageError
 
 ONLY = {
-    **dict.fromkeys(("size", "schedule", "enlarged", "prior_steps", "whole"), "hyper"),
+    **dict.fromkeys(("size", "schedule", "enlarged", "prior_steps", "decoder_steps"), "hyper"),
     **dict.fromkeys(("start", "checkpoint_every", "compiled"), "hyper"),
     **dict.fromkeys(("latent_dim", "patch", "ratio", "klt", "patience"), "vae"),
 }  # options that one family has, by their parameters' names
@@ -40,7 +40,7 @@ ONLY = {
     type=click.IntRange(min=0),
     default=10_000,
     show_default=True,
-    help="0, with --from, only puts the decoder of a model into whole numbers.",
+    help="0, with --from, changes the decoder of a model alone: into whole numbers.",
 )
 @click.option("--batch", type=click.IntRange(min=1), help="Patches a step.  [default: 8, vae 128]")
 @click.option("--size", type=click.IntRange(min=64), default=256, show_default=True, help="Pixels on a patch's side.")
@@ -58,12 +58,12 @@ ONLY = {
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="A last stretch for the entropy model alone; it changes no pixel, only the rate.",
+    help="At last steps for the entropy model alone; they change no pixel, only the rate.",
 )
 @click.option(
-    "--whole",
+    "--decoder-steps",
     type=click.IntRange(min=0),
-    help="Steps at the end with the decoder in whole numbers, as it is stored.  [default: the last tenth]",
+    help="Then steps for the decoder alone, in the whole numbers in which it is stored.  [default: a tenth of --steps]",
 )
 @click.option("--from", "start", metavar="MODEL", help="A finished model to start from, an id or a file.")
 @click.option(
@@ -134,7 +134,7 @@ def command(
     enlarged: int | None,
     warmup: int | None,
     prior_steps: int,
-    whole: int | None,
+    decoder_steps: int | None,
     start: str | None,
     latent_dim: int,
     patch: str,
@@ -189,7 +189,7 @@ def command(
             schedule=schedule,
             enlarged=enlarged,
             prior_steps=prior_steps,
-            whole=whole,
+            decoder_steps=decoder_steps,
             start=start,
             checkpoint_every=checkpoint_every,
             compile=compiled,

@@ -18,12 +18,14 @@ from histocodec.models.weights import load_model
 from histocodec.synthetic import synthetic_slide
 from histocodec.train.augment import disturbed, on_glass
 from histocodec.train.data import held_out, training_files
+from histocodec.train.decoder import refine_synthesis
 from histocodec.train.finetune import deepened, start_from_model
 from histocodec.train.loop import Progress, Schedule, Trainer
-from histocodec.train.patches import PatchSampler, training_image
+from histocodec.train.patches import Batch, PatchSampler, training_image
 from histocodec.train.prior import refine_prior
 from histocodec.train.run import TrainOptions, run_training
-from tests.tiny import TINY, tiny_model, tiny_network, tiny_weights
+from histocodec.train.synthesis import coded
+from tests.tiny import TINY, tiny_integer_network, tiny_model, tiny_network, tiny_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,9 +48,8 @@ def ignore(progress: Progress) -> None:
     pass
 
 
-@pytest.mark.parametrize("whole", [0, 2, 4])
-def test_a_resumed_run_ends_where_an_undisturbed_one_does(sampler: PatchSampler, tmp_path: Path, whole: int) -> None:
-    schedule = Schedule(6, warmup=2, decay=2, whole=whole)
+def test_a_resumed_run_ends_where_an_undisturbed_one_does(sampler: PatchSampler, tmp_path: Path) -> None:
+    schedule = Schedule(6, warmup=2, decay=2)
     undisturbed = trainer(sampler)
     undisturbed.run(schedule, until=6, report=ignore)
     first = trainer(sampler)
@@ -58,7 +59,6 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(sampler: PatchSampler,
     second.load(tmp_path / "last.pt")
     assert second.step == 3
     second.run(schedule, until=6, report=ignore)
-    assert second.whole_since == (6 - whole if whole else None)
     for name in ("model", "average"):
         expected, found = getattr(undisturbed, name).state_dict(), getattr(second, name).state_dict()
         assert all(torch.equal(expected[key], found[key]) for key in expected)
@@ -134,19 +134,20 @@ def test_a_run_from_files_ends_in_a_model_that_codes(tmp_path: Path, monkeypatch
     assert any("resumed at step 4" in line for line in lines)
 
 
-def test_no_steps_only_put_the_synthesis_into_whole_numbers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps", [0, 3])
+def test_no_steps_of_training_change_the_synthesis_alone(tmp_path: Path, steps: int) -> None:
     Image.fromarray(synthetic_slide(320, 320, seed=1)).save(tmp_path / "section.png")
     start = tiny_model(tmp_path)
     options = TrainOptions(
         data=(tmp_path,), out=tmp_path / "run", steps=0, start=str(start), batch=2, size=64,
-        device="cpu", model_id="whole",
+        device="cpu", model_id="whole", decoder_steps=steps,
     )  # fmt: skip
     made, before = load_model(run_training(options, ignore_line)), load_model(start)
     assert made.id == "whole"
     assert made.hyper == replace(before.hyper, integer_synthesis=True)
     kept = [name for name in before.arrays if not name.startswith("g_s.")]
     assert all(np.array_equal(made.arrays[name], before.arrays[name]) for name in kept)
-    assert made.notes["from"] == before.sha256
+    assert (made.notes["from"], made.notes["decoder_steps"]) == (before.sha256, str(steps))
     again = replace(options, start=str(tmp_path / "run" / "whole.safetensors"), out=tmp_path / "again")
     with pytest.raises(UsageError, match="whole numbers already"):
         run_training(again, ignore_line)
@@ -154,6 +155,29 @@ def test_no_steps_only_put_the_synthesis_into_whole_numbers(tmp_path: Path) -> N
 
 def ignore_line(line: str) -> None:
     pass
+
+
+def test_refining_the_synthesis_raises_psnr_and_leaves_all_else_alone(sampler: PatchSampler) -> None:
+    network = tiny_integer_network()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+
+    def psnr() -> float:
+        batches, quality = [sampler(step) for step in range(8)], torch.tensor([40.0, 80.0])
+        return float(np.mean([_psnr(network, batch, quality) for batch in batches]))
+
+    first = psnr()
+    refine_synthesis(network, sampler, steps=60, report=ignore)
+    assert psnr() > first + 0.02
+    after = network.state_dict()
+    learnt = ("g_s.weights.", "g_s.biases.")
+    assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith(learnt))
+
+
+@torch.no_grad()
+def _psnr(network: HyperModel, batch: Batch, quality: torch.Tensor) -> float:
+    decoded = network.g_s(coded(network, batch.pixels, quality))
+    mse = ((decoded - batch.pixels) * batch.std[:, :, None, None]).square().flatten(1).mean(1)
+    return float((10 * torch.log10(255**2 / mse)).mean())
 
 
 def test_refining_the_prior_lowers_the_rate_and_leaves_the_transforms_alone(sampler: PatchSampler) -> None:

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,36 +14,31 @@ from torch import Tensor
 from histocodec.errors import FormatError, UsageError
 from histocodec.models.config import QUALITIES, HyperConfig
 from histocodec.models.hyper import HyperModel
-from histocodec.models.quantised_synthesis import QuantisedSynthesis
 from histocodec.models.weights import ModelWeights
 from histocodec.train.finetune import start_from_model
 from histocodec.train.klt import start_from_klt
 from histocodec.train.patches import Batch, PatchSampler
-from histocodec.train.synthesis import quantised_synthesis
 
 BALANCE = 0.005  # λ at which the loss has weight 1; see `Loss`
 GAIN_RATE = 10.0  # the gains learn this much faster: their gradients are those of a logarithm
 CLIP_NORM = 2.0
-WHOLE_WARMUP = 100  # steps
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Warm-up, stable rate, then decay to zero over the last `decay` steps: linear ("wsd") or, over everything
-    after the warm-up, a cosine ("cosine"). The last `enlarged` steps are on larger crops, the last `whole` with the
-    synthesis in whole numbers."""
+    after the warm-up, a cosine ("cosine"). The last `enlarged` steps are on larger crops."""
 
     steps: int
     warmup: int = 200
     decay: int = 0
     kind: str = "wsd"
     enlarged: int = 0
-    whole: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in ("wsd", "cosine"):
             raise UsageError(f"schedule {self.kind!r}: wsd or cosine is allowed")
-        last = {"decay": self.decay, "enlarged crops": self.enlarged, "whole numbers": self.whole}
+        last = {"decay": self.decay, "enlarged crops": self.enlarged}
         if self.steps < 1 or self.warmup < 0 or any(not 0 <= count <= self.steps for count in last.values()):
             raise UsageError(f"schedule: of {self.steps} steps {last} are not possible")
 
@@ -103,8 +97,10 @@ class Trainer:
         self.model = HyperModel(config).to(device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
         self.average = HyperModel(config).to(device).eval().requires_grad_(False)
-        self.optimizer = self._new_optimizer()
-        self.whole_since: int | None = None  # the step at which the synthesis became one of whole numbers
+        gains = list(self.model.gains.parameters())
+        others = [p for n, p in self.model.named_parameters() if not n.startswith("gains.")]
+        groups = [{"params": others, "scale": 1.0}, {"params": gains, "scale": GAIN_RATE}]
+        self.optimizer = torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.99), fused=True)
         self._objective = torch.compile(rate_distortion, dynamic=False) if compiled else rate_distortion
         self.step = 0
 
@@ -115,23 +111,6 @@ class Trainer:
         else:
             start_from_model(self.model, model, self.sampler)
         self.average.load_state_dict(self.model.state_dict())
-
-    def _new_optimizer(self) -> torch.optim.Adam:
-        gains = list(self.model.gains.parameters())
-        others = [p for n, p in self.model.named_parameters() if not n.startswith("gains.")]
-        groups = [{"params": others, "scale": 1.0}, {"params": gains, "scale": GAIN_RATE}]
-        return torch.optim.Adam(groups, lr=self.rate, betas=(0.9, 0.99), fused=True)
-
-    def to_whole_numbers(self) -> None:
-        """From here on the synthesis is one of whole numbers, in model and moving average; the analysis learns what
-        rounding does to it."""
-        self._exchange(quantised_synthesis(self.average, self.sampler))
-        self.whole_since = self.step
-
-    def _exchange(self, synthesis: QuantisedSynthesis) -> None:
-        self.average.g_s = deepcopy(synthesis).eval().requires_grad_(False)
-        self.model.g_s = synthesis
-        self.optimizer = self._new_optimizer()
 
     def run(self, schedule: Schedule, *, until: int, report: Callable[[Progress], None]) -> None:
         """Trains up to step `until` (of `schedule.steps`), calling `report` after every step."""
@@ -144,8 +123,6 @@ class Trainer:
         with ThreadPoolExecutor(1) as pool:
             following = pool.submit(batch_of, self.step)
             while self.step < until:
-                if self.whole_since is None and self.step >= schedule.steps - schedule.whole:
-                    self.to_whole_numbers()
                 began = time.perf_counter()
                 batch = following.result()
                 following = pool.submit(batch_of, self.step + 1)
@@ -159,8 +136,6 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.sampler.seed * 1_000_003 + self.step)
         torch.manual_seed(self.sampler.seed * 1_000_033 + self.step)  # the noise of the rate
         quality = torch.rand(len(batch.pixels), generator=generator).to(self.device) * (QUALITIES - 1)
-        if self.whole_since is not None:  # a new optimiser, which knows nothing of the gradients yet
-            factor *= min(1.0, (self.step - self.whole_since + 1) / WHOLE_WARMUP)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * factor * group["scale"]
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
@@ -184,7 +159,6 @@ class Trainer:
         state = {
             "config": self.model.config.to_json(),
             "step": self.step,
-            "whole_since": self.whole_since,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -196,9 +170,6 @@ class Trainer:
         state = torch.load(path, map_location=self.device, weights_only=True)
         if HyperConfig.from_json(state["config"]) != self.model.config:
             raise UsageError(f"{path}: the checkpoint is of another model: {state['config']}")
-        self.whole_since = state.get("whole_since")
-        if self.whole_since is not None:
-            self._exchange(QuantisedSynthesis(self.model.config).to(self.device))
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

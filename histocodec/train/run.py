@@ -11,15 +11,17 @@ import torch
 from histocodec.errors import UsageError
 from histocodec.models.config import HyperConfig
 from histocodec.models.export import export_model
+from histocodec.models.hyper import HyperModel
 from histocodec.models.weights import ModelWeights, find_model
 from histocodec.train.data import case_of, held_out, load_images, training_files
+from histocodec.train.decoder import refine_synthesis
 from histocodec.train.evaluate import rate_distortion_points
 from histocodec.train.finetune import deepened
 from histocodec.train.loop import Progress, Schedule, Trainer, TrainingLog
 from histocodec.train.patches import PatchSampler, TrainingImage
 from histocodec.train.prior import refine_prior
 from histocodec.train.reaches import analysis_reaches
-from histocodec.train.synthesis import in_whole_numbers
+from histocodec.train.synthesis import in_whole_numbers, quantised_synthesis
 from histocodec.train.tables import refitted_tables, symbol_counts
 
 TABLE_BATCHES = 200  # for the refitted tables: 8 × 256² each, some 100 million symbols
@@ -41,8 +43,8 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class TrainOptions(RunOptions):
-    """What a run is. `steps` is the whole run's length: a resumed run goes on to it. With none, and a model to start
-    from, nothing is trained: all that changes is that its synthesis becomes one of whole numbers."""
+    """What a run is. `steps` is the length of the main stage: a resumed run goes on to it. With none, and a model to
+    start from, all that changes is that its synthesis becomes one of whole numbers, and learns `decoder_steps` long."""
 
     steps: int = 10_000
     batch: int = 8
@@ -54,7 +56,7 @@ class TrainOptions(RunOptions):
     warmup: int = 200
     prior_steps: int = 0  # a last stretch for the prior alone; see `histocodec.train.prior`
     prior_rate: float = 8e-4
-    whole: int | None = None  # steps at the end with the synthesis in whole numbers; None: the last tenth
+    decoder_steps: int | None = None  # then, of the synthesis alone, in whole numbers; None: a tenth of `steps`
     start: str | None = None  # a finished model's id or file; None: the KLT
     checkpoint_every: int = 500
     compile: bool = False
@@ -71,15 +73,24 @@ class TrainOptions(RunOptions):
 def run_training(options: TrainOptions, report: Callable[[str], None], *, config: HyperConfig | None = None) -> Path:
     """Trains and returns the path of the model file, `<out>/<model_id>.safetensors`.
 
-    In `out`: `last.pt` (the checkpoint), `log.csv` (a row every 20 steps), `validation.jsonl` (a line a checkpoint)
-    and `options.json`. Raises UsageError where a run is there already and `resume` is not set.
+    In `out`: `last.pt` (the checkpoint), `log.csv`, `decoder.csv` and `prior.csv` (a row every 20 steps),
+    `validation.jsonl` (a line a checkpoint) and `options.json`. Raises UsageError where a run is there already and
+    `resume` is not set.
     """
     begun = begin(options, report)
     out, checkpoint = options.out, begun.checkpoint
     sampler = PatchSampler(begun.training, batch=options.batch, size=options.size, seed=options.seed)
     start = None if options.start is None else find_model(options.start)
+    decoder_steps = options.steps // 10 if options.decoder_steps is None else options.decoder_steps
+
+    def refine_decoder(model: HyperModel) -> None:
+        after = _after_each("decoder", decoder_steps, out, report)
+        refine_synthesis(model, sampler, steps=decoder_steps, report=after)
+
     if start is not None and options.steps == 0:
-        return _written(in_whole_numbers(start, sampler, options.model_id), options, report)
+        notes = {"decoder_steps": str(decoder_steps)}
+        weights = in_whole_numbers(start, sampler, options.model_id, refine=refine_decoder, notes=notes)
+        return _written(weights, options, report)
     config = config or (HyperConfig() if start is None else deepened(start.hyper))
     trainer = Trainer(config, sampler, rate=options.rate, device=begun.device, compiled=options.compile)
     if checkpoint.exists():
@@ -90,10 +101,7 @@ def run_training(options: TrainOptions, report: Callable[[str], None], *, config
     write_options(options)
     decay = options.steps // 2 if options.decay is None else options.decay
     enlarged = options.steps // 4 if options.enlarged is None else options.enlarged
-    whole = options.steps // 10 if options.whole is None else options.whole
-    schedule = Schedule(
-        options.steps, warmup=options.warmup, decay=decay, kind=options.schedule, enlarged=enlarged, whole=whole
-    )
+    schedule = Schedule(options.steps, warmup=options.warmup, decay=decay, kind=options.schedule, enlarged=enlarged)
     log = TrainingLog(out / "log.csv", every=20)
 
     def after_step(progress: Progress) -> None:
@@ -108,20 +116,28 @@ def run_training(options: TrainOptions, report: Callable[[str], None], *, config
 
     trainer.run(schedule, until=options.steps, report=after_step)
     trainer.save(checkpoint)
-    if trainer.whole_since is None:
-        trainer.to_whole_numbers()
+    model = trainer.average
+    model.g_s = quantised_synthesis(model, sampler)
+    refine_decoder(model)
     if options.prior_steps:
-        refined = TrainingLog(out / "prior.csv", every=20)
-
-        def after_prior_step(progress: Progress) -> None:
-            row = refined.add(progress)
-            if row is not None:
-                seconds = f"{row.seconds_per_step:.2f} s/step"
-                report(f"prior step {row.step}/{options.prior_steps}  bpp {row.bpp:.3f}  {seconds}")
-
-        model = trainer.average.requires_grad_(True)
-        refine_prior(model, sampler, steps=options.prior_steps, rate=options.prior_rate, report=after_prior_step)
+        after = _after_each("prior", options.prior_steps, out, report)
+        refine_prior(
+            model.requires_grad_(True), sampler, steps=options.prior_steps, rate=options.prior_rate, report=after
+        )
     return finish(trainer, options, report)
+
+
+def _after_each(stretch: str, steps: int, out: Path, report: Callable[[str], None]) -> Callable[[Progress], None]:
+    """What follows each step of a last stretch: `<stretch>.csv`, and a line every 20 steps."""
+    log = TrainingLog(out / f"{stretch}.csv", every=20)
+
+    def after_step(progress: Progress) -> None:
+        row = log.add(progress)
+        if row is not None:
+            left = (steps - row.step) * row.seconds_per_step / 60
+            report(f"{stretch} step {row.step}/{steps}  loss {row.loss:.4f}  {left:.0f} min left")
+
+    return after_step
 
 
 def finish(trainer: Trainer, options: TrainOptions, report: Callable[[str], None]) -> Path:

@@ -2,9 +2,10 @@
 
 Units are chosen so that what each channel is seen to reach on training patches is at most the largest byte; a factor
 can be moved past a ReLU, so nothing but rounding changes (Nagel et al. 2019, "Data-free quantization through weight
-equalization and bias correction"). The analysis then learns what is left (`histocodec.train.loop`).
+equalization and bias correction"). What is left to learn is for `histocodec.train.decoder`.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import cast
 
@@ -45,7 +46,7 @@ def quantised_synthesis(model: HyperModel, sampler: PatchSampler) -> QuantisedSy
     reaches, power16, power8 = Reaches(), torch.zeros((), device=device), torch.zeros((), device=device)
     for batch in range(BATCHES):
         step = FIRST_STEP - 1 - batch
-        x = reaches.blocks("blocks16", g_s.blocks16, _coded(model, sampler(step).pixels, _qualities(sampler, step)))
+        x = reaches.blocks("blocks16", g_s.blocks16, coded(model, sampler(step).pixels, _qualities(sampler, step)))
         reaches.note("up", "seen", x)
         power16 = power16 + x.square().mean((0, 2, 3)) / BATCHES
         x = reaches.blocks("blocks8", g_s.blocks8, g_s.up(x))
@@ -75,22 +76,31 @@ def quantised_synthesis(model: HyperModel, sampler: PatchSampler) -> QuantisedSy
     for name in ("up", "tail"):
         _keep_rest(result, name)
     step = FIRST_STEP - 1 - BATCHES
-    _correct_biases(result, _coded(model, sampler(step).pixels, _qualities(sampler, step)))
+    _correct_biases(result, coded(model, sampler(step).pixels, _qualities(sampler, step)))
     return result
 
 
-def in_whole_numbers(weights: ModelWeights, sampler: PatchSampler, model_id: str) -> ModelWeights:
+def in_whole_numbers(
+    weights: ModelWeights,
+    sampler: PatchSampler,
+    model_id: str,
+    *,
+    refine: Callable[[HyperModel], None] | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> ModelWeights:
     """A finished model whose synthesis is in whole numbers, and whose analysis can be run in bytes; all else stays, so
-    latents cost what they did. Raises UsageError where it is so already."""
+    latents cost what they did. `refine` may train that synthesis. Raises UsageError where it is so already."""
     model = HyperModel(deepened(weights.hyper)).eval()
     start_from_model(model, weights, sampler)
     if weights.hyper.integer_synthesis:
         raise UsageError(f"model {weights.id}: its synthesis is in whole numbers already")
     model.g_s = quantised_synthesis(model, sampler)
+    if refine is not None:
+        refine(model)
     kept = {name: array for name, array in weights.arrays.items() if not name.startswith("g_s.")}
     config = replace(weights.hyper, integer_synthesis=True)
     arrays = {**kept, **model.g_s.arrays(), **analysis_reaches(model, sampler)}
-    return model_file(arrays, config, model_id, {**weights.notes, "from": weights.sha256})
+    return model_file(arrays, config, model_id, {**weights.notes, **(notes or {}), "from": weights.sha256})
 
 
 def _qualities(sampler: PatchSampler, step: int) -> Tensor:
@@ -98,10 +108,12 @@ def _qualities(sampler: PatchSampler, step: int) -> Tensor:
     return (torch.rand(sampler.batch, generator=generator) * (QUALITIES - 1)).round()
 
 
-def _coded(model: HyperModel, pixels: Tensor, quality: Tensor) -> Tensor:
-    """The latents of a batch, rounded, with their gain undone."""
+def coded(model: HyperModel, pixels: Tensor, quality: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The latents of a batch, rounded, with their gain undone; `dtype` is that of the analysis."""
     log_gain, log_inverse = model.gains(quality.to(pixels.device))
-    y = torch.floor(model.g_a(pixels).float() * log_gain.exp()[:, :, None, None] + 0.5)
+    with torch.autocast(pixels.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        y = model.g_a(pixels).float()
+    y = torch.floor(y * log_gain.exp()[:, :, None, None] + 0.5)
     return cast(Tensor, y * log_inverse.exp()[:, :, None, None])
 
 

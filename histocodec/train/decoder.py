@@ -1,0 +1,73 @@
+"""A stretch of training for the synthesis in whole numbers alone, on the latents that the finished analysis gives.
+
+No latent changes, only what is decoded from it. All is float32: bfloat16 would round more than what is to be learnt.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from histocodec.models.config import QUALITIES
+from histocodec.models.hyper import HyperModel
+from histocodec.models.quantised_synthesis import QuantisedSynthesis
+from histocodec.train.loop import Progress
+from histocodec.train.patches import PatchSampler
+from histocodec.train.synthesis import coded
+
+RATE = 0.02  # of one step of a weight as it is stored
+OF_BIASES = 64.0  # accumulators' units that one step of a weight moves: of a bias, one is nothing
+WARMUP, DECAY = 100, 0.7  # steps at the start; share of all steps at the end, over which the rate falls to 0
+EMA = 0.999
+ROUNDED = 1 / 12  # squared error of a perfect decoder, whose pixels are whole numbers
+FIRST_STEP = 7 << 28  # steps of the sampler that nothing else reaches
+
+
+def refine_synthesis(
+    model: HyperModel, sampler: PatchSampler, *, steps: int, report: Callable[[Progress], None]
+) -> None:
+    """Trains `model.g_s`, which is in whole numbers, in place for `steps` steps. What falls is the mean over patches of
+    log(MSE), so that PSNR rises alike on tissue and on glass."""
+    synthesis = model.g_s
+    assert isinstance(synthesis, QuantisedSynthesis)
+    start = {name: parameter.detach().clone() for name, parameter in synthesis.named_parameters()}
+    unit = _units(synthesis)
+    moved = {name: torch.zeros_like(values, requires_grad=True) for name, values in start.items()}  # in units
+    average = {name: torch.zeros_like(values) for name, values in start.items()}
+    optimizer = torch.optim.Adam(list(moved.values()), betas=(0.9, 0.99), fused=True)
+    for step in range(steps):
+        began = time.perf_counter()
+        batch = sampler(FIRST_STEP + step)
+        generator = torch.Generator().manual_seed(sampler.seed * 1_000_003 + FIRST_STEP + step)
+        quality = (torch.rand(len(batch.pixels), generator=generator) * (QUALITIES - 1)).round()
+        with torch.no_grad():
+            latents = coded(model, batch.pixels, quality, dtype=torch.bfloat16)
+        parameters = {name: start[name] + unit[name] * moved[name] for name in start}
+        decoded: Tensor = functional_call(synthesis, parameters, (latents,))
+        mse = ((decoded - batch.pixels) * batch.std[:, :, None, None]).square().flatten(1).mean(1)
+        loss = (mse + ROUNDED).log().mean()
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min(1.0, (step + 1) / WARMUP, (1 - step / steps) / DECAY)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
+        optimizer.step()
+        with torch.no_grad():
+            weight = 1 - min(EMA, (step + 1) / (step + 10))
+            torch._foreach_lerp_(list(average.values()), list(moved.values()), weight)
+        seconds = time.perf_counter() - began
+        report(Progress(step + 1, float(loss.detach()), float(mse.detach().mean()), 0.0, seconds))
+    with torch.no_grad():
+        for name, parameter in synthesis.named_parameters():
+            parameter.copy_(start[name] + unit[name] * average[name])
+
+
+def _units(synthesis: QuantisedSynthesis) -> dict[str, Tensor]:
+    """By parameter, one step of its weights as they are stored."""
+    found: dict[str, Tensor] = {}
+    for layer in synthesis.layers.values():
+        key, step = layer.name.replace(".", "_"), torch.exp2(-synthesis.shift(layer))
+        found[f"weights.{key}"] = step.view(-1, *[1] * (len(layer.weight_shape) - 1))
+        found[f"biases.{key}"] = OF_BIASES * step
+    return found
