@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from histocodec.compiled import jit
 from histocodec.errors import UsageError
 from histocodec.geometry import Grid
 from histocodec.slide import Colour, Pixels, Slide
@@ -102,8 +103,19 @@ def _counts(pixels: Pixels, background: Colour) -> NDArray[np.int64]:
     """How often each channel of a tile's tissue has each value, (3, 256)"""
     if is_background(pixels, background):
         return np.zeros((3, 256), np.int64)
-    values = pixels[stained(pixels, background)]  # (n, 3)
-    return np.stack([np.bincount(values[:, channel], minlength=256) for channel in range(3)])
+    return _counted(np.ascontiguousarray(pixels), stained(pixels, background))
+
+
+@jit
+def _counted(pixels: Pixels, mask: Mask) -> NDArray[np.int64]:
+    """How often each channel has each value where the mask is set, (3, 256)"""
+    counts = np.zeros((3, 256), np.int64)
+    for i in range(pixels.shape[0]):
+        for j in range(pixels.shape[1]):
+            if mask[i, j]:
+                for channel in range(3):
+                    counts[channel, pixels[i, j, channel]] += 1
+    return counts
 
 
 def stats_from_sums(count: int, sums: NDArray[np.int64], squares: NDArray[np.int64]) -> ChannelStats:

@@ -1,8 +1,11 @@
 """Where the specimen is: the colour of bare glass, what counts as glass, and a coarse mask of tissue."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from histocodec.compiled import jit
 from histocodec.geometry import Grid, Level, Region
 from histocodec.slide import WHITE, Colour, Pixels, Slide
 
@@ -44,19 +47,15 @@ def estimate_background(slide: Slide, view: Pixels | None = None) -> Colour:
 def background_of(pixels: Pixels) -> Colour:
     """The commonest bright, nearly grey colour, as the mean of its neighbourhood; white where there is
     hardly any."""
-    flat = pixels.reshape(-1, 3)
-    red, green, blue = flat.T  # numpy compares planes many times as fast as it reduces an axis of three
-    darkest, brightest = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
-    glass = flat[(darkest >= BRIGHT) & (brightest - darkest <= GREY)]
-    if len(glass) < max(1, LEAST_GLASS * len(flat)):
+    pixels, bins = _whole(pixels), _glass_bins(_whole(pixels))
+    if bins.sum() < max(1, LEAST_GLASS * pixels.shape[0] * pixels.shape[1]):
         return WHITE
-    side = 256 >> BIN_BITS
-    red, green, blue = (glass >> BIN_BITS).astype(np.int64).T
-    bins = (red * side + green) * side + blue
-    commonest = glass[bins == np.bincount(bins).argmax()].mean(axis=0)
+    lowest = np.array(np.unravel_index(bins.argmax(), bins.shape)) << BIN_BITS
+    commonest = _glass_mean(pixels, lowest, lowest + (1 << BIN_BITS) - 1)
     # Once more among all within reach: the mean of a bin alone is off by up to half the bin.
-    near = glass[np.abs(glass - commonest).max(axis=1) <= 1 << BIN_BITS]
-    mean_red, mean_green, mean_blue = np.floor(near.mean(axis=0) + 0.5).astype(int).tolist()
+    reach = 1 << BIN_BITS
+    near = _glass_mean(pixels, np.ceil(commonest - reach).astype(int), np.floor(commonest + reach).astype(int))
+    mean_red, mean_green, mean_blue = np.floor(near + 0.5).astype(int).tolist()
     return mean_red, mean_green, mean_blue
 
 
@@ -68,11 +67,8 @@ def is_background(pixels: Pixels, background: Colour, *, distance: int = GLASS_D
 
 def bare(pixels: Pixels, background: Colour, *, distance: int = GLASS_DISTANCE) -> Mask:
     """True where a pixel is within `distance` of the background in every channel."""
-    mask = np.ones(pixels.shape[:2], np.bool_)
-    for channel, value in enumerate(background):  # plane by plane: numpy is slow over an axis of three
-        plane = pixels[..., channel]
-        mask &= (plane >= max(value - distance, 0)) & (plane <= min(value + distance, 255))
-    return mask
+    colour = np.array(background)
+    return np.asarray(_in_box(_whole(pixels), colour - distance, colour + distance))
 
 
 def coarse_view(slide: Slide, longest: int = LONGEST) -> Pixels:
@@ -101,16 +97,14 @@ def stained(pixels: Pixels, background: Colour) -> Mask:
     """True where the optical density relative to the glass, averaged over the channels, is above Otsu's
     threshold."""
     values = np.maximum(np.arange(256, dtype=np.float32), 1)
-    density = np.zeros(pixels.shape[:2], np.float32)
-    for channel in range(3):
-        density -= np.log10(values / max(background[channel], 1)).take(pixels[..., channel])
-    density = np.clip(density / 3, 0.0, 1.0)
-    return np.asarray(density > min(max(otsu(density), LOWEST_THRESHOLD), HIGHEST_THRESHOLD))
+    density, counts = _densities(_whole(pixels), np.stack([-np.log10(values / max(c, 1)) for c in background]))
+    return np.asarray(density > min(max(otsu(counts), LOWEST_THRESHOLD), HIGHEST_THRESHOLD))
 
 
-def otsu(values: NDArray[np.float32], bins: int = 256) -> float:
-    """The threshold in 0 … 1 that splits the values into two classes of the least variance within."""
-    counts, edges = np.histogram(values, bins=bins, range=(0.0, 1.0))
+def otsu(counts: NDArray[np.int64]) -> float:
+    """The threshold in 0 … 1 that splits values into two classes of the least variance within; of the values, how many
+    lie in each of so many equal parts of that range."""
+    edges = np.linspace(0, 1, len(counts) + 1)
     middles = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)
     above = below[-1] - below
@@ -157,3 +151,74 @@ def busiest_region(slide: Slide, side: int) -> Region:
             if score > most:
                 best, most = region, score
     return best
+
+
+def _whole(pixels: Pixels) -> Pixels:
+    """As the kernels were compiled for: contiguous, and read-only."""
+    whole = np.ascontiguousarray(pixels).view()
+    whole.flags.writeable = False
+    return whole
+
+
+# The kernels: numpy takes several times as long over an axis of three.
+
+
+@jit
+def _is_glass(red: Any, green: Any, blue: Any) -> bool:
+    darkest, brightest = min(red, green, blue), max(red, green, blue)
+    return bool(darkest >= BRIGHT and brightest - darkest <= GREY)
+
+
+@jit
+def _glass_bins(pixels: Pixels) -> NDArray[np.int64]:
+    """How many pixels that could be glass have each colour, less its last BIN_BITS bits."""
+    side = 256 >> BIN_BITS
+    bins = np.zeros((side, side, side), np.int64)
+    for i in range(pixels.shape[0]):
+        for j in range(pixels.shape[1]):
+            red, green, blue = pixels[i, j, 0], pixels[i, j, 1], pixels[i, j, 2]
+            if _is_glass(red, green, blue):
+                bins[red >> BIN_BITS, green >> BIN_BITS, blue >> BIN_BITS] += 1
+    return bins
+
+
+@jit
+def _glass_mean(pixels: Pixels, low: NDArray[np.int64], high: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The mean colour of pixels that could be glass, from `low` to `high` in each channel."""
+    sums, count = np.zeros(3, np.int64), 0
+    for i in range(pixels.shape[0]):
+        for j in range(pixels.shape[1]):
+            red, green, blue = pixels[i, j, 0], pixels[i, j, 1], pixels[i, j, 2]
+            inside = low[0] <= red <= high[0] and low[1] <= green <= high[1] and low[2] <= blue <= high[2]
+            if inside and _is_glass(red, green, blue):
+                sums[0] += red
+                sums[1] += green
+                sums[2] += blue
+                count += 1
+    return sums / count
+
+
+@jit
+def _in_box(pixels: Pixels, low: NDArray[np.int64], high: NDArray[np.int64]) -> Mask:
+    mask = np.empty(pixels.shape[:2], np.bool_)
+    for i in range(pixels.shape[0]):
+        for j in range(pixels.shape[1]):
+            inside = True
+            for channel in range(3):
+                inside &= low[channel] <= pixels[i, j, channel] <= high[channel]
+            mask[i, j] = inside
+    return mask
+
+
+@jit
+def _densities(pixels: Pixels, table: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The optical density of each pixel, averaged over the channels, within 0 … 1; `table` (3, 256) has that of each
+    value. And how many pixels lie in each of 256 equal parts of that range."""
+    density, counts = np.empty(pixels.shape[:2], np.float32), np.zeros(256, np.int64)
+    for i in range(pixels.shape[0]):
+        for j in range(pixels.shape[1]):
+            total = table[0, pixels[i, j, 0]] + table[1, pixels[i, j, 1]] + table[2, pixels[i, j, 2]]
+            value = min(max(total / np.float32(3), np.float32(0)), np.float32(1))
+            density[i, j] = value
+            counts[min(int(value * 256), 255)] += 1
+    return density, counts
