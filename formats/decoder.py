@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from histocodec.codec import fast_coder, quality_of
+from histocodec.compiled import jit
 from histocodec.errors import FormatError
 from histocodec.formats.container import Container
 from histocodec.formats.layout import BACKGROUND, LOSSLESS
@@ -196,31 +197,32 @@ class BlockDecoder:
         return index
 
     def window(self, key: BlockKey) -> tuple[NDArray[np.float32], Margin]:
-        """The scaled latents (C, h, w) float32 around a block, as far as the synthesis looks and the level goes."""
+        """The scaled latents (C, h, w) float32 around a block, as far as the synthesis looks and the level goes; in
+        memory, channels come last."""
         rows, columns = self._grids[key.level].latent_rows, self._grids[key.level].latent_columns
         side, halo = self.side, self.weights.config.synthesis_halo
         top, bottom = max(0, key.row * side - halo), min(rows, (key.row + 1) * side + halo)
         left, right = max(0, key.column * side - halo), min(columns, (key.column + 1) * side + halo)
-        window = np.empty((self.weights.config.latent_channels, bottom - top, right - left), np.float32)
+        window = np.empty((bottom - top, right - left, self.weights.config.latent_channels), np.float32)
         rows_of, columns_of = range(top // side, -(-bottom // side)), range(left // side, -(-right // side))
         for place in self._underway.last(BlockKey(key.level, r, c) for r in rows_of for c in columns_of):
             row, column = place.row, place.column
             r0, r1 = max(top, row * side), min(bottom, (row + 1) * side)
             c0, c1 = max(left, column * side), min(right, (column + 1) * side)
-            part = window[:, r0 - top : r1 - top, c0 - left : c1 - left]
+            part = window[r0 - top : r1 - top, c0 - left : c1 - left]
             chunk = self.chunk(place)
             if chunk is None:
-                part[...] = self.stats.background_latent[:, None, None]
+                part[...] = self.stats.background_latent
             else:
                 y = chunk.y[:, r0 - row * side : r1 - row * side, c0 - column * side : c1 - column * side]
-                np.multiply(y, self.weights.inverse_gain(chunk.quality)[:, None, None], out=part)
+                _scale(y, self.weights.inverse_gain(chunk.quality), part)
         margin = Margin(
             key.row * side - top,
             key.column * side - left,
             max(0, bottom - (key.row + 1) * side),
             max(0, right - (key.column + 1) * side),
         )
-        return window, margin
+        return window.transpose(2, 0, 1), margin
 
     def _block(self, key: BlockKey) -> Pixels:
         """One block on this thread."""
@@ -279,3 +281,12 @@ class BlockDecoder:
     def _size(self, key: BlockKey) -> tuple[int, int]:
         level, side = self.container.attributes.levels[key.level], self.container.attributes.chunk_side
         return min(side, level.height - key.row * side), min(side, level.width - key.column * side)
+
+
+@jit
+def _scale(y: NDArray[np.signedinteger], gain: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    """y (C, h, w) · gain (C,) → out (h, w, C)"""
+    for row in range(y.shape[1]):
+        for channel in range(y.shape[0]):
+            for column in range(y.shape[2]):
+                out[row, column, channel] = y[channel, row, column] * gain[channel]

@@ -162,28 +162,24 @@ class FusedChunk:
         shift = heads.shift + ACTIVATION_BITS
         linear = prior.depthwise[f"step{k}.predict"] if k else _NOTHING
         tables, whole = np.empty(GROUPS * size, np.uint16), np.empty(GROUPS * size, np.int32)
-        for p, position in enumerate(POSITIONS):
-            group = p ^ k
-            first = group * channels // 2
-            chosen = slice(first, first + 2 * quads)
-            _distributions(
-                prior.product(heads.weight[chosen], cells[p]), bias[chosen], shift - MEAN_BITS, shift - SCALE_BITS,
-                prior.base_index[self.quality], self.y, self._live, linear.weight, linear.bias,
-                group, position[0], position[1], columns // 2, cell_rows, cell_columns,
-                tables[p * size : (p + 1) * size], whole[p * size : (p + 1) * size],
-            )  # fmt: skip
+        firsts = [(p ^ k) * channels // 2 for p in range(GROUPS)]
+        at0, at1, at2, at3 = (
+            prior.product(heads.weight[first : first + 2 * quads], cell)
+            for first, cell in zip(firsts, cells, strict=True)
+        )
+        _distributions(
+            (at0, at1, at2, at3), bias, shift - MEAN_BITS, shift - SCALE_BITS, prior.base_index[self.quality], self.y,
+            self._live, linear.weight, linear.bias, k, columns // 2, cell_rows, cell_columns, tables, whole,
+        )  # fmt: skip
         return tables, whole
 
     def place(self, k: int, values: Integers) -> None:
         """The elements that step k codes, in coding order. Raises FormatError for one that is not int16."""
-        size = len(values) // GROUPS
-        for p, (i, j) in enumerate(POSITIONS):
-            sound = _place(
-                values[p * size : (p + 1) * size], p ^ k, i, j, self.extent[1], self.extent[2],
-                self.prior.compress, self.y, self._live, self._known, self._count,
-            )  # fmt: skip
-            if not sound:
-                raise FormatError(f"a latent chunk holds values from {values.min()} to {values.max()}; beyond {LIMIT}")
+        sound = _place(
+            values, k, self.extent[1], self.extent[2], self.prior.compress, self.y, self._live, self._known, self._count
+        )
+        if not sound:
+            raise FormatError(f"a latent chunk holds values from {values.min()} to {values.max()}; beyond {LIMIT}")
 
     def _bias(self, name: str) -> Integers:
         bias = self.prior.dense[name].bias
@@ -326,63 +322,66 @@ def _list_known(y: Row, compress: Row, known: Row) -> None:
 
 @jit
 def _distributions(
-    accumulator: Row, bias: Row, mean_shift: int, scale_shift: int, base: Row, y: Row, live: Row, weight: Row,
-    linear_bias: Row, group: int, i: int, j: int, across: int, cell_rows: int, cell_columns: int,
-    tables: Row, whole: Row,
+    accumulators: Any, bias: Row, mean_shift: int, scale_shift: int, base: Row, y: Row, live: Row, weight: Row,
+    linear_bias: Row, step: int, across: int, cell_rows: int, cell_columns: int, tables: Row, whole: Row,
 ) -> None:  # fmt: skip
-    """One position's share of a step. accumulator (2·quads, cells): mean and deviation of each channel in turn."""
+    """One step. accumulators: of each position (2·quads, cells), mean and deviation of each channel in turn."""
     mean_half, scale_half = 1 << mean_shift >> 1, 1 << scale_shift >> 1
     linear_half = 1 << (LINEAR_BITS - MEAN_BITS) >> 1
     n = 0
-    for quad in range(accumulator.shape[0] // 2):
-        channel = GROUPS * quad + group
-        mean_bias, scale_bias = bias[2 * quad] + mean_half, bias[2 * quad + 1] + scale_half
-        predicted = weight.shape[0] > 0 and live[channel] != 0
-        constant = 0
-        if weight.shape[0] > 0:
-            constant = (linear_bias[channel] + linear_half) >> (LINEAR_BITS - MEAN_BITS)
-        for row in range(cell_rows):
-            for column in range(cell_columns):
-                cell = row * across + column
-                mean = np.int64((accumulator[2 * quad, cell] + mean_bias) >> mean_shift)
-                scale = base[channel] + ((accumulator[2 * quad + 1, cell] + scale_bias) >> scale_shift)
-                if predicted:
-                    total = np.int64(linear_bias[channel] + linear_half)
-                    for tap in range(9):
-                        value = np.int64(y[channel, 2 * row + i + tap // 3, 2 * column + j + tap % 3])
-                        total += weight[tap, channel] * min(max(value, -LINEAR_CLIP), LINEAR_CLIP)
-                    mean += total >> (LINEAR_BITS - MEAN_BITS)
-                else:
-                    mean += constant
-                scale = min(max(scale, 0), SCALES - 1)
-                tables[n] = (scale << MEAN_BITS) + (mean & PHASE_MASK)
-                whole[n] = mean >> MEAN_BITS
-                n += 1
+    for p in range(GROUPS):
+        group, i, j = p ^ step, POSITIONS[p][0], POSITIONS[p][1]
+        accumulator, first = accumulators[p], group * base.size // 2
+        for quad in range(accumulator.shape[0] // 2):
+            channel = GROUPS * quad + group
+            mean_bias, scale_bias = bias[first + 2 * quad] + mean_half, bias[first + 2 * quad + 1] + scale_half
+            predicted = weight.shape[0] > 0 and live[channel] != 0
+            constant = 0
+            if weight.shape[0] > 0:
+                constant = (linear_bias[channel] + linear_half) >> (LINEAR_BITS - MEAN_BITS)
+            for row in range(cell_rows):
+                for column in range(cell_columns):
+                    cell = row * across + column
+                    mean = np.int64((accumulator[2 * quad, cell] + mean_bias) >> mean_shift)
+                    scale = base[channel] + ((accumulator[2 * quad + 1, cell] + scale_bias) >> scale_shift)
+                    if predicted:
+                        total = np.int64(linear_bias[channel] + linear_half)
+                        for tap in range(9):
+                            value = np.int64(y[channel, 2 * row + i + tap // 3, 2 * column + j + tap % 3])
+                            total += weight[tap, channel] * min(max(value, -LINEAR_CLIP), LINEAR_CLIP)
+                        mean += total >> (LINEAR_BITS - MEAN_BITS)
+                    else:
+                        mean += constant
+                    scale = min(max(scale, 0), SCALES - 1)
+                    tables[n] = (scale << MEAN_BITS) + (mean & PHASE_MASK)
+                    whole[n] = mean >> MEAN_BITS
+                    n += 1
 
 
 @jit
 def _place(
-    values: Row, group: int, i: int, j: int, cell_rows: int, cell_columns: int,
-    compress: Row, y: Row, live: Row, known: Row, count: Row,
-) -> bool:  # fmt: skip
-    """One position's share of a step, into y and the list of what is not zero; False where a value is not int16."""
+    values: Row, step: int, cell_rows: int, cell_columns: int, compress: Row, y: Row, live: Row, known: Row, count: Row
+) -> bool:
+    """One step's elements, into y and the list of what is not zero; False where a value is not int16."""
     columns = y.shape[2] - 2
     found = count[0]
     n = 0
-    for quad in range(values.size // (cell_rows * cell_columns)):
-        channel = GROUPS * quad + group
-        for row in range(cell_rows):
-            for column in range(cell_columns):
-                value = values[n]
-                n += 1
-                if value != 0:
-                    if value < -LIMIT or value >= LIMIT:
-                        return False
-                    y[channel, 2 * row + i + 1, 2 * column + j + 1] = value
-                    live[channel] = 1
-                    known[found, 0] = (2 * row + i) * columns + 2 * column + j
-                    known[found, 1] = channel
-                    known[found, 2] = _compressed(value, compress)
-                    found += 1
+    for p in range(GROUPS):
+        i, j = POSITIONS[p][0], POSITIONS[p][1]
+        for quad in range(values.size // (GROUPS * cell_rows * cell_columns)):
+            channel = GROUPS * quad + (p ^ step)
+            for row in range(cell_rows):
+                for column in range(cell_columns):
+                    value = values[n]
+                    n += 1
+                    if value != 0:
+                        if value < -LIMIT or value >= LIMIT:
+                            return False
+                        y[channel, 2 * row + i + 1, 2 * column + j + 1] = value
+                        live[channel] = 1
+                        known[found, 0] = (2 * row + i) * columns + 2 * column + j
+                        known[found, 1] = channel
+                        known[found, 2] = _compressed(value, compress)
+                        found += 1
     count[0] = found
     return True
