@@ -130,9 +130,10 @@ class TrainingOps:
     def heads(self, name: str, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
         layer = self.prior.graph.layers[name]
         batch, width, rows, columns = x.shape
-        order = [p ^ step for p in range(GROUPS)]
-        weight = self.prior.integer_weight(layer).view(GROUPS, -1, width)[order]
-        bias = self.prior.integer_bias(layer, self.quality).view(-1, GROUPS, layer.outputs // GROUPS)[:, order]
+        weights = self.prior.integer_weight(layer).view(GROUPS, -1, width)
+        biases = self.prior.integer_bias(layer, self.quality).view(-1, GROUPS, layer.outputs // GROUPS)
+        order = [p ^ step for p in range(GROUPS)]  # stacked, since a list as an index does not compile on a GPU
+        weight, bias = torch.stack([weights[p] for p in order]), torch.stack([biases[:, p] for p in order], dim=1)
         inputs = torch.stack([x[:, :, i::2, j::2].flatten(2) for i, j in POSITIONS], dim=1)  # (B, 4, n, hw/4)
         outputs = torch.matmul(weight, inputs) + bias[..., None]
         outputs = outputs.view(batch, GROUPS, 2, -1, rows // 2, columns // 2)
