@@ -146,7 +146,7 @@ class _Encoder:
             self._settle(aligned=aligned, effort=options.effort)
         self.quantiser = self._quantiser(options.effort)
         highest = self.quality if self.floor is None else QUALITIES - 1  # that any chunk may get
-        self.dtype = workers.run(lambda: _latent_dtype(self.transform, self.stats, highest))
+        self.dtype = self._latent_dtype(highest)
         self.attributes = _attributes(self, self.quality, _DTYPES[self.dtype.itemsize])
         self.growing = Growing(journal, self.attributes)
         self.block = min(BLOCK, self.attributes.shard)
@@ -170,6 +170,16 @@ class _Encoder:
 
     def _aligned(self, stats: ChannelStats) -> ChannelStats:
         return self.workers.run(lambda: self.transform.aligned(stats, self.background, self.quality))
+
+    def _latent_dtype(self, quality: int) -> np.dtype[np.signedinteger]:
+        """int8 where even flat black, white and pure colours fit, else int16."""
+        gain = self.weights.gain(quality)
+
+        def peak(corner: Colour) -> float:
+            return float(np.abs(self.transform.flat(corner, self.stats) * gain).max())
+
+        corners = [(r, g, b) for r in (0, 255) for g in (0, 255) for b in (0, 255)]
+        return np.dtype(np.int8) if max(self.workers.map(peak, corners)) < 127 else np.dtype(np.int16)
 
     def _sampled(self) -> SampleSource:
         attributes = _attributes(self, 0, "int8")
@@ -345,14 +355,6 @@ def _chosen_levels(slide: Slide, options: EncodeOptions) -> tuple[int, ...]:
     if 0 not in chosen:
         raise UsageError(f"{slide.name}: --levels must include 0, to which all others refer")
     return chosen
-
-
-def _latent_dtype(transform: Transform, stats: ChannelStats, quality: int) -> np.dtype[np.signedinteger]:
-    """int8 where even flat black, white and pure colours fit, else int16."""
-    gain = transform.weights.gain(quality)
-    corners = [(r, g, b) for r in (0, 255) for g in (0, 255) for b in (0, 255)]
-    peak = max(float(np.abs(transform.flat(corner, stats) * gain).max()) for corner in corners)
-    return np.dtype(np.int8) if peak < 127 else np.dtype(np.int16)
 
 
 def _attributes(encoder: _Encoder, quality: int, dtype: DType) -> Attributes:
