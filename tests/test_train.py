@@ -23,9 +23,10 @@ from histocodec.train.finetune import deepened, start_from_model
 from histocodec.train.loop import Progress, Schedule, Trainer
 from histocodec.train.patches import Batch, PatchSampler, training_image
 from histocodec.train.prior import refine_prior
+from histocodec.train.rounding import rounded
 from histocodec.train.run import TrainOptions, run_training
-from histocodec.train.synthesis import coded
-from tests.tiny import TINY, tiny_integer_network, tiny_model, tiny_network, tiny_weights
+from histocodec.train.synthesis import coded, quantised_synthesis
+from tests.tiny import TINY, tiny_integer_network, tiny_model, tiny_network, tiny_sampler, tiny_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -157,8 +158,49 @@ def ignore_line(line: str) -> None:
     pass
 
 
+def squared_error(weight: torch.Tensor, rounded: torch.Tensor, covariance: torch.Tensor) -> float:
+    error = (weight - rounded)[:, None]
+    return float((error @ covariance @ error.transpose(1, 2)).sum())
+
+
+@pytest.mark.parametrize("groups", [1, 40])
+def test_rounding_errors_make_up_for_each_other_where_inputs_go_together(groups: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = 50 * torch.randn(40, 9, generator=generator, dtype=torch.float64)
+    mixed = torch.randn(groups, 9, 9, generator=generator, dtype=torch.float64)
+    covariance = mixed @ mixed.transpose(1, 2)
+    found = rounded(weight, covariance)
+    assert torch.equal(found, found.round())
+    assert found.abs().max() == 127  # of weights up to 200
+    inside = weight.abs().amax(1) < 120
+    some = covariance if groups == 1 else covariance[inside]
+    errors = [squared_error(weight[inside], values[inside], some) for values in (found, weight.round())]
+    assert errors[0] < 0.6 * errors[1]
+    apart = torch.eye(9, dtype=torch.float64).expand(groups, 9, 9)
+    assert torch.equal(rounded(weight, apart), weight.round().clamp(-127, 127))
+
+
+def rounded_one_by_one() -> HyperModel:
+    network = tiny_network()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("histocodec.train.rounding.rounded", lambda weight, covariance: weight)
+        network.g_s = quantised_synthesis(network, tiny_sampler())
+    return network
+
+
+def test_rounding_weights_together_is_nearer_to_the_real_synthesis() -> None:
+    network = tiny_network()
+    latents = coded(network, tiny_sampler()(8).pixels, torch.tensor([20.0, 40, 60, 80]))
+    wanted = network.real_synthesis(latents)
+    together, apart = (
+        float((made.g_s(latents) - wanted).detach().square().mean())
+        for made in (tiny_integer_network(), rounded_one_by_one())
+    )
+    assert together < 0.9 * apart
+
+
 def test_refining_the_synthesis_raises_psnr_and_leaves_all_else_alone(sampler: PatchSampler) -> None:
-    network = tiny_integer_network()
+    network = rounded_one_by_one()
     before = {name: value.clone() for name, value in network.state_dict().items()}
 
     def psnr() -> float:

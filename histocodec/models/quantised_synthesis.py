@@ -2,6 +2,7 @@
 gradients. Exporting is only rounding (`histocodec.models.export`), and `tests/test_integer_synthesis.py` holds the
 two together."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -37,7 +38,7 @@ class QuantisedSynthesis(nn.Module):
     def __init__(self, config: HyperConfig) -> None:
         super().__init__()
         self.config, self.rounding = config, True
-        self.seen: dict[str, Tensor] | None = None  # where set, each layer's mean outputs are left here
+        self.observer: Callable[[str, Tensor, Tensor], None] | None = None  # shown each layer's inputs and outputs
         self.layers = {layer.name: layer for layer in synthesis_layers(config)}
         self.weights, self.biases = nn.ParameterDict(), nn.ParameterDict()
         self.register_buffer("scale", torch.ones(config.latent_channels))
@@ -120,8 +121,8 @@ class QuantisedSynthesis(nn.Module):
             result = F.conv2d(a, weight[:, None], bias * factor, padding=1, groups=layer.outputs)
         else:
             result = F.conv2d(a, weight[:, :, None, None], bias * factor)
-        if self.seen is not None:
-            self.seen[name] = result.detach().mean((0, 2, 3))
+        if self.observer is not None:
+            self.observer(name, a, result)
         return result
 
     def _limited(self, x: Tensor, low: int, high: int) -> Tensor:

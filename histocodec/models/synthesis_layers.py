@@ -140,7 +140,8 @@ def real_parameters(config: HyperConfig, arrays: Arrays) -> dict[str, NDArray[np
     for layer in synthesis_layers(config):
         weight, bias = real_layer(layer, arrays)
         if layer.name in ("up", "tail"):
-            coarse = arrays[f"g_s.{layer.name}.coarse"]
+            coarse, fine = (arrays[f"g_s.{layer.name}.{part}"] for part in ("coarse", "fine"))
+            weight[:, fine] += weight[:, -len(fine) :] / FINE  # what sees a sixteenth of the same
             weight = weight[:, : len(coarse)] * factors(coarse)
         if layer.name == "up" or (layer.name.startswith("blocks16") and layer.name.endswith(".expand")):
             weight = weight * entry
@@ -148,7 +149,7 @@ def real_parameters(config: HyperConfig, arrays: Arrays) -> dict[str, NDArray[np
             weight, bias = weight / entry[:, None], bias / entry
         if layer.name == "up":
             weight = weight.reshape(2, 2, config.width8, -1).transpose(3, 2, 0, 1)
-            bias = bias[: config.width8]
+            bias = bias.reshape(4, config.width8).mean(axis=0)
         else:
             weight = weight[:, None] if layer.kind == "depthwise" else weight[:, :, None, None]
         state[f"{layer.name}.weight"] = np.ascontiguousarray(weight, np.float32)

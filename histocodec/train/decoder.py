@@ -21,7 +21,7 @@ RATE = 0.02  # of one step of a weight as it is stored
 OF_BIASES = 64.0  # accumulators' units that one step of a weight moves: of a bias, one is nothing
 WARMUP, DECAY = 100, 0.7  # steps at the start; share of all steps at the end, over which the rate falls to 0
 EMA = 0.999
-ROUNDED = 1 / 12  # squared error of a perfect decoder, whose pixels are whole numbers
+UNSEEN = 4.0  # squared error in grey values that nobody sees: below it, as on glass, less is worth little
 FIRST_STEP = 7 << 28  # steps of the sampler that nothing else reaches
 
 
@@ -29,7 +29,7 @@ def refine_synthesis(
     model: HyperModel, sampler: PatchSampler, *, steps: int, report: Callable[[Progress], None]
 ) -> None:
     """Trains `model.g_s`, which is in whole numbers, in place for `steps` steps. What falls is the mean over patches of
-    log(MSE), so that PSNR rises alike on tissue and on glass."""
+    log(MSE), so that PSNR rises alike on all kinds of tissue."""
     synthesis = model.g_s
     assert isinstance(synthesis, QuantisedSynthesis)
     start = {name: parameter.detach().clone() for name, parameter in synthesis.named_parameters()}
@@ -47,7 +47,7 @@ def refine_synthesis(
         parameters = {name: start[name] + unit[name] * moved[name] for name in start}
         decoded: Tensor = functional_call(synthesis, parameters, (latents,))
         mse = ((decoded - batch.pixels) * batch.std[:, :, None, None]).square().flatten(1).mean(1)
-        loss = (mse + ROUNDED).log().mean()
+        loss = (mse + UNSEEN).log().mean()
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / WARMUP, (1 - step / steps) / DECAY)
         optimizer.zero_grad(set_to_none=True)

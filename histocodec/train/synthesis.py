@@ -35,7 +35,9 @@ from histocodec.models.weights import ModelWeights
 from histocodec.train.finetune import deepened, start_from_model
 from histocodec.train.patches import PatchSampler
 from histocodec.train.reaches import BATCHES, FIRST_STEP, Reaches, analysis_reaches
+from histocodec.train.rounding import round_weights
 
+ROUNDED = 16  # batches on which weights are rounded
 SLACK = 0.7  # of 24 bits for the stream, since the weights go on learning
 
 
@@ -73,10 +75,8 @@ def quantised_synthesis(model: HyperModel, sampler: PatchSampler) -> QuantisedSy
     _fill_wide(result, "up", up, up_bias, energy8, at16, power16, at8.repeat(4))
     _fill_wide(result, "tail", tail, cast(Tensor, g_s.tail.bias), one, at8, power8, one)
     _choose_shifts(result)
-    for name in ("up", "tail"):
-        _keep_rest(result, name)
-    step = FIRST_STEP - 1 - BATCHES
-    _correct_biases(result, coded(model, sampler(step).pixels, _qualities(sampler, step)))
+    steps = range(FIRST_STEP - BATCHES - ROUNDED, FIRST_STEP - BATCHES)
+    round_weights(result, [coded(model, sampler(step).pixels, _qualities(sampler, step)) for step in steps])
     return result
 
 
@@ -160,26 +160,6 @@ def _fill_wide(
     fine.copy_((own / seen.square()).topk(len(fine)).indices.sort().values)
     weight = torch.cat((weight, weight[:, fine] / FINE, torch.zeros_like(weight[:, fine])), 1)
     _fill(result, name, weight, bias, torch.cat((seen, seen[fine], seen[fine])), unit)
-
-
-def _keep_rest(result: QuantisedSynthesis, name: str) -> None:
-    """What rounding takes off the weights of `up` or `tail` for the fine channels, to those that see sixteenths."""
-    layer, weight, fine = result.layers[name], result.weights[name], result.fine(name)
-    whole, _ = result.integers(layer)
-    rest = weight - whole * torch.exp2(-result.shift(layer))[:, None]
-    weight[:, -len(fine) :] = FINE * rest[:, fine]
-
-
-def _correct_biases(result: QuantisedSynthesis, latents: Tensor) -> None:
-    """Takes off each layer's outputs by what rounding moves their mean, one layer after another."""
-    result.seen, result.rounding = {}, False
-    result(latents)
-    wanted, result.rounding = result.seen, True
-    for name in result.layers:
-        result.seen = {}
-        result(latents)
-        result.biases[name.replace(".", "_")] += wanted[name] - result.seen[name]
-    result.seen = None
 
 
 def _choose_shifts(synthesis: QuantisedSynthesis) -> None:
