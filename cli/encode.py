@@ -45,7 +45,7 @@ STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "m
 )
 @click.option(
     "--model",
-    default="hyper-3",
+    default="hyper-4",
     show_default=True,
     metavar="ID|FILE",
     help="An installed model, or a .safetensors file.",
