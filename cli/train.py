@@ -54,16 +54,16 @@ ONLY = {
 )
 @click.option("--warmup", type=click.IntRange(min=0), help="Steps at the start.  [default: 200, vae 0]")
 @click.option(
+    "--decoder-steps",
+    type=click.IntRange(min=0),
+    help="Then steps for the decoder alone, in the whole numbers in which it is stored.  [default: a tenth of --steps]",
+)
+@click.option(
     "--prior-steps",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
     help="At last steps for the entropy model alone; they change no pixel, only the rate.",
-)
-@click.option(
-    "--decoder-steps",
-    type=click.IntRange(min=0),
-    help="Then steps for the decoder alone, in the whole numbers in which it is stored.  [default: a tenth of --steps]",
 )
 @click.option("--from", "start", metavar="MODEL", help="A finished model to start from, an id or a file.")
 @click.option(

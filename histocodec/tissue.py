@@ -47,7 +47,8 @@ def estimate_background(slide: Slide, view: Pixels | None = None) -> Colour:
 def background_of(pixels: Pixels) -> Colour:
     """The commonest bright, nearly grey colour, as the mean of its neighbourhood; white where there is
     hardly any."""
-    pixels, bins = _whole(pixels), _glass_bins(_whole(pixels))
+    pixels = _whole(pixels)
+    bins = _glass_bins(pixels)
     if bins.sum() < max(1, LEAST_GLASS * pixels.shape[0] * pixels.shape[1]):
         return WHITE
     lowest = np.array(np.unravel_index(bins.argmax(), bins.shape)) << BIN_BITS

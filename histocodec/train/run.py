@@ -54,9 +54,9 @@ class TrainOptions(RunOptions):
     decay: int | None = None  # None: the last half
     enlarged: int | None = None  # None: the last quarter
     warmup: int = 200
+    decoder_steps: int | None = None  # then, of the synthesis alone, in whole numbers; None: a tenth of `steps`
     prior_steps: int = 0  # a last stretch for the prior alone; see `histocodec.train.prior`
     prior_rate: float = 8e-4
-    decoder_steps: int | None = None  # then, of the synthesis alone, in whole numbers; None: a tenth of `steps`
     start: str | None = None  # a finished model's id or file; None: the KLT
     checkpoint_every: int = 500
     compile: bool = False
