@@ -78,7 +78,7 @@ class Ours:
     device: str
     threads: int
     folder: Path
-    effort: int = 0
+    effort: int | None = None
 
     @property
     def whole(self) -> Region:

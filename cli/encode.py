@@ -38,10 +38,8 @@ STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "m
 @click.option(
     "--effort",
     type=click.IntRange(0, 9),
-    default=0,
-    show_default=True,
-    help="Look for better statistics and for latents that cost less for what they lose: 1 saves about 8 %, 4 about"
-    " 10 %, and takes many times as long.",
+    help="How long to look for latents that cost less for what they lose. 0 rounds, and is several times as fast as 1,"
+    " the default of a model that can; from 2 on, statistics are sought that the slide is coded best with.",
 )
 @click.option(
     "--model",
@@ -84,7 +82,7 @@ def command(
     target_bpp: float | None,
     ratio: float | None,
     min_psnr: float | None,
-    effort: int,
+    effort: int | None,
     model: str,
     levels: tuple[int, ...] | None,
     background: str,

@@ -33,8 +33,9 @@ from histocodec.formats.layout import CODED, LOSSLESS
 from histocodec.formats.measure import CACHE_BYTES, Floor, LevelFidelity
 from histocodec.geometry import Grid, Region
 from histocodec.models.config import QUALITIES
-from histocodec.quantiser import Quantiser, Window, analysed
+from histocodec.quantiser import Quantiser
 from histocodec.slide import Slide
+from histocodec.window import Window, analysed
 from histocodec.workers import Workers
 
 MOST_ROUNDS = 8  # two or three are usual: a neighbour's rise hardly ever lowers a chunk by more than the spare
@@ -120,18 +121,27 @@ class Guarantee:
         own = around[:, margin.top : rows, margin.left : columns]
         most, high = self.floor.mean_squared_error * part.pixels.size, QUALITIES - 1
 
-        def holds(quality: int) -> bool:
-            latents = self.quantiser.window(part, quality, self.dtype)[part.own]
+        def holds(quality: int, quantiser: Quantiser) -> bool:
+            latents = quantiser.window(part, quality, self.dtype)[part.own]
             np.multiply(latents, self.quantiser.weights.inverse_gain(quality)[:, None, None], out=own)
             decoded = self.quantiser.transform.synthesise([around], margin, decoder.stats.channels)[0]
             return squared_error(decoded[:height, :width], part.pixels) <= most
 
-        if low == high or not holds(high):
+        rounding = self.quantiser.rounding()
+        if low == high or not holds(high, rounding):
             return None  # at once, as for noise, which no quality holds
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if holds(middle) else (middle, high)
-        return high
+        below = low
+        while high - below > 1:
+            middle = (below + high) // 2
+            below, high = (below, middle) if holds(middle, rounding) else (middle, high)
+        if not self.quantiser.effort:
+            return high
+        # Effort changes little, so that what it makes of a quality is sought from there.
+        if holds(high, self.quantiser):
+            while high - low > 1 and holds(high - 1, self.quantiser):
+                high -= 1
+            return high
+        return next((higher for higher in range(high + 1, QUALITIES) if holds(higher, self.quantiser)), None)
 
     def _make(self, level: int, changes: Sequence[Change]) -> None:
         """Writes the shards in which something changes, and the pixels of what becomes lossless."""

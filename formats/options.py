@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from histocodec.errors import UsageError
-from histocodec.models.config import QUALITIES
-from histocodec.models.weights import DEFAULT_MODEL
+from histocodec.models.config import QUALITIES, HyperConfig
+from histocodec.models.weights import DEFAULT_MODEL, ModelWeights
 
 DEFAULT_QUALITY = 50
-MOST_EFFORT = 9
+DEFAULT_EFFORT, MOST_EFFORT = 1, 9
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class EncodeOptions:
     target_bpp: float | None = None  # bits of the whole container per pixel of level 0
     ratio: float | None = None  # raw RGB bytes of level 0 over the container's bytes
     min_psnr: float | None = None  # dB that every chunk of every level must have, whatever it takes
-    effort: int = 0  # above 0: statistics, latents and z are sought that cost least; see `histocodec.quantiser`
+    effort: int | None = None  # of the search for cheaper latents, 0: none; None: DEFAULT_EFFORT where it can be
     model: str = DEFAULT_MODEL  # an id, or the path of a .safetensors file
     levels: tuple[int, ...] | None = None  # None: all
     background: str = "skip"  # or "code"
@@ -53,7 +53,7 @@ class EncodeOptions:
             raise UsageError(f"--target-bpp {self.target_bpp:g}: above 0 and at most 24 is allowed")
         if self.ratio is not None and not 1 <= self.ratio <= 10_000:
             raise UsageError(f"--ratio {self.ratio:g}: 1 to 10000 is allowed")
-        if not 0 <= self.effort <= MOST_EFFORT:
+        if self.effort is not None and not 0 <= self.effort <= MOST_EFFORT:
             raise UsageError(f"--effort {self.effort}: 0 to {MOST_EFFORT} is allowed")
         if self.background not in ("skip", "code"):
             raise UsageError(f"--background {self.background}: skip or code is allowed")
@@ -61,6 +61,17 @@ class EncodeOptions:
             raise UsageError(f"--workers {self.workers}: 1 to 1024 is allowed")
         if self.overwrite and self.resume:
             raise UsageError("--overwrite and --resume exclude each other: one starts anew, one goes on")
+
+    def effort_with(self, model: ModelWeights) -> int:
+        """Raises UsageError where more is asked for than the model's family knows."""
+        searches = isinstance(model.config, HyperConfig)
+        if self.effort and not searches:
+            raise UsageError(
+                f"--effort {self.effort}: model {model.id} is of the family {model.config.family}; only "
+                f"{HyperConfig.family} models have cheaper latents to look for"
+            )
+        default = DEFAULT_EFFORT if searches else 0
+        return default if self.effort is None else self.effort
 
     @property
     def wanted_bpp(self) -> float | None:

@@ -19,8 +19,9 @@ from histocodec.formats.sampling import SampleSource, places_of, spread
 from histocodec.geometry import Grid
 from histocodec.models.config import CHUNK_PIXELS, QUALITIES
 from histocodec.normalise import ChannelStats
-from histocodec.quantiser import Quantiser, Surroundings
+from histocodec.quantiser import Quantiser
 from histocodec.transform import Transform
+from histocodec.window import Surroundings
 from histocodec.workers import Workers
 
 CHUNKS = 6  # of tissue, that are tried

@@ -14,16 +14,17 @@ from histocodec.formats.options import DEFAULT_QUALITY, EncodeOptions
 from histocodec.geometry import Grid
 from histocodec.models.config import CHUNK_PIXELS, QUALITIES
 from histocodec.normalise import ChannelStats
-from histocodec.quantiser import Quantiser, Surroundings, Window, analysed
+from histocodec.quantiser import Quantiser
 from histocodec.slide import Colour, Pixels, Slide
 from histocodec.tissue import bare, busiest_region, cell_of, coarse_view
 from histocodec.transform import Transform, around
+from histocodec.window import Surroundings, Window, analysed
 from histocodec.workers import Workers
 
 TISSUE_CHUNKS = 80  # 20 megapixels: their mean is within two or three per cent of a slide's
 GLASS_CHUNKS = 60  # of those that look like bare glass from afar: cheap, but on many slides the most
 EFFORT_CHUNKS = 6  # with effort: what it changes is much the same on all chunks, and takes seconds on each
-MOST_SEARCHES = 3  # … and at most so often, as it depends on the quality a little
+LIKELY_SEARCHES = 3  # after which most targets are met; then by bisection
 OVERHEAD = 1.01  # overview and thumbnail, as a share of the latents
 # Bytes beside the shards, measured on small containers: what all levels share, each level's metadata, and a chunk's
 # share of its maps. Within a shard, each chunk has a CRC, and each place a line of the index.
@@ -77,18 +78,23 @@ def choose_quality(
     rounding = quantiser.rounding()
     few = spread([sample for sample in samples if not sample.bare] or samples, EFFORT_CHUNKS)
 
-    def searched(holds: Callable[[int, float], bool], total: _Total) -> int:
-        """The last quality for which `holds` does, given by what factor effort changes the total there."""
-
-        def last(factor: float) -> int:
-            return _last(lambda quality: holds(quality, factor))
-
-        quality, tried = last(1.0), list[int]()
-        while quantiser.effort and quality not in tried and len(tried) < MOST_SEARCHES:
-            tried.append(quality)
-            rounded = total(few, max(quality, 0), rounding, workers)
-            quality = last(total(few, max(quality, 0), quantiser, workers) / rounded if rounded else 1.0)
-        return min([quality, *tried[-1:]])  # of two that lead to each other, the one that holds by its own factor
+    def bracket(holds: Callable[[int, float], bool], total: _Total) -> tuple[int, int]:
+        """The last quality for which `holds` does, and the next, for which it does not, given by what factor effort
+        changes the total there; -1 and QUALITIES were not tried."""
+        quality = _last(lambda quality: holds(quality, 1.0))
+        if not quantiser.effort:
+            return quality, quality + 1
+        below, above, tries = -1, QUALITIES, 0
+        while above - below > 1:
+            quality, tries = min(max(quality, below + 1), above - 1), tries + 1
+            rounded = total(few, quality, rounding, workers)
+            factor = total(few, quality, quantiser, workers) / rounded if rounded else 1.0
+            below, above = (quality, above) if holds(quality, factor) else (below, quality)
+            quality = (below + above) // 2
+            if tries < LIKELY_SEARCHES:  # the factor of one quality tells about those around it
+                quality = _last(lambda quality, factor=factor: holds(quality, factor))  # type: ignore[misc]
+                above = below + 1 if quality == below else above
+        return below, above
 
     if wanted_bpp is None:
         wanted_psnr = options.target_psnr or 0.0
@@ -98,7 +104,7 @@ def choose_quality(
         def falls_short(quality: int, factor: float) -> bool:
             return psnr(_error(finest, quality, rounding, workers) * factor, area) < wanted_psnr
 
-        quality = searched(falls_short, _error) + 1
+        quality = bracket(falls_short, _error)[1]
         if quality == QUALITIES:
             raise UsageError(f"--target-psnr {wanted_psnr:g} dB is beyond quality {QUALITIES - 1} on this slide")
         return quality
@@ -108,7 +114,7 @@ def choose_quality(
     def bpp(quality: int, factor: float = 1.0) -> float:
         return (_bits(samples, quality, rounding, workers) * factor * OVERHEAD + least_bits) / pixels
 
-    quality = searched(lambda quality, factor: bpp(quality, factor) <= wanted_bpp, _bits)
+    quality = bracket(lambda quality, factor: bpp(quality, factor) <= wanted_bpp, _bits)[0]
     if quality < 0:
         asked = "" if options.wanted_bpp is not None else f", at which model {quantiser.weights.id} aims,"
         raise UsageError(

@@ -46,12 +46,13 @@ from histocodec.geometry import Grid, Level, Region, ceil_div
 from histocodec.models.config import CHUNK_PIXELS, QUALITIES, HyperConfig
 from histocodec.models.weights import ModelWeights, find_model
 from histocodec.normalise import ChannelStats, tissue_stats
-from histocodec.quantiser import Quantiser, Window
+from histocodec.quantiser import Quantiser
 from histocodec.slide import Colour, Pixels, Slide
 from histocodec.sources import with_pyramid
 from histocodec.tissue import coarse_view, estimate_background, glass_share, is_background
 from histocodec.transform import Transform, around, choose_device, latents_of, margin_of, whole_latents
 from histocodec.version import VERSION
+from histocodec.window import Window
 from histocodec.workers import Workers
 
 BLOCK = 2  # chunks a side that are analysed together: a smaller share of the window is margin
@@ -74,14 +75,10 @@ def encode_slide(
     An interrupt, a full disk or, after the first shard, an unreadable source leaves `<dst>.partial` for `resume`.
     Raises UsageError, SourceError, OutputError, MissingModelError.
     """
-    options = options or EncodeOptions()
     began = time.perf_counter()
+    options = options or EncodeOptions()
     weights, device = find_model(options.model), choose_device(options.device)
-    if options.effort and weights.config.family != HyperConfig.family:
-        raise UsageError(
-            f"--effort {options.effort}: model {weights.id} is of the family {weights.config.family}; only "
-            f"{HyperConfig.family} models have cheaper latents to look for"
-        )
+    options = replace(options, effort=options.effort_with(weights))
     slide = with_pyramid(slide) if options.levels is None else slide
     workers = Workers(options.workers)
     asked = _fingerprint(slide, options, weights)
@@ -140,11 +137,12 @@ class _Encoder:
         glass = glass_share(view, slide.levels[0], self.background, side=CHUNK_PIXELS)
         aligned = glass >= LEAST_GLASS and isinstance(weights.config, HyperConfig)
         self.quality = -1  # none yet
-        self._settle(aligned=aligned, effort=0)
-        if options.effort:
+        effort = options.effort or 0
+        if effort > 1:
+            self._settle(aligned=aligned, effort=0)
             self._refine(aligned=aligned)
-            self._settle(aligned=aligned, effort=options.effort)
-        self.quantiser = self._quantiser(options.effort)
+        self._settle(aligned=aligned, effort=effort)
+        self.quantiser = self._quantiser(effort)
         highest = self.quality if self.floor is None else QUALITIES - 1  # that any chunk may get
         self.dtype = self._latent_dtype(highest)
         self.attributes = _attributes(self, self.quality, _DTYPES[self.dtype.itemsize])
@@ -252,7 +250,7 @@ class _Encoder:
         level = self._size(task.level).region
         block = self._block_region(task)
         config, stride = self.weights.config, self.weights.config.stride
-        kept = around(block, config.synthesis_halo * stride).intersect(level) if self.options.effort else block
+        kept = around(block, config.synthesis_halo * stride).intersect(level) if self.quantiser.effort else block
         window = around(kept, config.analysis_halo * stride).intersect(level)
         pixels = self.slide.read(window, self.source_levels[task.level])
         side = self.attributes.chunk_side

@@ -19,7 +19,7 @@ from histocodec.models.byte_analysis import ByteAnalysis
 from histocodec.models.config import HyperConfig, VaeConfig
 from histocodec.models.integer_synthesis import IntegerSynthesis, bytes_exact
 from histocodec.models.synthesis_layers import real_parameters
-from histocodec.models.transforms import Analysis, Margin, Synthesis
+from histocodec.models.transforms import Analysis, Hidden, Margin, Pullback, Synthesis
 from histocodec.models.vae import VaeDecoder, VaeEncoder
 from histocodec.models.weights import ModelWeights
 from histocodec.normalise import ChannelStats
@@ -55,6 +55,29 @@ def _pixels_of(blocks: NDArray[np.float32], mean: NDArray[np.float32], std: NDAr
                         value = np.rint(blocks[row, column, 64 * colour + 8 * i + j] * std[colour] + mean[colour])
                         out[8 * row + i, 8 * column + j, colour] = np.uint8(min(max(value, 0), 255))
     return out
+
+
+@jit
+def _differences_of(
+    blocks: NDArray[np.float32], pixels: Pixels, mean: NDArray[np.float32], std: NDArray[np.float32], per: int
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """The squared error of unshuffled pixels (h, w, 192) float32, normalised, against (H, W, 3) uint8 from which they
+    may reach further: the sum of `per` × `per` blocks each, and its derivative in every number."""
+    rows, columns = blocks.shape[:2]
+    error, slope = np.zeros((-(-rows // per), -(-columns // per))), np.zeros_like(blocks)
+    for row in range(rows):
+        for column in range(columns):
+            total = np.float32(0)
+            for i in range(min(8, pixels.shape[0] - 8 * row)):
+                for j in range(min(8, pixels.shape[1] - 8 * column)):
+                    for colour in range(3):
+                        at = 64 * colour + 8 * i + j
+                        value = np.float32(pixels[8 * row + i, 8 * column + j, colour])
+                        difference = blocks[row, column, at] * std[colour] + mean[colour] - value
+                        total += difference * difference
+                        slope[row, column, at] = 2 * difference * std[colour]
+            error[row // per, column // per] += total
+    return error, slope
 
 
 MOST_MOVES = 4  # of the mean: the first is nearly always right
@@ -118,6 +141,12 @@ class Transform:
         """The synthesis in floating point; of one in whole numbers, what it would be without rounding."""
         return _synthesis(self.weights).to(self.device, self.dtype)
 
+    @cached_property
+    def _pullback(self) -> Pullback:
+        """What a search for cheaper latents runs."""
+        assert isinstance(self._real, Synthesis)
+        return Pullback(self._real)
+
     def analyse(self, pixels: NDArray[np.uint8], margin: Margin, stats: ChannelStats) -> NDArray[np.float32]:
         """pixels (H, W, 3) uint8, H and W multiples of the stride, margin in latents included → (C, h, w) float32
         without it, before gains."""
@@ -161,16 +190,48 @@ class Transform:
         """`synthesise` of one batch (B, C, h, w) float → (B, 3, H, W) float, neither rounded nor clipped."""
         return self._shown(self._blocks(latents, margin), stats)
 
-    def smooth(self, latents: Tensor, margin: Margin, stats: ChannelStats) -> Tensor:
-        """`decoded` for a gradient: of a synthesis in whole numbers, what it would be without rounding."""
-        x = latents.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        return self._shown(self._real.window(x, margin).float(), stats)
+    def difference(
+        self, latents: Tensor, margin: Margin, stats: ChannelStats, pixels: Pixels, *, slope: bool = True
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
+        """The squared error of latents (1, C, h', w') float, decoded, not rounded or clipped, against pixels
+        (H, W, 3) uint8 of the window without its margin: the sum for each latent's position (h, w), and the derivative
+        of all of it in each latent of the window (C, h', w') where asked for. Of a `hyper` model."""
+        assert not isinstance(self.g_s, VaeDecoder)
+        hidden: Hidden = []
+        with torch.inference_mode():
+            blocks = self._blocks(latents, margin, hidden)[0].permute(1, 2, 0).contiguous().cpu().numpy()
+            per = self.weights.config.stride // 8
+            error, change = _differences_of(blocks, pixels, stats.mean, stats.std, per)
+            if not slope:
+                return error, None
+            return error, self._pulled_back(torch.from_numpy(change).permute(2, 0, 1)[None], margin, hidden)
 
-    def _blocks(self, latents: Tensor, margin: Margin) -> Tensor:
+    def bend(self, latents: Tensor, field: Tensor, stats: ChannelStats) -> NDArray[np.float32]:
+        """JᵀJ · field (C, h, w), with J the derivative of the pixels in the latents, at these latents (1, C, h, w)."""
+        assert isinstance(self._real, Synthesis)
+        hidden: Hidden = []
+        with torch.inference_mode():
+            at, more, less = (
+                x.to(self.dtype).contiguous(memory_format=torch.channels_last)
+                for x in (latents, latents + field / 2, latents - field / 2)
+            )
+            self._real.window(at, Margin(), hidden)
+            change = self._real.window(more, Margin()) - self._real.window(less, Margin())
+            variance = torch.from_numpy(stats.std**2).to(change.device).repeat_interleave(64)[None, :, None, None]
+            return self._pulled_back(change * variance, Margin(), hidden)
+
+    def _pulled_back(self, slope: Tensor, margin: Margin, hidden: Hidden) -> NDArray[np.float32]:
+        last = slope.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
+        pulled = self._pullback(last, margin, hidden)[0].float().contiguous().cpu()
+        return cast("NDArray[np.float32]", pulled.numpy())
+
+    def _blocks(self, latents: Tensor, margin: Margin, hidden: Hidden | None = None) -> Tensor:
         """Latents (B, C, h, w) float32 → unshuffled pixels (B, 192, H/8, W/8) float32"""
         dtype = torch.float32 if isinstance(self.g_s, IntegerSynthesis) else self.dtype
         x = latents.to(dtype).contiguous(memory_format=torch.channels_last)
-        return self.g_s.window(x, margin).float()
+        if isinstance(self.g_s, VaeDecoder):
+            return self.g_s.window(x, margin).float()
+        return self.g_s.window(x, margin, hidden).float()
 
     def _shown(self, blocks: Tensor, stats: ChannelStats) -> Tensor:
         mean, std = _statistics(stats, self.device)

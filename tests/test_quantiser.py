@@ -16,10 +16,11 @@ from histocodec.formats.reader import open_compressed
 from histocodec.formats.writer import encode_slide
 from histocodec.models.transforms import Margin
 from histocodec.normalise import ChannelStats
-from histocodec.quantiser import Quantiser, Window
+from histocodec.quantiser import Quantiser
 from histocodec.sources.array import ArraySlide
 from histocodec.synthetic import synthetic_slide
 from histocodec.transform import Transform, quantise
+from histocodec.window import Window
 from tests.tiny import tiny_model, tiny_weights
 
 STATS = ChannelStats(np.array([180.0, 140.0, 175.0], np.float32), np.array([40.0, 45.0, 35.0], np.float32))

@@ -25,7 +25,7 @@ from histocodec.models.synthesis_layers import (
     synthesis_layers,
     synthesis_tensors,
 )
-from histocodec.models.transforms import Margin
+from histocodec.models.transforms import Hidden, Margin
 
 WIDER = ("up", "tail")  # layers that see more than a byte
 
@@ -64,24 +64,26 @@ class IntegerSynthesis:
             engine = ByteEngine(config, arrays) if by_bytes else FloatEngine(config, arrays, device)
         self.engine: Engine = engine
 
-    def window(self, latents: Tensor, margin: Margin) -> Tensor:
-        """As `Synthesis.window`: latents float32, gains undone."""
+    def window(self, latents: Tensor, margin: Margin, hidden: Hidden | None = None) -> Tensor:
+        """As `Synthesis.window`: latents float32, gains undone. The activations of each block are added to `hidden`."""
         x = (latents * self.scale).mul_(2.0**ENTRY_BITS).round_().mul_(2.0**-ENTRY_BITS).clamp_(-WIDE, WIDE)
         spatial8 = sum(self.config.synthesis8)
-        x, margin = self._blocks("blocks16", self.config.synthesis16, x, margin, -(-spatial8 // 2))
+        x, margin = self._blocks("blocks16", self.config.synthesis16, x, margin, -(-spatial8 // 2), hidden)
         x = self.engine.enlarged(self.engine.wide("up", x))
-        x, margin = self._blocks("blocks8", self.config.synthesis8, x, margin.scaled(2), 0)
+        x, margin = self._blocks("blocks8", self.config.synthesis8, x, margin.scaled(2), 0, hidden)
         return self.engine.wide("tail", x)
 
     def _blocks(
-        self, name: str, blocks: tuple[bool, ...], x: Tensor, margin: Margin, beyond: int
+        self, name: str, blocks: tuple[bool, ...], x: Tensor, margin: Margin, beyond: int, hidden: Hidden | None
     ) -> tuple[Tensor, Margin]:
         for i, spatial in enumerate(blocks):
             x, a = self.engine.seen(x)
-            h = self.engine.activation(f"{name}.{i}.expand", a)
+            active = [self.engine.activation(f"{name}.{i}.expand", a)]
             if spatial:
-                h = self.engine.activation(f"{name}.{i}.depthwise", h)
-            x = self.engine.added(f"{name}.{i}.project", x, h)
+                active.append(self.engine.activation(f"{name}.{i}.depthwise", active[0]))
+            x = self.engine.added(f"{name}.{i}.project", x, active[-1])
+            if hidden is not None:
+                hidden.append(active)
             x, margin = margin.trim(x, sum(blocks[i + 1 :]) + beyond)
         return x, margin
 

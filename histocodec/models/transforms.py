@@ -10,6 +10,7 @@ Convolutions pad with zeros at their own edges. A window that reaches `synthesis
 wanted block, or ends where the slide ends, therefore gives exactly the block of the whole decode.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from histocodec.models.config import QUALITIES, HyperConfig
+
+Hidden = list[list[Tensor]]  # the activations of each residual block
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,21 @@ class Margin:
     bottom: int = 0
     right: int = 0
 
+    def within(self, needed: int) -> "Margin":
+        """At most `needed` on each side."""
+        return Margin(*(min(have, needed) for have in (self.top, self.left, self.bottom, self.right)))
+
     def trim(self, x: Tensor, needed: int) -> "tuple[Tensor, Margin]":
         """Cuts away what no later layer looks at: beyond `needed` on each side."""
-        left = Margin(*(min(have, needed) for have in (self.top, self.left, self.bottom, self.right)))
+        left = self.within(needed)
         rows = slice(self.top - left.top, x.shape[2] - (self.bottom - left.bottom))
         columns = slice(self.left - left.left, x.shape[3] - (self.right - left.right))
         return x[:, :, rows, columns], left
+
+    def untrim(self, x: Tensor, left: "Margin") -> Tensor:
+        """x, to which `trim` left so much, with zeros where it was cut."""
+        cut = (self.left - left.left, self.right - left.right, self.top - left.top, self.bottom - left.bottom)
+        return F.pad(x, cut) if any(cut) else x
 
     def scaled(self, factor: float) -> "Margin":
         return Margin(*(int(have * factor) for have in (self.top, self.left, self.bottom, self.right)))
@@ -53,10 +65,16 @@ class Residual(nn.Module):
         self.project = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.relu(self.expand(x), inplace=True)
-        if self.depthwise is not None:
-            hidden = F.relu(self.depthwise(hidden), inplace=True)
-        return x + cast(Tensor, self.project(hidden))
+        return x + cast(Tensor, self.project(self.activations(x, _relu_plainly)[-1]))
+
+    def activations(self, x: Tensor, relu_of: Callable[[nn.Conv2d, Tensor], Tensor]) -> list[Tensor]:
+        """Those of the first convolution, and of the second where there is one."""
+        first = relu_of(self.expand, x)
+        return [first] if self.depthwise is None else [first, relu_of(self.depthwise, first)]
+
+
+def _relu_plainly(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    return F.relu(layer(x), inplace=True)
 
 
 @lru_cache
@@ -66,7 +84,7 @@ def _fused(dtype: torch.dtype) -> bool:
     with torch.inference_mode():
         x, block = torch.zeros((1, 16, 4, 4), dtype=dtype), Residual(16, spatial=True).to(dtype)
         try:
-            _in_place(block, x)
+            _added_to(block.project, x, block.activations(x, _relu_of)[-1])
         except (AttributeError, RuntimeError):
             return False
     return True
@@ -87,22 +105,23 @@ def _added_to(layer: nn.Conv2d, x: Tensor, hidden: Tensor) -> Tensor:
     ))  # fmt: skip
 
 
-def _blocks(blocks: nn.Sequential, x: Tensor, margin: Margin, beyond: int) -> tuple[Tensor, Margin]:
-    """Runs residual blocks, trimming after each; `beyond` is what the layers after the last block need."""
+def _blocks(
+    blocks: nn.Sequential, x: Tensor, margin: Margin, beyond: int, hidden: Hidden | None = None
+) -> tuple[Tensor, Margin]:
+    """Runs residual blocks, trimming after each; `beyond` is what the layers after the last block need. The activations
+    of each are added to `hidden`."""
     residuals = cast("list[Residual]", list(blocks))
     ahead = [block.depthwise is not None for block in residuals]
     fused = x.device.type == "cpu" and torch.is_inference_mode_enabled() and _fused(x.dtype)
     x = x.clone(memory_format=torch.channels_last) if fused else x
     for i, block in enumerate(residuals):
-        x, margin = margin.trim(_in_place(block, x) if fused else block(x), sum(ahead[i + 1 :]) + beyond)
+        x = x.contiguous(memory_format=torch.channels_last) if fused else x
+        active = block.activations(x, _relu_of if fused else _relu_plainly)
+        x = _added_to(block.project, x, active[-1]) if fused else x + block.project(active[-1])
+        if hidden is not None:
+            hidden.append(active)
+        x, margin = margin.trim(x, sum(ahead[i + 1 :]) + beyond)
     return x, margin
-
-
-def _in_place(block: Residual, x: Tensor) -> Tensor:
-    """`block(x)`, written over x where that is contiguous"""
-    x = x.contiguous(memory_format=torch.channels_last)
-    hidden = _relu_of(block.expand, x)
-    return _added_to(block.project, x, hidden if block.depthwise is None else _relu_of(block.depthwise, hidden))
 
 
 class Analysis(nn.Module):
@@ -144,13 +163,70 @@ class Synthesis(nn.Module):
         x = self.tail(self.blocks8(self.up(self.blocks16(latents))))
         return F.pixel_shuffle(x, 8)
 
-    def window(self, latents: Tensor, margin: Margin) -> Tensor:
+    def window(self, latents: Tensor, margin: Margin, hidden: Hidden | None = None) -> Tensor:
         """Latents, gains undone → unshuffled pixels (B, 192, 2h, 2w), without the margin (given in latents, at most
-        `synthesis_halo`)."""
+        `synthesis_halo`). The activations of each block are added to `hidden`."""
         spatial8 = sum(self.config.synthesis8)
-        x, margin = _blocks(self.blocks16, latents, margin, -(-spatial8 // 2))
-        x, margin = _blocks(self.blocks8, self.up(x), margin.scaled(2), 0)
+        x, margin = _blocks(self.blocks16, latents, margin, -(-spatial8 // 2), hidden)
+        x, margin = _blocks(self.blocks8, self.up(x), margin.scaled(2), 0, hidden)
         return cast(Tensor, self.tail(x))
+
+
+class Pullback:
+    """The derivative of a `Synthesis` where its activations are known, which may be those of whole numbers: what
+    autograd would compute, in two thirds of the time."""
+
+    def __init__(self, synthesis: Synthesis) -> None:
+        self.config = synthesis.config
+        self.weight = {
+            name: _adjoint(layer) for name, layer in synthesis.named_modules() if isinstance(layer, nn.Conv2d)
+        }
+        self.weight["up"] = synthesis.up.weight.contiguous(memory_format=torch.channels_last)
+
+    def __call__(self, slope: Tensor, margin: Margin, hidden: Hidden) -> Tensor:
+        """A derivative in what `Synthesis.window` gave (B, 192, 2h, 2w), of the synthesis's dtype → that in each latent
+        of the window (B, C, h', w'). `hidden` has the activations of each block, in order."""
+        config = self.config
+        reach8 = sum(config.synthesis8)
+        margins16 = _margins(config.synthesis16, margin, -(-reach8 // 2))
+        margins8 = _margins(config.synthesis8, margins16[-1].scaled(2), 0)
+        hidden16, hidden8 = hidden[: len(config.synthesis16)], hidden[len(config.synthesis16) :]
+        g = _mixed(slope, self.weight["tail"])
+        g = F.conv2d(self._blocks("blocks8", g, margins8, hidden8), self.weight["up"], stride=2)
+        return self._blocks("blocks16", g, margins16, hidden16)
+
+    def _blocks(self, name: str, g: Tensor, margins: list[Margin], hidden: Hidden) -> Tensor:
+        for i in reversed(range(len(hidden))):
+            g, activations = margins[i].untrim(g, margins[i + 1]), hidden[i]
+            h = _mixed(g, self.weight[f"{name}.{i}.project"])
+            if len(activations) == 2:
+                h = self._where(activations[1], h)
+                h = F.conv2d(h, self.weight[f"{name}.{i}.depthwise"], padding=1, groups=h.shape[1])
+            g = g + _mixed(self._where(activations[0], h), self.weight[f"{name}.{i}.expand"])
+        return g
+
+    @staticmethod
+    def _where(activation: Tensor, g: Tensor) -> Tensor:
+        """g where the activation is not cut off at 0"""
+        return cast(Tensor, torch.ops.aten.threshold_backward(g, activation.to(g.dtype), 0))
+
+
+def _adjoint(layer: nn.Conv2d) -> Tensor:
+    """The weights that take a layer's derivative back: a depthwise layer's, or (inputs, outputs)."""
+    return layer.weight.flip(2, 3) if layer.groups > 1 else layer.weight[:, :, 0, 0].t().contiguous()
+
+
+def _mixed(x: Tensor, weight: Tensor) -> Tensor:
+    """(B, C, h, w), channels last, through a 1×1 layer"""
+    return F.linear(x.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
+
+
+def _margins(blocks: tuple[bool, ...], margin: Margin, beyond: int) -> list[Margin]:
+    """Before the first of these blocks, and after each."""
+    margins = [margin]
+    for i in range(len(blocks)):
+        margins.append(margins[-1].within(sum(blocks[i + 1 :]) + beyond))
+    return margins
 
 
 class Gains(nn.Module):

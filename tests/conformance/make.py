@@ -104,7 +104,7 @@ def images() -> dict[str, tuple[Pixels, EncodeOptions]]:
 
 def encode(pixels: Pixels, target: Path, options: EncodeOptions, model: Path) -> None:
     slide = ArraySlide(pixels, name=target.stem, mpp=(0.5, 0.5), background=(240, 240, 240))
-    encode_slide(slide, target, replace(options, model=str(model), device="cpu", workers=1))
+    encode_slide(slide, target, replace(options, effort=0, model=str(model), device="cpu", workers=1))
 
 
 def main() -> None:
