@@ -76,7 +76,7 @@ class Descent:
         cost = first = bits + weight * error
         for left in reversed(range(steps)):
             judge = _Judge(exact, np.float32(weight) * slope, np.float32(weight) * curvature, damping)
-            moves = np.where(flat, 0, self._moves(now, quality, z, judge))
+            moves = np.where(flat, 0, self._moves(now, quality, z, judge)).astype(np.int32)  # which cannot overflow
             tried = (now + moves).clip(limits.min, limits.max).astype(now.dtype)
             moved = tried - now
             if not moved.any():

@@ -71,7 +71,7 @@ def stopped(source: Path, tiny_file: Path, undisturbed: Path) -> dict[str, Stopp
 
 def arguments(source: Path, target: Path, tiny_file: Path, *options: str) -> list[str]:
     given = ["encode", str(source), str(target), "--model", str(tiny_file), "--device", "cpu", "--levels", "0"]
-    return [*given, "--workers", "1", *options]
+    return [*given, "--effort", "0", "--workers", "1", *options]
 
 
 def heed_interrupts() -> None:
