@@ -33,8 +33,9 @@ LEAST_GAIN = 1.5  # bits that a move must promise
 DAMPED, RELIEVED, DAMPINGS = 1.2, 0.8, (0.3, 10.0)  # factors of the curvature where a step failed, where not; limits
 BENDS = (0.2, 5.0)  # between which one step may change a channel's curvature
 TRUSTED = 20.0  # moves of a channel that count as much as what was known of its curvature
-BELOW = 6  # qualities, over which a chunk's own exchange of squared error for bits is taken
-SLOPES = (0.25, 4.0)  # times the λ of training, between which it must lie
+BELOW = 12  # qualities, over which a chunk's own exchange of squared error for bits is taken
+LOWER = 3  # and so far below the quality itself it is wanted
+SLOPES = (0.8, 4.0)  # times the λ of training, between which it must lie
 FLAT = 12  # grey values by which what shows nothing varies at most
 PROBES = 2  # random fields for the curvature
 
@@ -69,10 +70,11 @@ class Descent:
         exact = window.y[own] * self.weights.gain(quality)[:, None, None]
         z = self.coder.hyper_latents(whole_cells(rounded[own]), quality)  # a new one would hide what moves do
         now = rounded[own]
+        flat = _flat(window.pixels, self.weights.config.stride)
         error, slope = self._difference(whole, window, quality)
         bits = self._bits(now, quality, z)
-        weight = self._weight(window, quality, bits.sum(), error.sum())
-        damping, flat = np.ones(exact.shape[1:], np.float32), _flat(window.pixels, self.weights.config.stride)
+        weight = self._weight(window, quality, bits, error, ~flat)
+        damping = np.ones(exact.shape[1:], np.float32)
         cost = first = bits + weight * error
         for left in reversed(range(steps)):
             judge = _Judge(exact, np.float32(weight) * slope, np.float32(weight) * curvature, damping)
@@ -105,18 +107,20 @@ class Descent:
             total += (bent * field).mean(axis=(1, 2)) * self.weights.inverse_gain(quality)
         return np.maximum(2 * total / PROBES, 0)
 
-    def _weight(self, window: Window, quality: int, bits: float, error: float) -> float:
+    def _weight(self, window: Window, quality: int, bits: Floats, error: Floats, shown: NDArray[np.bool_]) -> float:
         """Bits that a unit of squared error is worth on this chunk, whose rounded latents have these: what it costs to
-        come from a lower quality to this one. A move at a better rate pays; λ itself is off by up to twice."""
+        come from a lower quality to this one, relative to the λ of training between them, which is off by up to
+        threefold, times that of a little below this quality. A move at a better rate pays. Only what is `shown` counts:
+        flat positions are right at their own quality alone."""
         below = max(0, quality - BELOW)
         latents = quantise(window.y, self.weights.gain(below), np.dtype(np.int16))
         z = self.coder.hyper_latents(whole_cells(latents[window.own]), below)
-        fewer = bits - self._bits(latents[window.own], below, z).sum()
-        more = self._difference(latents, window, below, slope=False)[0].sum() - error
-        trained = self.weights.hyper.rate_weight(quality) / 3  # of one squared error in one channel
+        fewer = (bits - self._bits(latents[window.own], below, z))[shown].sum()
+        more = (self._difference(latents, window, below, slope=False)[0] - error)[shown].sum()
+        between, wanted = (self.weights.hyper.rate_weight(q) / 3 for q in ((below + quality) / 2, quality - LOWER))
         if fewer <= 0 or more <= 0:
-            return trained
-        return float(min(max(fewer / more, SLOPES[0] * trained), SLOPES[1] * trained))
+            return wanted
+        return wanted * min(max(float(fewer / more) / between, SLOPES[0]), SLOPES[1])
 
     def _difference(
         self, latents: Latents, window: Window, quality: int, *, slope: bool = True
