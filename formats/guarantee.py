@@ -127,21 +127,20 @@ class Guarantee:
             decoded = self.quantiser.transform.synthesise([around], margin, decoder.stats.channels)[0]
             return squared_error(decoded[:height, :width], part.pixels) <= most
 
-        rounding = self.quantiser.rounding()
-        if low == high or not holds(high, rounding):
+        if low == high or not holds(high, self.quantiser):
             return None  # at once, as for noise, which no quality holds
-        below = low
+        below, rounding = low, self.quantiser.rounding()
         while high - below > 1:
             middle = (below + high) // 2
             below, high = (below, middle) if holds(middle, rounding) else (middle, high)
         if not self.quantiser.effort:
             return high
         # Effort changes little, so that what it makes of a quality is sought from there.
-        if holds(high, self.quantiser):
-            while high - low > 1 and holds(high - 1, self.quantiser):
-                high -= 1
-            return high
-        return next((higher for higher in range(high + 1, QUALITIES) if holds(higher, self.quantiser)), None)
+        while not holds(high, self.quantiser):
+            high += 1  # to the highest, which holds
+        while high - low > 1 and holds(high - 1, self.quantiser):
+            high -= 1
+        return high
 
     def _make(self, level: int, changes: Sequence[Change]) -> None:
         """Writes the shards in which something changes, and the pixels of what becomes lossless."""
