@@ -287,3 +287,17 @@ def test_real_tissue_with_noise_and_ink_on_it_holds_too(data_dir: Path, tmp_path
     source, path = ArraySlide(pixels), tmp_path / "a.zarr"
     encode_slide(source, path, EncodeOptions(quality=30, min_psnr=32.0, device="cpu"))
     assert worst(path, source) >= 32
+
+
+def test_what_only_a_search_at_the_highest_quality_holds_is_not_lossless(tmp_path: Path, tiny_file: Path) -> None:
+    slide = ArraySlide(synthetic_slide(256, 256, seed=5))
+    rounded, searched = (
+        encoded(slide, tmp_path / f"{effort}.zarr", tiny_file, quality=100, effort=effort, levels=(0,)).psnr
+        for effort in (0, 1)
+    )
+    assert rounded < searched
+    floor = (rounded + searched) / 2
+    report = encoded(slide, tmp_path / "floor.zarr", tiny_file, min_psnr=floor, levels=(0,))
+    assert (report.raised, report.lossless) == (1, 0)
+    assert report.worst_psnr is not None
+    assert report.worst_psnr >= floor
