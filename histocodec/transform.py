@@ -47,13 +47,17 @@ def _pixels_of(blocks: NDArray[np.float32], mean: NDArray[np.float32], std: NDAr
     """The other way round: a shuffle by 8 of (h, w, 192) float32 and `ChannelStats.denormalise`, (8h, 8w, 3) uint8."""
     rows, columns = blocks.shape[:2]
     out = np.empty((8 * rows, 8 * columns, 3), np.uint8)
+    block = np.empty(192, np.uint8)
     for row in range(rows):
         for column in range(columns):
+            for colour in range(3):  # apart from moving it, so that numba makes it into vectors
+                for at in range(64 * colour, 64 * colour + 64):
+                    value = np.rint(blocks[row, column, at] * std[colour] + mean[colour])
+                    block[at] = np.uint8(min(max(value, np.float32(0)), np.float32(255)))
             for i in range(8):
                 for j in range(8):
                     for colour in range(3):
-                        value = np.rint(blocks[row, column, 64 * colour + 8 * i + j] * std[colour] + mean[colour])
-                        out[8 * row + i, 8 * column + j, colour] = np.uint8(min(max(value, 0), 255))
+                        out[8 * row + i, 8 * column + j, colour] = block[64 * colour + 8 * i + j]
     return out
 
 
@@ -172,7 +176,8 @@ class Transform:
     ) -> list[NDArray[np.uint8]]:
         """Windows (C, h, w) float32, gains undone, all of one shape and margin → pixels (H, W, 3) uint8 each."""
         with torch.inference_mode():
-            last = np.stack([window.transpose(1, 2, 0) for window in windows])  # channels, as networks want them
+            each = [window.transpose(1, 2, 0) for window in windows]  # channels last, as networks want them
+            last = np.stack(each) if len(each) > 1 else np.ascontiguousarray(each[0])[None]
             blocks = self._blocks(torch.from_numpy(last).to(self.device).permute(0, 3, 1, 2), margin)
             return self.pixels(blocks, stats)
 

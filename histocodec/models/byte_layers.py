@@ -86,8 +86,10 @@ def raised_bytes(
     rounding leaves, in sixteenths, and sixteenths of the whole. All are 128 too high. And whether any value lies beyond
     bytes."""
     batch, rows, columns, channels = x.shape
-    raised, beyond = np.empty((batch, rows, columns, channels + 2 * fine.size), np.uint8), 0
+    count = fine.size
+    raised, beyond = np.empty((batch, rows, columns, channels + 2 * count), np.uint8), 0
     low, high, wide = np.float32(-128), np.float32(127), np.float32(1024)
+    some = np.empty(count, np.float32)
     for b in range(batch):
         for i in range(rows):
             for j in range(columns):
@@ -95,12 +97,12 @@ def raised_bytes(
                     rounded = np.rint(x[b, i, j, c] * coarse[c])
                     limited = min(max(rounded, low), high)
                     beyond += limited != rounded
-                    raised[b, i, j, c] = np.uint8(limited + np.float32(128))
-                for n in range(fine.size):
-                    value = x[b, i, j, fine[n]] * coarse[fine[n]]
-                    whole = min(max(np.rint(value), -wide), wide - np.float32(1))
-                    part = min(max(np.rint((value - whole) * np.float32(16)), low), high)
-                    raised[b, i, j, channels + n] = np.uint8(part + np.float32(128))
-                    part = np.rint(whole / np.float32(16))
-                    raised[b, i, j, channels + fine.size + n] = np.uint8(part + np.float32(128))
+                    raised[b, i, j, c] = np.uint8(limited - low)
+                for n in range(count):
+                    some[n] = x[b, i, j, fine[n]] * coarse[fine[n]]
+                parts, wholes = raised[b, i, j, channels : channels + count], raised[b, i, j, channels + count :]
+                for n in range(count):  # through views, which numba makes into vectors
+                    whole = min(max(np.rint(some[n]), -wide), wide - np.float32(1))
+                    parts[n] = np.uint8(min(max(np.rint((some[n] - whole) * np.float32(16)), low), high) - low)
+                    wholes[n] = np.uint8(np.rint(whole / np.float32(16)) - low)
     return raised, beyond > 0

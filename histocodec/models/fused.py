@@ -153,11 +153,12 @@ class FusedChunk:
         if k:
             context = self._sparse(f"step{k}.context", self._known[: self._count[0]])
             _depthwise(context, rows, columns, *self._weights(f"step{k}.neighbours"), self._mixed)
-            mixed = self._active(f"step{k}.mix", self._mixed)
+            seen = self._mixed
         else:
-            h = np.ascontiguousarray(self._mixed[:, prior.config.context_width :])
-            mixed = self._active("step0.mix", h)
-        cells = _by_position(mixed, rows, columns)  # (4, h·w/4, n)
+            seen = np.ascontiguousarray(self._mixed[:, prior.config.context_width :])
+        mix = prior.dense[f"step{k}.mix"]
+        mixed = prior.product(seen, mix.weight)
+        cells = _activated_cells(mixed, self._bias(f"step{k}.mix"), mix.shift, columns // 2)
         heads, bias = prior.dense[f"step{k}.heads"], self._bias(f"step{k}.heads")
         shift = heads.shift + ACTIVATION_BITS
         linear = prior.depthwise[f"step{k}.predict"] if k else _NOTHING
@@ -224,8 +225,7 @@ def byte_product() -> Product:
     import torch
 
     def product(a: Bytes, b: Bytes) -> Integers:
-        with torch.inference_mode():
-            found: Integers = torch._int_mm(torch.from_numpy(a), torch.from_numpy(b).t()).numpy()
+        found: Integers = torch._int_mm(torch.from_numpy(a), torch.from_numpy(b).t()).numpy()
         return found
 
     rng = np.random.default_rng(0)
@@ -250,12 +250,6 @@ def _unfolded(x: Bytes, rows: int, columns: int) -> Bytes:
     return np.ascontiguousarray(split.transpose(0, 3, 1, 4, 2)).reshape(4 * rows * columns, -1)
 
 
-def _by_position(x: Bytes, rows: int, columns: int) -> Bytes:
-    """(h·w, n) → (4, h·w/4, n), by the place in a 2×2 cell"""
-    split = x.reshape(rows // 2, 2, columns // 2, 2, -1)
-    return np.stack([split[:, i, :, j] for i, j in POSITIONS]).reshape(GROUPS, -1, x.shape[1])
-
-
 # The kernels. Right shifts of negative integers round down, as the format's floor does.
 
 
@@ -268,6 +262,21 @@ def _activated(accumulator: Row, bias: Row, shift: int) -> Row:
         for j in range(accumulator.shape[1]):
             value = (accumulator[i, j] + bias[j] + half) >> shift
             out[i, j] = min(max(value, 0), 255) - 128
+    return out
+
+
+@jit
+def _activated_cells(accumulator: Row, bias: Row, shift: int, across: int) -> Row:
+    """`_activated` of (h·w, n) as (4, h·w/4, n), by the place in a 2×2 cell, of which `across` lie side by side."""
+    positions, width = accumulator.shape
+    out = np.empty((GROUPS, positions // GROUPS, width), np.int8)
+    half = np.int32(1 << shift >> 1)
+    for p in range(GROUPS):
+        for cell in range(positions // GROUPS):
+            row, column = 2 * (cell // across) + POSITIONS[p][0], 2 * (cell % across) + POSITIONS[p][1]
+            values, active = accumulator[2 * across * row + column], out[p, cell]
+            for j in range(width):
+                active[j] = min(max((values[j] + bias[j] + half) >> shift, 0), 255) - 128
     return out
 
 
@@ -327,7 +336,8 @@ def _distributions(
 ) -> None:  # fmt: skip
     """One step. accumulators: of each position (2·quads, cells), mean and deviation of each channel in turn."""
     mean_half, scale_half = 1 << mean_shift >> 1, 1 << scale_shift >> 1
-    linear_half = 1 << (LINEAR_BITS - MEAN_BITS) >> 1
+    predictions, low, high = np.empty(cell_columns, np.int32), np.int32(-LINEAR_CLIP), np.int32(LINEAR_CLIP)
+    linear, linear_half = weight.shape[0] > 0, 1 << (LINEAR_BITS - MEAN_BITS) >> 1
     n = 0
     for p in range(GROUPS):
         group, i, j = p ^ step, POSITIONS[p][0], POSITIONS[p][1]
@@ -335,27 +345,24 @@ def _distributions(
         for quad in range(accumulator.shape[0] // 2):
             channel = GROUPS * quad + group
             mean_bias, scale_bias = bias[first + 2 * quad] + mean_half, bias[first + 2 * quad + 1] + scale_half
-            predicted = weight.shape[0] > 0 and live[channel] != 0
-            constant = 0
-            if weight.shape[0] > 0:
-                constant = (linear_bias[channel] + linear_half) >> (LINEAR_BITS - MEAN_BITS)
             for row in range(cell_rows):
+                first_cell, end = row * across, n + cell_columns  # views, which numba makes into vectors
+                means = accumulator[2 * quad, first_cell : first_cell + cell_columns]
+                deviations = accumulator[2 * quad + 1, first_cell : first_cell + cell_columns]
+                predictions[:] = linear_bias[channel] + linear_half if linear else 0
+                if linear and live[channel]:
+                    for tap in range(9):
+                        share, values = weight[tap, channel], y[channel, 2 * row + i + tap // 3, j + tap % 3 :]
+                        for column in range(cell_columns):
+                            predictions[column] += share * min(max(np.int32(values[2 * column]), low), high)
+                table, integer = tables[n:end], whole[n:end]
                 for column in range(cell_columns):
-                    cell = row * across + column
-                    mean = np.int64((accumulator[2 * quad, cell] + mean_bias) >> mean_shift)
-                    scale = base[channel] + ((accumulator[2 * quad + 1, cell] + scale_bias) >> scale_shift)
-                    if predicted:
-                        total = np.int64(linear_bias[channel] + linear_half)
-                        for tap in range(9):
-                            value = np.int64(y[channel, 2 * row + i + tap // 3, 2 * column + j + tap % 3])
-                            total += weight[tap, channel] * min(max(value, -LINEAR_CLIP), LINEAR_CLIP)
-                        mean += total >> (LINEAR_BITS - MEAN_BITS)
-                    else:
-                        mean += constant
-                    scale = min(max(scale, 0), SCALES - 1)
-                    tables[n] = (scale << MEAN_BITS) + (mean & PHASE_MASK)
-                    whole[n] = mean >> MEAN_BITS
-                    n += 1
+                    mean = (means[column] + mean_bias) >> mean_shift
+                    mean += predictions[column] >> (LINEAR_BITS - MEAN_BITS)
+                    scale = base[channel] + ((deviations[column] + scale_bias) >> scale_shift)
+                    table[column] = (min(max(scale, 0), SCALES - 1) << MEAN_BITS) + (mean & PHASE_MASK)
+                    integer[column] = mean >> MEAN_BITS
+                n = end
 
 
 @jit

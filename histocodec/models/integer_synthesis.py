@@ -35,8 +35,11 @@ Arrays = Mapping[str, NDArray[Any]]
 class Engine(Protocol):
     """How the layers are computed, on tensors (B, C, h, w). A stream `x` is float32; `a` holds bytes."""
 
-    def seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The stream, and what a block sees of it."""
+    def entered(self, latents: Tensor) -> Tensor:
+        """The stream that latents begin, float32 with their gain undone."""
+
+    def seen(self, x: Tensor) -> Tensor:
+        """What a block sees of the stream."""
 
     def activation(self, name: str, a: Tensor) -> Tensor:
         """clip(round(layer(a)), 0, 255)"""
@@ -47,8 +50,9 @@ class Engine(Protocol):
     def wide(self, name: str, x: Tensor) -> Tensor:
         """`up` or `tail`, float32"""
 
-    def enlarged(self, x: Tensor) -> Tensor:
-        """What `up` gives, (B, 4·C, h, w) with row and column first → (B, C, 2h, 2w)"""
+    def enlarged(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What `up` gives, (B, 4·C, h, w) with row and column first → the stream (B, C, 2h, 2w), and what a block sees
+        of it."""
 
 
 class IntegerSynthesis:
@@ -58,7 +62,6 @@ class IntegerSynthesis:
         self, config: HyperConfig, arrays: Arrays, device: torch.device, *, engine: Engine | None = None
     ) -> None:
         self.config = config
-        self.scale = torch.from_numpy(np.array(arrays["g_s.scale"])).to(device)[None, :, None, None]
         if engine is None:
             by_bytes = device.type == "cpu" and bytes_exact()
             engine = ByteEngine(config, arrays) if by_bytes else FloatEngine(config, arrays, device)
@@ -66,25 +69,36 @@ class IntegerSynthesis:
 
     def window(self, latents: Tensor, margin: Margin, hidden: Hidden | None = None) -> Tensor:
         """As `Synthesis.window`: latents float32, gains undone. The activations of each block are added to `hidden`."""
-        x = (latents * self.scale).mul_(2.0**ENTRY_BITS).round_().mul_(2.0**-ENTRY_BITS).clamp_(-WIDE, WIDE)
-        spatial8 = sum(self.config.synthesis8)
-        x, margin = self._blocks("blocks16", self.config.synthesis16, x, margin, -(-spatial8 // 2), hidden)
-        x = self.engine.enlarged(self.engine.wide("up", x))
-        x, margin = self._blocks("blocks8", self.config.synthesis8, x, margin.scaled(2), 0, hidden)
-        return self.engine.wide("tail", x)
+        engine, spatial8 = self.engine, sum(self.config.synthesis8)
+        x = engine.entered(latents)
+        x, margin = self._blocks(
+            "blocks16", self.config.synthesis16, x, engine.seen(x), margin, -(-spatial8 // 2), hidden
+        )
+        x, a = engine.enlarged(engine.wide("up", x))
+        x, margin = self._blocks("blocks8", self.config.synthesis8, x, a, margin.scaled(2), 0, hidden)
+        return engine.wide("tail", x)
 
     def _blocks(
-        self, name: str, blocks: tuple[bool, ...], x: Tensor, margin: Margin, beyond: int, hidden: Hidden | None
+        self,
+        name: str,
+        blocks: tuple[bool, ...],
+        x: Tensor,
+        a: Tensor,
+        margin: Margin,
+        beyond: int,
+        hidden: Hidden | None,
     ) -> tuple[Tensor, Margin]:
+        """The stream after these blocks, of which the first sees `a`."""
+        engine = self.engine
         for i, spatial in enumerate(blocks):
-            x, a = self.engine.seen(x)
-            active = [self.engine.activation(f"{name}.{i}.expand", a)]
+            active = [engine.activation(f"{name}.{i}.expand", a if i == 0 else engine.seen(x))]
             if spatial:
-                active.append(self.engine.activation(f"{name}.{i}.depthwise", active[0]))
-            x = self.engine.added(f"{name}.{i}.project", x, active[-1])
+                active.append(engine.activation(f"{name}.{i}.depthwise", active[0]))
             if hidden is not None:
                 hidden.append(active)
-            x, margin = margin.trim(x, sum(blocks[i + 1 :]) + beyond)
+            needed = sum(blocks[i + 1 :]) + beyond
+            (x, left), (last, _) = margin.trim(x, needed), margin.trim(active[-1], needed)
+            x, margin = engine.added(f"{name}.{i}.project", x, last), left
         return x, margin
 
 
@@ -92,6 +106,7 @@ class FloatEngine:
     """In float32, on any device. Calls no convolution: those may choose algorithms that round."""
 
     def __init__(self, config: HyperConfig, arrays: Arrays, device: torch.device) -> None:
+        self.scale = torch.from_numpy(np.array(arrays["g_s.scale"])).to(device)[:, None, None]
         self.weight: dict[str, Tensor] = {}
         self.bias: dict[str, Tensor] = {}
         self.factor: dict[str, Tensor] = {}
@@ -105,8 +120,11 @@ class FloatEngine:
             self.bias[layer.name] = torch.from_numpy(bias.astype(np.float32)).to(device)[:, None, None]
             self.factor[layer.name] = torch.from_numpy(factors(shift)).to(device)[:, None, None]
 
-    def seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x, x.round().clamp_(-BYTE, BYTE - 1)
+    def entered(self, latents: Tensor) -> Tensor:
+        return (latents * self.scale).mul_(2.0**ENTRY_BITS).round_().mul_(2.0**-ENTRY_BITS).clamp_(-WIDE, WIDE)
+
+    def seen(self, x: Tensor) -> Tensor:
+        return x.round().clamp_(-BYTE, BYTE - 1)
 
     def activation(self, name: str, a: Tensor) -> Tensor:
         return self._layer(name, a).round_().clamp_(0, 255)
@@ -121,10 +139,11 @@ class FloatEngine:
         fine = ((x[:, self.fine[name]] - some) * FINE).round_().clamp_(-BYTE, BYTE - 1)
         return self._layer(name, torch.cat((whole, fine, (some / FINE).round_()), 1))
 
-    def enlarged(self, x: Tensor) -> Tensor:
+    def enlarged(self, x: Tensor) -> tuple[Tensor, Tensor]:
         batch, channels, rows, columns = x.shape
         split = x.view(batch, 2, 2, channels // 4, rows, columns).permute(0, 3, 4, 1, 5, 2)
-        return split.reshape(batch, channels // 4, 2 * rows, 2 * columns)
+        x = split.reshape(batch, channels // 4, 2 * rows, 2 * columns)
+        return x, self.seen(x)
 
     def _layer(self, name: str, a: Tensor) -> Tensor:
         weight, (batch, _, rows, columns) = self.weight[name], a.shape
@@ -151,6 +170,7 @@ class ByteEngine:
 
     def __init__(self, config: HyperConfig, arrays: Arrays) -> None:
         self.layers = {layer.name: self._packed(layer, arrays) for layer in synthesis_layers(config)}
+        self.scale = np.array(arrays["g_s.scale"])
         self.fine = {name: arrays[f"g_s.{name}.fine"].astype(np.int64) for name in WIDER}
         self.coarse = {name: factors(arrays[f"g_s.{name}.coarse"]) for name in WIDER}
         self.ones = np.ones(max(config.latent_channels, config.width8), np.float32)
@@ -161,18 +181,20 @@ class ByteEngine:
         factor = factors(shift)
         return ByteLayer(weight, factor, bias * factor, raised=layer.sees_stream)
 
-    def seen(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = x.contiguous(memory_format=torch.channels_last)
-        return x, stream_bytes(x, self.ones)
+    def entered(self, latents: Tensor) -> Tensor:
+        return channels_first(_entered(channels_last(_packed(latents)), self.scale))
+
+    def seen(self, x: Tensor) -> Tensor:
+        return stream_bytes(x, self.ones)
 
     def activation(self, name: str, a: Tensor) -> Tensor:
         return self.layers[name].activation(a)
 
     def added(self, name: str, x: Tensor, a: Tensor) -> Tensor:
-        return self.layers[name].added(x, a)
+        return self.layers[name].added(_packed(x), _packed(a))
 
     def wide(self, name: str, x: Tensor) -> Tensor:
-        layer, x = self.layers[name], x.contiguous(memory_format=torch.channels_last)
+        layer = self.layers[name]
         coarse, fine = self.coarse[name], self.fine[name]
         raised, beyond = raised_bytes(channels_last(x), coarse, fine)
         total = layer.output(channels_first(raised))
@@ -182,8 +204,14 @@ class ByteEngine:
             total = layer.rest(total, channels_first(high), 8.0, raised=True)
         return total
 
-    def enlarged(self, x: Tensor) -> Tensor:
-        return channels_first(_enlarged(channels_last(x)))
+    def enlarged(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        stream, seen = _enlarged(channels_last(x))
+        return channels_first(stream), channels_first(seen)
+
+
+def _packed(x: Tensor) -> Tensor:
+    """x as these layers want it: channels last, nothing left out in between."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 @lru_cache(maxsize=1)
@@ -216,20 +244,40 @@ def bytes_exact() -> bool:
 
 
 @jit
-def _enlarged(x: NDArray[np.float32]) -> NDArray[np.float32]:
+def _entered(latents: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """As `Engine.entered`, channels last."""
+    batch, rows, columns, channels = latents.shape
+    out = np.empty(latents.shape, np.float32)
+    unit, wide = np.float32(1 << ENTRY_BITS), np.float32(WIDE)
+    for b in range(batch):
+        for i in range(rows):
+            for j in range(columns):
+                for c in range(channels):
+                    value = np.rint(latents[b, i, j, c] * scale[c] * unit) / unit
+                    out[b, i, j, c] = min(max(value, -wide), wide)
+    return out
+
+
+@jit
+def _enlarged(x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """As `Engine.enlarged`, channels last."""
     batch, rows, columns, channels = x.shape
     width = channels // 4
     out = np.empty((batch, 2 * rows, 2 * columns, width), np.float32)
+    seen = np.empty(out.shape, np.uint8)
+    low, high = np.float32(-BYTE), np.float32(BYTE - 1)
     for b in range(batch):
         for i in range(rows):
             for row in range(2):
                 for j in range(columns):
                     for column in range(2):
                         start = (2 * row + column) * width
+                        values = x[b, i, j, start : start + width]
+                        stream, raised = out[b, 2 * i + row, 2 * j + column], seen[b, 2 * i + row, 2 * j + column]
                         for c in range(width):
-                            out[b, 2 * i + row, 2 * j + column, c] = x[b, i, j, start + c]
-    return out
+                            stream[c] = values[c]
+                            raised[c] = np.uint8(min(max(np.rint(values[c]), low), high) - low)
+    return out, seen
 
 
 @jit
