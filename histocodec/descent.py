@@ -174,9 +174,25 @@ def whole_cells(latents: Latents) -> Latents:
 def _flat(pixels: Pixels, stride: int) -> NDArray[np.bool_]:
     """Which positions (h, w) of these pixels (H, W, 3) show nothing, as glass does: no colour varies there. The encoder
     has made sure that rounding gives them the right one (`Transform.aligned`)."""
-    whole = whole_latents(pixels, stride)
-    blocks = whole.reshape(whole.shape[0] // stride, stride, whole.shape[1] // stride, stride, 3)
-    return np.asarray((blocks.max(axis=(1, 3)) - blocks.min(axis=(1, 3)) <= FLAT).all(axis=2))
+    return _ranges(whole_latents(pixels, stride), stride) <= FLAT
+
+
+@jit
+def _ranges(pixels: Pixels, stride: int) -> NDArray[np.uint8]:
+    """How far the values of one colour lie apart at most in each block of pixels (H, W, 3), (H / stride, W / stride)"""
+    rows, columns = pixels.shape[0] // stride, pixels.shape[1] // stride
+    ranges = np.empty((rows, columns), np.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            block = pixels[stride * row : stride * (row + 1), stride * column : stride * (column + 1)]
+            low, high = np.full(3, 255), np.zeros(3, np.int64)
+            for i in range(stride):
+                for j in range(stride):
+                    for colour in range(3):
+                        value = np.int64(block[i, j, colour])
+                        low[colour], high[colour] = min(low[colour], value), max(high[colour], value)
+            ranges[row, column] = (high - low).max()
+    return ranges
 
 
 def _damped(damping: NDArray[np.float32], bent: Floats, alone: Floats, kept: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -13,12 +13,14 @@ wanted block, or ends where the slide ends, therefore gives exactly the block of
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import cast
+from typing import Any, cast
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from histocodec.compiled import jit
 from histocodec.models.config import QUALITIES, HyperConfig
 
 Hidden = list[list[Tensor]]  # the activations of each residual block
@@ -202,13 +204,17 @@ class Pullback:
             if len(activations) == 2:
                 h = self._where(activations[1], h)
                 h = F.conv2d(h, self.weight[f"{name}.{i}.depthwise"], padding=1, groups=h.shape[1])
-            g = g + _mixed(self._where(activations[0], h), self.weight[f"{name}.{i}.expand"])
+            g = _mixed(self._where(activations[0], h), self.weight[f"{name}.{i}.expand"]).add_(g)
         return g
 
     @staticmethod
     def _where(activation: Tensor, g: Tensor) -> Tensor:
-        """g where the activation is not cut off at 0"""
-        return cast(Tensor, torch.ops.aten.threshold_backward(g, activation.to(g.dtype), 0))
+        """g where the activation is not cut off at 0; on a CPU in its own memory"""
+        if g.device.type != "cpu":
+            return cast(Tensor, torch.ops.aten.threshold_backward(g, activation.to(g.dtype), 0))
+        g = g.contiguous(memory_format=torch.channels_last)
+        _cut(_bits(g), _bits(activation.contiguous(memory_format=torch.channels_last)))
+        return g
 
 
 def _adjoint(layer: nn.Conv2d) -> Tensor:
@@ -218,7 +224,23 @@ def _adjoint(layer: nn.Conv2d) -> Tensor:
 
 def _mixed(x: Tensor, weight: Tensor) -> Tensor:
     """(B, C, h, w), channels last, through a 1×1 layer"""
-    return F.linear(x.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2)
+    batch, _, rows, columns = x.shape
+    flat = x.permute(0, 2, 3, 1).reshape(batch * rows * columns, -1)  # else it is many small products
+    return F.linear(flat, weight).view(batch, rows, columns, -1).permute(0, 3, 1, 2)
+
+
+def _bits(x: Tensor) -> NDArray[Any]:
+    """The numbers of x (B, C, h, w), channels last, in its own memory, as integers of as many bits."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[x.element_size()]
+    return x.permute(0, 2, 3, 1).flatten().view(integers).numpy()
+
+
+@jit
+def _cut(numbers: NDArray[Any], activations: NDArray[Any]) -> None:
+    """Sets to 0 what belongs to an activation of 0."""
+    for n in range(numbers.size):
+        if activations[n] == 0:
+            numbers[n] = 0
 
 
 def _margins(blocks: tuple[bool, ...], margin: Margin, beyond: int) -> list[Margin]:
