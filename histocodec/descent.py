@@ -4,7 +4,7 @@ Every latent may go to the integer on the other side of where it was, or one ste
 bits at the rate at which the chunk exchanges them. What a move costs in pixels comes from the gradient of the synthesis
 and its curvature, what it saves in bits from the coder's own tables. Moves are judged one by one and made all together,
 so that not all promises are kept: each position of latents keeps its moves only where the pixels and bits that are its
-own have become cheaper. How much the error bent along a step, over what each move alone would have done, is how much
+own have become cheaper, or hardly dearer, since what moves around it changes them, too. How much the error bent along a step, over what each move alone would have done, is how much
 more curvature counts from then on, around each position and in each channel (a secant method; the damping is that of
 Levenberg and Marquardt).
 """
@@ -30,6 +30,7 @@ from histocodec.transform import Transform, quantise, whole_latents
 from histocodec.window import Window
 
 LEAST_GAIN = 1.5  # bits that a move must promise
+SLACK = 1.0  # bits by which a position may become dearer and keep its moves; moves around it do as much
 DAMPED, RELIEVED, DAMPINGS = 1.2, 0.8, (0.3, 10.0)  # factors of the curvature where a step failed, where not; limits
 BENDS = (0.2, 5.0)  # between which one step may change a channel's curvature
 TRUSTED = 20.0  # moves of a channel that count as much as what was known of its curvature
@@ -86,7 +87,7 @@ class Descent:
             whole[own] = tried
             error_tried, slope_tried = self._difference(whole, window, quality, slope=left > 0)
             cost_tried = self._bits(tried, quality, z) + weight * error_tried
-            kept = (cost_tried < cost) | ~moved.any(axis=0)
+            kept = (cost_tried < cost + SLACK) | ~moved.any(axis=0)
             if left:
                 bent = 2 * (error_tried - error - (slope * moved).sum(axis=0))
                 damping = _damped(damping, bent, (curvature[:, None, None] * np.abs(moved)).sum(axis=0), kept)

@@ -14,7 +14,7 @@ from histocodec.normalise import ChannelStats
 from histocodec.transform import Transform, quantise
 from histocodec.window import Window
 
-STEPS = 6  # a level of effort
+STEPS = 8  # a level of effort
 
 
 class Quantiser:
