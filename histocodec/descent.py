@@ -4,9 +4,9 @@ Every latent may go to the integer on the other side of where it was, or one ste
 bits at the rate at which the chunk exchanges them. What a move costs in pixels comes from the gradient of the synthesis
 and its curvature, what it saves in bits from the coder's own tables. Moves are judged one by one and made all together,
 so that not all promises are kept: each position of latents keeps its moves only where the pixels and bits that are its
-own have become cheaper, or hardly dearer, since what moves around it changes them, too. How much the error bent along a step, over what each move alone would have done, is how much
-more curvature counts from then on, around each position and in each channel (a secant method; the damping is that of
-Levenberg and Marquardt).
+own have become cheaper, or hardly dearer, since what moves around it changes them, too. How much the error bent along a
+step, over what each move alone would have done, is how much more curvature counts from then on, around each position
+and in each channel (a secant method; the damping is that of Levenberg and Marquardt).
 """
 
 from collections.abc import Iterator
