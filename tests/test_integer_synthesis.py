@@ -57,10 +57,11 @@ def decoded(made: IntegerSynthesis, y: torch.Tensor, margin: Margin | None = Non
 
 
 @needs_bytes
+@pytest.mark.parametrize("margin", [Margin(), Margin(2, 0, 1, 2)], ids=["whole", "with a margin"])
 @pytest.mark.parametrize("spread", [0.1, 1.0, 30.0, 1e4])
-def test_bytes_and_floats_give_the_same(spread: float) -> None:
+def test_bytes_and_floats_give_the_same(spread: float, margin: Margin) -> None:
     y = latents(spread=spread)
-    floats, whole = (decoded(synthesis(tiny_integer_weights(), e), y) for e in (FloatEngine, ByteEngine))
+    floats, whole = (decoded(synthesis(tiny_integer_weights(), e), y, margin) for e in (FloatEngine, ByteEngine))
     assert floats.std() > 0
     assert torch.equal(floats, whole)
 
