@@ -38,8 +38,8 @@ STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "m
 @click.option(
     "--effort",
     type=click.IntRange(0, 9),
-    help="How long to look for latents that cost less for what they lose. 0 rounds, and is several times as fast as 1,"
-    " the default of a model that can; from 2 on, statistics are sought that the slide is coded best with.",
+    help="How long to look for statistics that the slide is coded best with, and for latents that cost less for what"
+    " they lose. 0 looks for neither, and is several times as fast as 1, the default of a model that can.",
 )
 @click.option(
     "--model",

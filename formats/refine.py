@@ -25,7 +25,7 @@ from histocodec.window import Surroundings
 from histocodec.workers import Workers
 
 CHUNKS = 6  # of tissue, that are tried
-TRIES = 24  # directions; each is tried both ways
+TRIES, MOST_TRIES = 12, 24  # directions a level of effort, and at most; each is tried both ways
 FIRST_STEP, LEAST_STEP, MOST_STEP = 0.05, 0.004, 0.15  # standard deviations, and octaves of them
 LONGER, SHORTER = 1.3, 0.85  # so that one success balances about two failures
 NEIGHBOUR = 6  # qualities up and down, between which the slope of rate over distortion is taken
@@ -48,6 +48,7 @@ def refined_stats(
     coder: LatentCoder,
     workers: Workers,
     *,
+    effort: int,
     align: Callable[[ChannelStats], ChannelStats] | None = None,
 ) -> ChannelStats:
     """`source.stats`, or better ones for this quality. The same in every run. Where `align` says which mean belongs to
@@ -71,7 +72,7 @@ def refined_stats(
         return source.stats
     slope = _slope(*(cost(best, q) for q in (max(0, quality - NEIGHBOUR), min(QUALITIES - 1, quality + NEIGHBOUR))))
     rng, step, least = np.random.default_rng(0), FIRST_STEP, 0.0
-    for _ in range(TRIES):
+    for _ in range(min(TRIES * effort, MOST_TRIES)):
         shift, stretch = rng.normal(0, step, 3), rng.normal(0, step, 3)
         for sign in (1, -1):
             tried = _moved(best, sign * shift, sign * stretch)

@@ -138,9 +138,9 @@ class _Encoder:
         aligned = glass >= LEAST_GLASS and isinstance(weights.config, HyperConfig)
         self.quality = -1  # none yet
         effort = options.effort or 0
-        if effort > 1:
+        if effort:
             self._settle(aligned=aligned, effort=0)
-            self._refine(aligned=aligned)
+            self._refine(aligned=aligned, effort=effort)
         self._settle(aligned=aligned, effort=effort)
         self.quantiser = self._quantiser(effort)
         highest = self.quality if self.floor is None else QUALITIES - 1  # that any chunk may get
@@ -160,11 +160,13 @@ class _Encoder:
                 break
             self.stats = self._aligned(measured)
 
-    def _refine(self, *, aligned: bool) -> None:
+    def _refine(self, *, aligned: bool, effort: int) -> None:
         """Takes the statistics that this slide is coded best with; glass stays exact."""
         align = self._aligned if aligned else None
         source = self._sampled()
-        self.stats = refined_stats(source, self.quality, self.transform, self.coder, self.workers, align=align)
+        self.stats = refined_stats(
+            source, self.quality, self.transform, self.coder, self.workers, effort=effort, align=align
+        )
 
     def _aligned(self, stats: ChannelStats) -> ChannelStats:
         return self.workers.run(lambda: self.transform.aligned(stats, self.background, self.quality))
