@@ -287,11 +287,6 @@ class BlockDecoder:
 def _scale(y: NDArray[np.signedinteger], gain: NDArray[np.float32], out: NDArray[np.float32]) -> None:
     """y (C, h, w) · gain (C,) → out (h, w, C)"""
     for row in range(y.shape[1]):
-        if y.shape[2] < 8:  # a strip: along the channels, else along the row
+        for channel in range(y.shape[0]):
             for column in range(y.shape[2]):
-                for channel in range(y.shape[0]):
-                    out[row, column, channel] = y[channel, row, column] * gain[channel]
-        else:
-            for channel in range(y.shape[0]):
-                for column in range(y.shape[2]):
-                    out[row, column, channel] = y[channel, row, column] * gain[channel]
+                out[row, column, channel] = y[channel, row, column] * gain[channel]

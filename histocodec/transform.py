@@ -176,8 +176,7 @@ class Transform:
     ) -> list[NDArray[np.uint8]]:
         """Windows (C, h, w) float32, gains undone, all of one shape and margin → pixels (H, W, 3) uint8 each."""
         with torch.inference_mode():
-            each = [window.transpose(1, 2, 0) for window in windows]  # channels last, as networks want them
-            last = np.stack(each) if len(each) > 1 else np.ascontiguousarray(each[0])[None]
+            last = np.stack([window.transpose(1, 2, 0) for window in windows])  # channels, as networks want them
             blocks = self._blocks(torch.from_numpy(last).to(self.device).permute(0, 3, 1, 2), margin)
             return self.pixels(blocks, stats)
 
