@@ -74,6 +74,11 @@ class EncodeOptions:
         return default if self.effort is None else self.effort
 
     @property
+    def has_target(self) -> bool:
+        """Whether the quality is the one that meets a target, whatever it is."""
+        return self.wanted_bpp is not None or self.target_psnr is not None
+
+    @property
     def wanted_bpp(self) -> float | None:
         """Bits per level-0 pixel that --target-bpp or --ratio asks for."""
         return self.target_bpp if self.ratio is None else 24 / self.ratio

@@ -1,14 +1,16 @@
 """Statistics that a slide is coded best with, found by trying: the encoder's choice, no decoder knows of it.
 
 Standard scores make a slide look to the model like the slides it learnt from, and so they need not be exactly its
-own mean and deviation: what counts is how many bits it takes and what is lost. Mean and deviations (in proportion; a
-common factor would only be another quality) are changed at random, and kept where a sample of chunks becomes cheaper at
-equal error, in steps that grow with success and shrink with failure (a (1+1) evolution strategy; Schumer and Steiglitz
-1968).
+own mean and deviation: what counts is how many bits it takes and what is lost. First the slide is taken for a fainter
+one coded at a lower quality, or a stronger one at a higher: mean and deviations move towards the glass in proportion,
+as long as a sample of chunks becomes cheaper at equal error. Then mean and deviations change at random, these relative
+to each other, in steps that grow with success and shrink with failure (a (1+1) evolution strategy; Schumer and
+Steiglitz 1968).
 """
 
 import math
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,9 +30,9 @@ CHUNKS = 6  # of tissue, that are tried
 TRIES, MOST_TRIES = 12, 24  # directions a level of effort, and at most; each is tried both ways
 FIRST_STEP, LEAST_STEP, MOST_STEP = 0.05, 0.004, 0.15  # standard deviations, and octaves of them
 LONGER, SHORTER = 1.3, 0.85  # so that one success balances about two failures
-NEIGHBOUR = 6  # qualities up and down, between which the slope of rate over distortion is taken
-SLOPES = (0.7, 2.5)  # relative bits a relative squared error, between which it must lie
-LEAST_GAIN = 1e-4  # relative bits
+NEXT = 4  # qualities lower: a slide fainter by a seventh
+CURVE = (-12, -6, 0, 6, 12)  # qualities from the wanted one, by which rate over distortion is known
+LEAST_GAIN, LEAST_OF_NEXT = 1e-4, 0.01  # relative bits; the latter for another quality, which is judged less surely
 
 Numbers = NDArray[np.float64]
 
@@ -49,10 +51,11 @@ def refined_stats(
     workers: Workers,
     *,
     effort: int,
-    align: Callable[[ChannelStats], ChannelStats] | None = None,
-) -> ChannelStats:
-    """`source.stats`, or better ones for this quality. The same in every run. Where `align` says which mean belongs to
-    other deviations, it is taken. A slide that shows no tissue keeps its own."""
+    align: Callable[[ChannelStats, int], ChannelStats] | None = None,
+) -> tuple[ChannelStats, int]:
+    """`source.stats` and `quality`, or better ones that exchange bits for error alike. The same in every run. Where
+    `align` says which mean belongs to other deviations at a quality, it is taken. A slide that shows no tissue keeps
+    its own."""
     number = source.levels[0]
     grid = Grid(source.slide.levels[number].height, source.slide.levels[number].width, CHUNK_PIXELS)
     places = [place for place in places_of(source) if place.level == number and not place.bare]
@@ -65,33 +68,63 @@ def refined_stats(
         bits, errors = zip(*pairs, strict=True)
         return _Cost(sum(bits), sum(errors))
 
+    def aligned(stats: ChannelStats, quality: int) -> ChannelStats:
+        return stats if align is None else align(stats, quality)
+
+    best, least = (source.stats, quality), 0.0
     if not chunks:
-        return source.stats
-    best, first = source.stats, cost(source.stats, quality)
-    if not first.error:
-        return source.stats
-    slope = _slope(*(cost(best, q) for q in (max(0, quality - NEIGHBOUR), min(QUALITIES - 1, quality + NEIGHBOUR))))
-    rng, step, least = np.random.default_rng(0), FIRST_STEP, 0.0
+        return best
+    qualities = sorted({min(max(0, quality + away), QUALITIES - 1) for away in CURVE})
+    own = _curve([cost(aligned(source.stats, q), q) for q in qualities])
+    if len(own) < 2:
+        return best
+
+    def better(tried: ChannelStats, quality: int, gain: float = LEAST_GAIN) -> bool:
+        """Takes them if they are, by so much of the bits that the slide's own statistics need for the same error."""
+        nonlocal best, least
+        tried = aligned(tried, quality)
+        found = cost(tried, quality)
+        relative = math.log(found.bits) - _log_bits(own, found.error)
+        if relative >= least - gain:
+            return False
+        best, least = (tried, quality), relative
+        return True
+
+    rate_weight = transform.weights.hyper.rate_weight
+    for away in (-NEXT, NEXT):
+        for other in range(quality + away, -1 if away < 0 else QUALITIES, away):
+            factor = math.sqrt(rate_weight(other) / rate_weight(quality))
+            if not better(source.stats.fainter(source.background, factor), other, LEAST_OF_NEXT):
+                break
+    rng, step = np.random.default_rng(0), FIRST_STEP
     for _ in range(min(TRIES * effort, MOST_TRIES)):
         shift, stretch = rng.normal(0, step, 3), rng.normal(0, step, 3)
-        for sign in (1, -1):
-            tried = _moved(best, sign * shift, sign * stretch)
-            tried = tried if align is None else align(tried)
-            found = cost(tried, quality)
-            relative = math.log(found.bits / first.bits) + slope * math.log(found.error / first.error)
-            if relative < least - LEAST_GAIN:
-                best, least, step = tried, relative, min(MOST_STEP, step * LONGER)
-                break
+        stats, quality = best
+        if any(better(_moved(stats, sign * shift, sign * stretch), quality) for sign in (1, -1)):
+            step = min(MOST_STEP, step * LONGER)
         else:
             step = max(LEAST_STEP, step * SHORTER)
     return best
 
 
-def _slope(below: _Cost, above: _Cost) -> float:
-    """Relative bits that a relative squared error is worth, along the model's own curve."""
-    if above.bits <= below.bits or above.error >= below.error:
-        return 1.0
-    return min(max(math.log(above.bits / below.bits) / math.log(below.error / above.error), SLOPES[0]), SLOPES[1])
+def _curve(costs: Sequence[_Cost]) -> list[_Cost]:
+    """Those of rising qualities that err less than all before them."""
+    least, curve = math.inf, []
+    for cost in costs:
+        if 0 < cost.error < least:
+            least = cost.error
+            curve.append(cost)
+    return curve
+
+
+def _log_bits(curve: Sequence[_Cost], error: float) -> float:
+    """The logarithm of the bits that this error takes by a curve: straight, of logarithms, between its points and
+    beyond them."""
+    last = min(max(1, bisect_left(curve, -error, key=lambda point: -point.error)), len(curve) - 1)
+    (below, bits_below), (above, bits_above) = (
+        (math.log(point.error), math.log(point.bits)) for point in curve[last - 1 : last + 1]
+    )
+    return bits_below + (bits_above - bits_below) * (math.log(error) - below) / (above - below)
 
 
 def _moved(stats: ChannelStats, shift: Numbers, stretch: Numbers) -> ChannelStats:

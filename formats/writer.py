@@ -135,13 +135,14 @@ class _Encoder:
         self.floor = None if options.min_psnr is None else Floor(options.min_psnr, self.transform.dtype)
         # Not of a `vae`, which never saw glass: what makes it right moves the colour of tissue by several grey values.
         glass = glass_share(view, slide.levels[0], self.background, side=CHUNK_PIXELS)
-        aligned = glass >= LEAST_GLASS and isinstance(weights.config, HyperConfig)
+        self.aligned = glass >= LEAST_GLASS and isinstance(weights.config, HyperConfig)
         self.quality = -1  # none yet
         effort = options.effort or 0
+        self._settle(effort=0)
         if effort:
-            self._settle(aligned=aligned, effort=0)
-            self._refine(aligned=aligned, effort=effort)
-        self._settle(aligned=aligned, effort=effort)
+            self._refine(effort=effort)
+            if options.has_target:
+                self._settle(effort=effort)
         self.quantiser = self._quantiser(effort)
         highest = self.quality if self.floor is None else QUALITIES - 1  # that any chunk may get
         self.dtype = self._latent_dtype(highest)
@@ -149,27 +150,28 @@ class _Encoder:
         self.growing = Growing(journal, self.attributes)
         self.block = min(BLOCK, self.attributes.shard)
 
-    def _settle(self, *, aligned: bool, effort: int) -> None:
+    def _settle(self, *, effort: int) -> None:
         """Chooses the quality. Another one decodes glass exactly with other statistics, which change rate and PSNR a
         little, so that a target is sought again."""
         measured = self.stats
         for _ in range(MOST_CHOSEN):
             before = self.quality
             self.quality = choose_quality(self.options, self._sampled(), self._quantiser(effort), self.workers)
-            if not aligned or self.quality == before:
+            if not self.aligned or self.quality == before:
                 break
-            self.stats = self._aligned(measured)
+            self.stats = self._moved(measured, self.quality)
 
-    def _refine(self, *, aligned: bool, effort: int) -> None:
-        """Takes the statistics that this slide is coded best with; glass stays exact."""
-        align = self._aligned if aligned else None
+    def _refine(self, *, effort: int) -> None:
+        """Takes the statistics that this slide is coded best with, and the quality that goes with them; glass stays
+        exact."""
+        align = self._moved if self.aligned else None
         source = self._sampled()
-        self.stats = refined_stats(
+        self.stats, self.quality = refined_stats(
             source, self.quality, self.transform, self.coder, self.workers, effort=effort, align=align
         )
 
-    def _aligned(self, stats: ChannelStats) -> ChannelStats:
-        return self.workers.run(lambda: self.transform.aligned(stats, self.background, self.quality))
+    def _moved(self, stats: ChannelStats, quality: int) -> ChannelStats:
+        return self.workers.run(lambda: self.transform.aligned(stats, self.background, quality))
 
     def _latent_dtype(self, quality: int) -> np.dtype[np.signedinteger]:
         """int8 where even flat black, white and pure colours fit, else int16."""
@@ -189,7 +191,8 @@ class _Encoder:
 
     def _quantiser(self, effort: int) -> Quantiser:
         example = partial(tissue_example, self._sampled(), self.transform)
-        return Quantiser(self.transform, self.coder, self.stats, example, effort=effort)
+        glass = self.background if self.aligned else None
+        return Quantiser(self.transform, self.coder, self.stats, example, effort=effort, glass=glass)
 
     def run(self) -> "tuple[Attributes, _Outcome]":
         """Writes the whole container into the journal's partial folder; the final attributes, and how it went."""

@@ -25,7 +25,7 @@ from histocodec.models.config import GROUPS
 from histocodec.models.fused import Row
 from histocodec.models.prior import POSITIONS
 from histocodec.normalise import ChannelStats
-from histocodec.slide import Pixels
+from histocodec.slide import Colour, Pixels
 from histocodec.transform import Transform, quantise, whole_latents
 from histocodec.window import Window
 
@@ -36,12 +36,26 @@ BENDS = (0.2, 5.0)  # between which one step may change a channel's curvature
 TRUSTED = 20.0  # moves of a channel that count as much as what was known of its curvature
 BELOW = 12  # qualities, over which a chunk's own exchange of squared error for bits is taken
 LOWER = 3  # and so far below the quality itself it is wanted
-SLOPES = (0.8, 4.0)  # times the λ of training, between which it must lie
+SLOPES = (0.5, 4.0)  # times the λ of training, between which it must lie
+DEVIATION = 30.0  # grey values, that colours typically have: λ weights the error of standard scores
 FLAT = 12  # grey values by which what shows nothing varies at most
 PROBES = 2  # random fields for the curvature
 
 Latents = NDArray[np.signedinteger]
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What holds for all chunks of a slide at one `quality`: the `curvature`, the second derivative of the squared
+    error in one latent of each channel, (C,); and the quality `below` from which a chunk's exchange of squared error
+    for bits is taken, with the statistics under which glass is right at that one, and how far they move y, (C,)."""
+
+    quality: int
+    curvature: NDArray[np.float32]
+    below: int
+    stats: ChannelStats
+    moved: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -56,25 +70,36 @@ class _Judge:
 
 
 class Descent:
-    """Searches cheaper latents for chunks of a slide. Thread-safe."""
+    """Searches cheaper latents for chunks of a slide, whose statistics decode `glass` exactly, where it has any.
+    Thread-safe."""
 
-    def __init__(self, transform: Transform, coder: HyperCoder, stats: ChannelStats) -> None:
-        self.transform, self.coder, self.stats = transform, coder, stats
+    def __init__(
+        self, transform: Transform, coder: HyperCoder, stats: ChannelStats, glass: Colour | None = None
+    ) -> None:
+        self.transform, self.coder, self.stats, self.glass = transform, coder, stats, glass
         self.weights = transform.weights
 
-    def cheaper(
-        self, rounded: Latents, window: Window, quality: int, curvature: NDArray[np.float32], steps: int
-    ) -> Latents:
-        """The cheapest latents of the chunk itself that so many steps found, (C, h, w); `rounded` is the whole window,
-        `curvature` what `curvature` gave."""
+    def terms(self, example: Window, quality: int) -> Terms:
+        """From a piece of the slide's tissue."""
+        below, curvature = max(0, quality - BELOW), self._curvature(example, quality)
+        if self.glass is None:
+            return Terms(quality, curvature, below, self.stats, np.zeros(len(example.y), np.float32))
+        stats = self.transform.aligned(self.stats, self.glass, below)
+        moved = self.transform.flat(self.glass, stats) - self.transform.flat(self.glass, self.stats)
+        return Terms(quality, curvature, below, stats, moved)
+
+    def cheaper(self, rounded: Latents, window: Window, terms: Terms, steps: int) -> Latents:
+        """The cheapest latents of the chunk itself that so many steps found, (C, h, w); `rounded` is the whole
+        window."""
         whole, own, limits = rounded.copy(), window.own, np.iinfo(rounded.dtype)
+        quality, curvature = terms.quality, terms.curvature
         exact = window.y[own] * self.weights.gain(quality)[:, None, None]
         z = self.coder.hyper_latents(whole_cells(rounded[own]), quality)  # a new one would hide what moves do
         now = rounded[own]
         flat = _flat(window.pixels, self.weights.config.stride)
-        error, slope = self._difference(whole, window, quality)
+        error, slope = self._difference(whole, window, quality, self.stats)
         bits = self._bits(now, quality, z)
-        weight = self._weight(window, quality, bits, error, ~flat)
+        weight = self._weight(window, terms, bits, error, ~flat)
         damping = np.ones(exact.shape[1:], np.float32)
         cost = first = bits + weight * error
         for left in reversed(range(steps)):
@@ -85,7 +110,7 @@ class Descent:
             if not moved.any():
                 break
             whole[own] = tried
-            error_tried, slope_tried = self._difference(whole, window, quality, slope=left > 0)
+            error_tried, slope_tried = self._difference(whole, window, quality, self.stats, slope=left > 0)
             cost_tried = self._bits(tried, quality, z) + weight * error_tried
             kept = (cost_tried < cost + SLACK) | ~moved.any(axis=0)
             if left:
@@ -96,9 +121,9 @@ class Descent:
             cost, error = np.where(kept, cost_tried, cost), np.where(kept, error_tried, error)
         return now if cost.sum() < first.sum() else rounded[own]
 
-    def curvature(self, example: Window, quality: int) -> NDArray[np.float32]:
-        """Second derivative of the squared error in one latent of each channel, (C,): twice the diagonal of JᵀJ where
-        the example lies, averaged over its positions, from random fields (Hutchinson 1990)."""
+    def _curvature(self, example: Window, quality: int) -> NDArray[np.float32]:
+        """Twice the diagonal of JᵀJ where the example lies, averaged over its positions, from random fields (Hutchinson
+        1990)."""
         rounded = quantise(example.y, self.weights.gain(quality), np.dtype(np.int16)).astype(np.float32)
         rng = np.random.default_rng(0)
         total = np.zeros(len(rounded), np.float32)
@@ -108,28 +133,32 @@ class Descent:
             total += (bent * field).mean(axis=(1, 2)) * self.weights.inverse_gain(quality)
         return np.maximum(2 * total / PROBES, 0)
 
-    def _weight(self, window: Window, quality: int, bits: Floats, error: Floats, shown: NDArray[np.bool_]) -> float:
+    def _weight(
+        self, window: Window, terms: Terms, bits: Floats, error: Floats, shown: NDArray[np.bool_]
+    ) -> float:
         """Bits that a unit of squared error is worth on this chunk, whose rounded latents have these: what it costs to
         come from a lower quality to this one, relative to the λ of training between them, which is off by up to
-        threefold, times that of a little below this quality. A move at a better rate pays. Only what is `shown` counts:
-        flat positions are right at their own quality alone."""
-        below = max(0, quality - BELOW)
-        latents = quantise(window.y, self.weights.gain(below), np.dtype(np.int16))
+        threefold, times that of a little below this quality. A move at a better rate pays. Only what is `shown`
+        counts."""
+        below, scale = terms.below, DEVIATION**2 / float(np.square(self.stats.std).mean()) / 3
+        latents = quantise(window.y + terms.moved[:, None, None], self.weights.gain(below), np.dtype(np.int16))
         z = self.coder.hyper_latents(whole_cells(latents[window.own]), below)
         fewer = (bits - self._bits(latents[window.own], below, z))[shown].sum()
-        more = (self._difference(latents, window, below, slope=False)[0] - error)[shown].sum()
-        between, wanted = (self.weights.hyper.rate_weight(q) / 3 for q in ((below + quality) / 2, quality - LOWER))
+        more = (self._difference(latents, window, below, terms.stats, slope=False)[0] - error)[shown].sum()
+        between, wanted = (
+            scale * self.weights.hyper.rate_weight(q) for q in ((below + terms.quality) / 2, terms.quality - LOWER)
+        )
         if fewer <= 0 or more <= 0:
             return wanted
         return wanted * min(max(float(fewer / more) / between, SLOPES[0]), SLOPES[1])
 
     def _difference(
-        self, latents: Latents, window: Window, quality: int, *, slope: bool = True
+        self, latents: Latents, window: Window, quality: int, stats: ChannelStats, *, slope: bool = True
     ) -> tuple[Floats, NDArray[np.float32]]:
         """The squared error of the chunk's pixels by their latents' position, (h, w), and the derivative of all of it
         in each of its latents (C, h, w), or 0; `latents` is the whole window."""
         error, found = self.transform.difference(
-            self._scaled(latents, quality), window.margin, self.stats, window.pixels, slope=slope
+            self._scaled(latents, quality), window.margin, stats, window.pixels, slope=slope
         )
         if found is None:
             return error, np.zeros((), np.float32)

@@ -22,9 +22,10 @@ LEAST_TISSUE = 0.02  # of a tile, for it to be sampled: at a section's edge ther
 LEAST_PIXELS = 4096  # of tissue in all; below, statistics would describe one speck
 LEAST_STD = 1.0  # grey values; normalised values stay finite on a slide of one colour
 
-# Typical H&E: used where a slide has no tissue to measure.
+# Typical H&E, and how much fainter than that is what shows on a slide that has no tissue to measure.
 DEFAULT_MEAN = (186.0, 145.0, 181.0)
 DEFAULT_STD = (40.0, 48.0, 36.0)
+FAINT = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +53,11 @@ class ChannelStats:
     def __hash__(self) -> int:
         return hash((self.mean.tobytes(), self.std.tobytes()))
 
+    def fainter(self, glass: Colour, factor: float) -> "ChannelStats":
+        """Those of a slide whose every pixel differs from `glass` by `factor` times as much."""
+        colour = np.array(glass, np.float32)
+        return ChannelStats(colour + factor * (self.mean - colour), factor * self.std)
+
     def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(…, 3) uint8 -> (…, 3) float32 of mean 0 and deviation 1 over the tissue."""
         return np.asarray((pixels.astype(np.float32) - self.mean) / self.std)
@@ -74,7 +80,7 @@ def tissue_stats(
     mapped: Mapped = map,
 ) -> ChannelStats:
     """The statistics of the tissue at level 0, from at most 64 tiles spread evenly over it. Sums are of
-    integers, so the result is the same in every run. A slide without tissue has DEFAULT_STATS.
+    integers, so the result is the same in every run. A slide without tissue has those of a faint one.
 
     `view` is the slide's `coarse_view`, where it is at hand; `mapped` does what `map` does, perhaps on several
     threads."""
@@ -95,7 +101,7 @@ def tissue_stats(
         counts += counted
     count, grey = int(counts[0].sum()), np.arange(256)
     if count < max(1, min(LEAST_PIXELS, level.region.area // 16)):
-        return DEFAULT_STATS
+        return DEFAULT_STATS.fainter(colour, FAINT)
     return stats_from_sums(count, counts @ grey, counts @ grey**2)
 
 

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from histocodec.codec import HyperCoder, LatentCoder
-from histocodec.descent import Descent, Latents, whole_cells
+from histocodec.descent import Descent, Latents, Terms, whole_cells
 from histocodec.fidelity import squared_error
 from histocodec.hyperlatents import cheapest_hyper_latents
 from histocodec.normalise import ChannelStats
+from histocodec.slide import Colour
 from histocodec.transform import Transform, quantise
 from histocodec.window import Window
 
@@ -20,7 +20,8 @@ STEPS = 8  # a level of effort
 class Quantiser:
     """Quantises chunks of a slide. Thread-safe. `effort` is 0 … 9; 0 rounds.
 
-    `example` gives a piece of the slide's tissue, on which the curvature is measured once a quality."""
+    `example` gives a piece of the slide's tissue, on which the curvature is measured once a quality; `glass` is the
+    colour that the statistics decode exactly, if there is one."""
 
     def __init__(
         self,
@@ -30,11 +31,13 @@ class Quantiser:
         example: Callable[[], Window],
         *,
         effort: int,
+        glass: Colour | None = None,
     ) -> None:
-        self.transform, self.coder, self.stats, self.effort = transform, coder, stats, effort
+        self.transform, self.coder, self.stats = transform, coder, stats
+        self.effort, self.glass = effort, glass
         self.weights = transform.weights
         self._example = cache(example)
-        self._curvature = cache(self._probed)
+        self._terms = cache(self._probed)
 
     def rounding(self) -> "Quantiser":
         """The same without effort."""
@@ -53,16 +56,16 @@ class Quantiser:
         """(C, h, w) of `dtype`; around the chunk itself rounded, however great the effort"""
         rounded = quantise(window.y, self.weights.gain(quality), dtype)
         if self.effort and rounded[window.own].any():
-            steps, curvature = STEPS * self.effort, self._curvature(quality)
-            rounded[window.own] = self._descent.cheaper(rounded, window, quality, curvature, steps)
+            terms = self._terms(quality)
+            rounded[window.own] = self._descent.cheaper(rounded, window, terms, STEPS * self.effort)
         return rounded
 
     @property
     def _descent(self) -> Descent:
-        return Descent(self.transform, self._hyper_coder, self.stats)
+        return Descent(self.transform, self._hyper_coder, self.stats, self.glass)
 
-    def _probed(self, quality: int) -> NDArray[np.float32]:
-        return self._descent.curvature(self._example(), quality)
+    def _probed(self, quality: int) -> Terms:
+        return self._descent.terms(self._example(), quality)
 
     @property
     def _hyper_coder(self) -> HyperCoder:

@@ -243,21 +243,25 @@ class Transform:
 
     def aligned(self, stats: ChannelStats, colour: Colour, quality: int) -> ChannelStats:
         """`stats` with the mean moved a little, so that an area of one `colour` is decoded as that colour. Quantised
-        under statistics that know nothing of it, it would come out several grey values off at low qualities."""
+        under statistics that know nothing of it, it would come out several grey values off at low qualities. At high
+        ones a moved mean moves the latents, too, and the best of a few is taken."""
         reach = self.weights.config.synthesis_halo
-        known = None
+        best, least, known = stats, np.inf, None
         for _ in range(MOST_MOVES):
             y = self.flat(colour, stats)[:, None, None]
             latents = quantise(y, self.weights.gain(quality), np.dtype(np.int16))
             if known is not None and np.array_equal(latents, known):
-                break
+                return stats
             known = latents
             scaled = (latents * self.weights.inverse_gain(quality)[:, None, None]).astype(np.float32)
             window = torch.from_numpy(np.tile(scaled, (1, 2 * reach + 1, 2 * reach + 1))[None]).to(self.device)
             with torch.inference_mode():
                 decoded = self.decoded(window, Margin(reach, reach, reach, reach), stats)[0].mean(dim=(1, 2))
-            stats = ChannelStats(stats.mean + np.array(colour, np.float32) - decoded.cpu().numpy(), stats.std)
-        return stats
+            off = np.array(colour, np.float32) - decoded.cpu().numpy()
+            if (off**2).sum() < least:
+                best, least = stats, float((off**2).sum())
+            stats = ChannelStats(stats.mean + off, stats.std)
+        return best
 
 
 def _statistics(stats: ChannelStats, device: torch.device) -> tuple[Tensor, Tensor]:

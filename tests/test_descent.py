@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from histocodec.codec import HyperCoder
-from histocodec.descent import Descent, _bent, _damped
+from histocodec.descent import Descent, Terms, _bent, _damped
 from histocodec.fidelity import squared_error
 from histocodec.models.config import HyperConfig
 from histocodec.models.transforms import Hidden, Margin, Pullback, Synthesis
@@ -67,11 +67,25 @@ def test_a_position_that_shows_nothing_is_left_alone() -> None:
         Descent(transform, HyperCoder(tiny_weights()), STATS),
         quantise(window.y, tiny_weights().gain(60), np.dtype(np.int16)),
     )
-    found = descent.cheaper(rounded, window, 60, descent.curvature(window, 60), 8)
+    found = descent.cheaper(rounded, window, descent.terms(window, 60), 8)
     changed = (found != rounded).any(axis=0)
     assert changed[:, :5].any()
     assert not changed[1:, 5:].any()
     assert not changed[:, 5:9].any()
+
+
+def test_glass_is_right_at_the_quality_below_too() -> None:
+    transform, glass = Transform(tiny_weights(), torch.device("cpu"), dtype=torch.float32), (243, 240, 244)
+    stats = transform.aligned(STATS, glass, 60)
+    pixels = synthetic_slide(160, 160, seed=3)
+    window = Window(transform.analyse(pixels, Margin(), stats), Margin(), pixels)
+    terms = Descent(transform, HyperCoder(tiny_weights()), stats, glass).terms(window, 60)
+    assert terms.below < terms.quality == 60
+    assert terms.stats == transform.aligned(stats, glass, terms.below) != stats
+    assert np.allclose(transform.flat(glass, stats) + terms.moved, transform.flat(glass, terms.stats), atol=1e-5)
+    without = Descent(transform, HyperCoder(tiny_weights()), stats).terms(window, 60)
+    assert without.stats == stats
+    assert not without.moved.any()
 
 
 def test_a_search_never_ends_dearer_than_it_began() -> None:
@@ -79,7 +93,8 @@ def test_a_search_never_ends_dearer_than_it_began() -> None:
     pixels = synthetic_slide(160, 160, seed=3)
     window = Window(transform.analyse(pixels, Margin(), STATS), Margin(), pixels)
     rounded = quantise(window.y, tiny_weights().gain(60), np.dtype(np.int16))
-    found = Descent(transform, coder, STATS).cheaper(rounded, window, 60, np.full(48, 1e-9, np.float32), 3)
+    terms = Terms(60, np.full(48, 1e-9, np.float32), 48, STATS, np.zeros(48, np.float32))
+    found = Descent(transform, coder, STATS).cheaper(rounded, window, terms, 3)
     shown = [
         transform.synthesise([(x * tiny_weights().inverse_gain(60)[:, None, None]).astype(np.float32)], Margin(), STATS)
         for x in (rounded, found)

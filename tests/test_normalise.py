@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from histocodec.errors import UsageError
-from histocodec.normalise import DEFAULT_STATS, IDENTITY_STATS, ChannelStats, pixel_stats, tissue_stats
+from histocodec.normalise import DEFAULT_STATS, FAINT, IDENTITY_STATS, ChannelStats, pixel_stats, tissue_stats
 from histocodec.sources import ArraySlide
 from histocodec.synthetic import synthetic_slide
 
@@ -51,8 +51,15 @@ def test_statistics_are_the_same_in_every_thread() -> None:
         assert all(found == first for found in pool.map(lambda _: tissue_stats(slide), range(3)))
 
 
-def test_a_blank_slide_has_the_default_statistics() -> None:
-    assert tissue_stats(ArraySlide(np.full((500, 500, 3), 243, np.uint8))) == DEFAULT_STATS
+def test_a_blank_slide_has_the_statistics_of_a_faint_one() -> None:
+    found = tissue_stats(ArraySlide(np.full((500, 500, 3), 243, np.uint8)))
+    assert found == DEFAULT_STATS.fainter((243, 243, 243), FAINT)
+
+
+def test_of_a_fainter_slide_every_pixel_has_the_same_scores() -> None:
+    pixels, glass = np.array([[243, 241, 244], [143, 41, 184]], np.float32), (243, 241, 244)
+    fainter = np.array(glass) + 0.25 * (pixels - glass)
+    assert np.allclose(stats().fainter(glass, 0.25).normalise(fainter), stats().normalise(pixels), atol=1e-5)
 
 
 def test_a_slide_of_one_colour_has_finite_scores() -> None:

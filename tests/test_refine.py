@@ -64,31 +64,45 @@ def test_they_are_cheaper_at_equal_error(container: Container, workers: Workers)
     coder = HyperCoder(tiny_weights())
     found = refined_stats(source_of(slide, measured, container), QUALITY, transform(), coder, workers, effort=2)
     again = refined_stats(source_of(slide, measured, container), QUALITY, transform(), coder, workers, effort=2)
-    assert found == again != measured
-    bits, error = cost(slide, found, QUALITY)
+    assert found == again
+    assert found[0] != measured
+    bits, error = cost(slide, *found)
     worse = [cost(slide, measured, quality) for quality in range(QUALITY - 12, QUALITY + 13)]
     at_equal_error = np.interp(np.log(error), *zip(*sorted((np.log(e), np.log(b)) for b, e in worse), strict=True))
     assert np.log(bits) < at_equal_error
-    assert np.prod(found.std) == pytest.approx(np.prod(measured.std), rel=1e-4)  # or it would be another quality
+    fainter = np.prod(found[0].std / measured.std) ** (1 / 3)
+    weights = [tiny_weights().hyper.rate_weight(quality) for quality in (found[1], QUALITY)]
+    assert fainter**2 == pytest.approx(weights[0] / weights[1], rel=1e-4)  # bits are worth the same error as before
 
 
 def test_the_mean_that_glass_needs_is_kept(container: Container, workers: Workers) -> None:
     slide = ArraySlide(synthetic_slide(256, 256, seed=2))
     measured = tissue_stats(slide)
 
-    def align(stats: ChannelStats) -> ChannelStats:
-        return ChannelStats(measured.mean, stats.std)
+    def align(stats: ChannelStats, quality: int) -> ChannelStats:
+        return ChannelStats(measured.mean + quality, stats.std)
 
     source, coder = source_of(slide, measured, container), HyperCoder(tiny_weights())
-    found = refined_stats(source, QUALITY, transform(), coder, workers, effort=2, align=align)
-    assert np.array_equal(found.mean, measured.mean)
+    found, quality = refined_stats(source, QUALITY, transform(), coder, workers, effort=2, align=align)
+    assert np.array_equal(found.mean, measured.mean + quality)
     assert not np.array_equal(found.std, measured.std)
+
+
+def test_a_slide_may_be_coded_as_a_fainter_one_or_a_stronger_one(container: Container, workers: Workers) -> None:
+    pixels, coder = synthetic_slide(256, 256, seed=2), HyperCoder(tiny_weights())
+    found = []
+    for factor in (0.4, 2.5):  # of what statistics should be
+        slide = ArraySlide(pixels)
+        source = source_of(slide, tissue_stats(slide).fainter(GLASS, factor), container)
+        found.append(refined_stats(source, QUALITY, transform(), coder, workers, effort=1)[1])
+    assert found[1] <= QUALITY <= found[0]
+    assert found[1] < found[0]
 
 
 def test_glass_alone_keeps_its_statistics(container: Container, workers: Workers) -> None:
     slide = ArraySlide(np.full((600, 600, 3), GLASS, np.uint8), background=GLASS)
     stats, coder = tissue_stats(slide), HyperCoder(tiny_weights())
-    assert refined_stats(source_of(slide, stats, container), 50, transform(), coder, workers, effort=2) == stats
+    assert refined_stats(source_of(slide, stats, container), 50, transform(), coder, workers, effort=2) == (stats, 50)
 
 
 def test_glass_is_exact_at_the_quality_that_a_target_leads_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,13 +111,23 @@ def test_glass_is_exact_at_the_quality_that_a_target_leads_to(tmp_path: Path, mo
     qualities = iter([40, 40, 60, 60])  # at first, aligned, refined, aligned again
     monkeypatch.setattr("histocodec.formats.writer.choose_quality", lambda *_: next(qualities))
     model = str(tiny_model(tmp_path))
-    histocodec.encode(ArraySlide(pixels), tmp_path / "a.zarr", model=model, device="cpu")
+    histocodec.encode(ArraySlide(pixels), tmp_path / "a.zarr", model=model, device="cpu", ratio=20)
     container = Container.open(tmp_path / "a.zarr")
     assert container.attributes.levels[0].quality == 60
     stats, colour = container.stats().channels, container.attributes.background.colour
     exact = transform().aligned(stats, colour, 60)
     assert np.allclose(exact.mean, stats.mean, atol=0.05)
     assert not np.allclose(transform().aligned(stats, colour, 40).mean, stats.mean, atol=0.05)
+
+
+def test_the_mean_under_which_glass_came_out_best_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    stats = tissue_stats(ArraySlide(synthetic_slide(256, 256, seed=2)))
+    latents, off = iter((90, 80, 70, 60)), iter((3.0, -1.0, 5.0, 7.0))  # as at a quality whose latents follow the mean
+    monkeypatch.setattr(Transform, "flat", lambda *_: np.full(48, next(latents), np.float32))
+    monkeypatch.setattr(
+        Transform, "decoded", lambda *_: torch.tensor(GLASS)[None, :, None, None].expand(1, 3, 16, 16) + next(off)
+    )
+    assert np.allclose(transform().aligned(stats, GLASS, 60).mean, stats.mean - 3)
 
 
 def test_only_effort_looks_for_them(tmp_path: Path) -> None:
