@@ -25,7 +25,12 @@ STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "m
 @click.command("encode", short_help="Compress a slide.")
 @path_argument("src")
 @path_argument("dst")
-@click.option("--quality", type=click.IntRange(0, 100), help="From 0 to 100.  [default: 50, or the model's own ratio]")
+@click.option(
+    "--quality",
+    type=click.IntRange(0, 100),
+    help="From 0 to 100; with effort, a faint slide may be coded at a lower one that is worth as much, a strong one at "
+    "a higher.  [default: 50, or the model's own ratio]",
+)
 @click.option("--target-psnr", type=float, metavar="DB", help="Aim at this PSNR of level 0.")
 @click.option("--target-bpp", type=float, metavar="BITS", help="Aim at this many bits per pixel of level 0.")
 @click.option("--ratio", type=ratio, metavar="R", help="Aim at 1:R of the raw RGB, as 32 or 1:32.")
@@ -164,6 +169,11 @@ def worst_text(report: "EncodeReport") -> str:
     return "" if report.worst_psnr is None else f"worst chunk {decibel_text(report.worst_psnr)}, "
 
 
+def asked_text(report: "EncodeReport") -> str:
+    asked = report.asked_quality
+    return "" if asked in (None, report.quality) else f", on this slide worth as much as {asked}"
+
+
 def report_facts(report: "EncodeReport") -> list[tuple[str, str]]:
     """Names and values, for people."""
     levels = "1 level" if report.levels == 1 else f"{report.levels} levels"
@@ -181,7 +191,7 @@ def report_facts(report: "EncodeReport") -> list[tuple[str, str]]:
             f"{ratio_text(report.ratio_level0)} level 0 against level 0, of raw RGB",
         ),
         ("PSNR", f"{decibel_text(report.psnr)}, {worst_text(report)}measured by decoding"),
-        ("model", f"{report.model}, quality {report.quality}"),
+        ("model", f"{report.model}, quality {report.quality}{asked_text(report)}"),
         (
             "time",
             f"{time_text(report.seconds)}, {report.megapixels_per_second:.1f} MP/s on {report.device}",

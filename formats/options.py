@@ -124,5 +124,6 @@ class EncodeReport:
     device: str
     model: str
     quality: int
+    asked_quality: int | None  # with --quality; with effort another may be worth as much on this slide
     levels: int
     dropped: tuple[str, ...]

@@ -31,7 +31,7 @@ TRIES, MOST_TRIES = 12, 24  # directions a level of effort, and at most; each is
 FIRST_STEP, LEAST_STEP, MOST_STEP = 0.05, 0.004, 0.15  # standard deviations, and octaves of them
 LONGER, SHORTER = 1.3, 0.85  # so that one success balances about two failures
 NEXT = 4  # qualities lower: a slide fainter by a seventh
-CURVE = (-12, -6, 0, 6, 12)  # qualities from the wanted one, by which rate over distortion is known
+CURVE = (-9, 0, 9)  # qualities from the wanted one, by which rate over distortion is known
 LEAST_GAIN, LEAST_OF_NEXT = 1e-4, 0.01  # relative bits; the latter for another quality, which is judged less surely
 
 Numbers = NDArray[np.float64]

@@ -98,7 +98,7 @@ def encode_slide(
                 raise
     finally:
         workers.close()
-    return _report(dst, attributes, slide, outcome, time.perf_counter() - began, str(device))
+    return _report(dst, attributes, slide, options.quality, outcome, time.perf_counter() - began, str(device))
 
 
 @dataclass(frozen=True)
@@ -418,7 +418,7 @@ def _fingerprint(slide: Slide, options: EncodeOptions, weights: ModelWeights) ->
 
 
 def _report(
-    dst: Path, attributes: Attributes, slide: Slide, outcome: _Outcome, seconds: float, device: str
+    dst: Path, attributes: Attributes, slide: Slide, asked: int | None, outcome: _Outcome, seconds: float, device: str
 ) -> EncodeReport:
     sizes, first = files.sizes(dst), attributes.levels[0]
     pixels, source = first.width * first.height, source_bytes(slide)
@@ -445,6 +445,7 @@ def _report(
         device=device,
         model=attributes.model.id,
         quality=first.quality,
+        asked_quality=asked,
         levels=len(attributes.levels),
         dropped=attributes.dropped,
     )

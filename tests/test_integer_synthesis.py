@@ -125,7 +125,8 @@ def test_pixels_do_not_depend_on_the_type_of_number(tmp_path: Path, monkeypatch:
     )
     monkeypatch.setenv(MODELS_VARIABLE, str(tmp_path))
     with open_compressed(tmp_path / "a.zarr") as slide:
-        y = slide.latents(0)[:].astype(np.float32) * tiny_integer_weights().inverse_gain(60)[:, None, None]
+        quality = slide.container.attributes.levels[0].quality
+        y = slide.latents(0)[:].astype(np.float32) * tiny_integer_weights().inverse_gain(quality)[:, None, None]
         shown = slide.read_array(0, 0, 700, 300)
     each = [
         Transform(tiny_integer_weights(), CPU, dtype=dtype).synthesise([y], Margin(), slide_stats(tmp_path / "a.zarr"))[

@@ -457,7 +457,7 @@ def test_a_container_from_a_machine_of_other_arithmetic_verifies(
     """Where a synthesis is in floating point, bfloat16 and float32 round differently, on a smooth chunk by more than
     the map's tolerance; here, on tissue, by more than a smaller one."""
     source, path, cpu = ArraySlide(synthetic_slide(512, 512)), tmp_path / "a.zarr", torch.device("cpu")
-    options = EncodeOptions(quality=60, levels=(0,), device="cpu", model=str(tiny_file), embed_model=True)
+    options = EncodeOptions(quality=60, effort=0, levels=(0,), device="cpu", model=str(tiny_file), embed_model=True)
     encode_slide(source, path, options)
     there, tolerance = other_dtype(cpu), 0.001
     monkeypatch.setattr("histocodec.transform.fastest_dtype", lambda _: there)
