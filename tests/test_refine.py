@@ -11,7 +11,7 @@ import torch
 import histocodec
 from histocodec.codec import HyperCoder
 from histocodec.formats.container import Container
-from histocodec.formats.refine import refined_stats
+from histocodec.formats.refine import _Cost, _curve, _log_bits, refined_stats
 from histocodec.formats.sampling import SampleSource
 from histocodec.normalise import ChannelStats, tissue_stats
 from histocodec.quantiser import Quantiser
@@ -97,6 +97,13 @@ def test_a_slide_may_be_coded_as_a_fainter_one_or_a_stronger_one(container: Cont
         found.append(refined_stats(source, QUALITY, transform(), coder, workers, effort=1)[1])
     assert found[1] <= QUALITY <= found[0]
     assert found[1] < found[0]
+
+
+def test_a_curve_is_read_between_its_points_and_beyond() -> None:
+    curve = _curve([_Cost(100, 40), _Cost(150, 45), _Cost(200, 10), _Cost(400, 2.5), _Cost(900, 0)])
+    assert [point.bits for point in curve] == [100, 200, 400]
+    for error, bits in ((80, 100 / 2**0.5), (40, 100), (20, 200 / 2**0.5), (10, 200), (5, 200 * 2**0.5), (0.625, 800)):
+        assert np.exp(_log_bits(curve, error)) == pytest.approx(bits)
 
 
 def test_glass_alone_keeps_its_statistics(container: Container, workers: Workers) -> None:
