@@ -119,7 +119,8 @@ def _curve(costs: Sequence[_Cost]) -> list[_Cost]:
 
 def _log_bits(curve: Sequence[_Cost], error: float) -> float:
     """The logarithm of the bits that this error takes by a curve: straight, of logarithms, between its points and
-    beyond them."""
+    beyond them. Squared errors are whole numbers; none counts as 1."""
+    error = max(error, 1.0)
     last = min(max(1, bisect_left(curve, -error, key=lambda point: -point.error)), len(curve) - 1)
     (below, bits_below), (above, bits_above) = (
         (math.log(point.error), math.log(point.bits)) for point in curve[last - 1 : last + 1]

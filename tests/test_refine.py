@@ -102,8 +102,15 @@ def test_a_slide_may_be_coded_as_a_fainter_one_or_a_stronger_one(container: Cont
 def test_a_curve_is_read_between_its_points_and_beyond() -> None:
     curve = _curve([_Cost(100, 40), _Cost(150, 45), _Cost(200, 10), _Cost(400, 2.5), _Cost(900, 0)])
     assert [point.bits for point in curve] == [100, 200, 400]
-    for error, bits in ((80, 100 / 2**0.5), (40, 100), (20, 200 / 2**0.5), (10, 200), (5, 200 * 2**0.5), (0.625, 800)):
+    for error, bits in ((80, 100 / 2**0.5), (20, 200 / 2**0.5), (10, 200), (5, 200 * 2**0.5), (1.25, 400 * 2**0.5)):
         assert np.exp(_log_bits(curve, error)) == pytest.approx(bits)
+    assert _log_bits(curve, 0) == _log_bits(curve, 1)
+
+
+def test_a_slide_of_one_colour_is_coded(tmp_path: Path) -> None:
+    slide, model = ArraySlide(np.full((300, 300, 3), (150, 80, 150), np.uint8)), str(tiny_model(tmp_path))
+    report = histocodec.encode(slide, tmp_path / "a.zarr", model=model, device="cpu", quality=95)
+    assert report.psnr > 30
 
 
 def test_glass_alone_keeps_its_statistics(container: Container, workers: Workers) -> None:
