@@ -51,11 +51,10 @@ def refined_stats(
     workers: Workers,
     *,
     effort: int,
-    align: Callable[[ChannelStats, int], ChannelStats] | None = None,
+    align: Callable[[ChannelStats, int], ChannelStats] = lambda stats, _: stats,
 ) -> tuple[ChannelStats, int]:
-    """`source.stats` and `quality`, or better ones that exchange bits for error alike. The same in every run. Where
-    `align` says which mean belongs to other deviations at a quality, it is taken. A slide that shows no tissue keeps
-    its own."""
+    """`source.stats` and `quality`, or better ones that exchange bits for error alike. The same in every run. What
+    is tried is what `align` makes of it at its quality. A slide that shows no tissue keeps its own."""
     number = source.levels[0]
     grid = Grid(source.slide.levels[number].height, source.slide.levels[number].width, CHUNK_PIXELS)
     places = [place for place in places_of(source) if place.level == number and not place.bare]
@@ -68,21 +67,18 @@ def refined_stats(
         bits, errors = zip(*pairs, strict=True)
         return _Cost(sum(bits), sum(errors))
 
-    def aligned(stats: ChannelStats, quality: int) -> ChannelStats:
-        return stats if align is None else align(stats, quality)
-
     best, least = (source.stats, quality), 0.0
     if not chunks:
         return best
     qualities = sorted({min(max(0, quality + away), QUALITIES - 1) for away in CURVE})
-    own = _curve([cost(aligned(source.stats, q), q) for q in qualities])
+    own = _curve([cost(align(source.stats, q), q) for q in qualities])
     if len(own) < 2:
         return best
 
     def better(tried: ChannelStats, quality: int, gain: float = LEAST_GAIN) -> bool:
         """Takes them if they are, by so much of the bits that the slide's own statistics need for the same error."""
         nonlocal best, least
-        tried = aligned(tried, quality)
+        tried = align(tried, quality)
         found = cost(tried, quality)
         relative = math.log(found.bits) - _log_bits(own, found.error)
         if relative >= least - gain:

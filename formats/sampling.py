@@ -65,7 +65,7 @@ def choose_quality(
     """The quality that the options name, or the one whose sample meets their target: the highest within a rate, the
     lowest that reaches a PSNR. Raises UsageError where none does."""
     wanted_bpp, nominal = options.wanted_bpp, quantiser.weights.config.ratio
-    if wanted_bpp is None and options.target_psnr is None:
+    if not options.has_target:
         if options.quality is not None:
             return options.quality
         if nominal is None:

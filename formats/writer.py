@@ -135,7 +135,8 @@ class _Encoder:
         self.floor = None if options.min_psnr is None else Floor(options.min_psnr, self.transform.dtype)
         # Not of a `vae`, which never saw glass: what makes it right moves the colour of tissue by several grey values.
         glass = glass_share(view, slide.levels[0], self.background, side=CHUNK_PIXELS)
-        self.aligned = glass >= LEAST_GLASS and isinstance(weights.config, HyperConfig)
+        aligned = glass >= LEAST_GLASS and isinstance(weights.config, HyperConfig)
+        self.glass = self.background if aligned else None  # the colour that must be decoded exactly
         self.quality = -1  # none yet
         effort = options.effort or 0
         self._settle(effort=0)
@@ -157,21 +158,21 @@ class _Encoder:
         for _ in range(MOST_CHOSEN):
             before = self.quality
             self.quality = choose_quality(self.options, self._sampled(), self._quantiser(effort), self.workers)
-            if not self.aligned or self.quality == before:
+            if self.glass is None or self.quality == before:
                 break
-            self.stats = self._moved(measured, self.quality)
+            self.stats = self._aligned(measured, self.quality)
 
     def _refine(self, *, effort: int) -> None:
         """Takes the statistics that this slide is coded best with, and the quality that goes with them; glass stays
         exact."""
-        align = self._moved if self.aligned else None
         source = self._sampled()
         self.stats, self.quality = refined_stats(
-            source, self.quality, self.transform, self.coder, self.workers, effort=effort, align=align
+            source, self.quality, self.transform, self.coder, self.workers, effort=effort, align=self._aligned
         )
 
-    def _moved(self, stats: ChannelStats, quality: int) -> ChannelStats:
-        return self.workers.run(lambda: self.transform.aligned(stats, self.background, quality))
+    def _aligned(self, stats: ChannelStats, quality: int) -> ChannelStats:
+        glass = self.glass
+        return stats if glass is None else self.workers.run(lambda: self.transform.aligned(stats, glass, quality))
 
     def _latent_dtype(self, quality: int) -> np.dtype[np.signedinteger]:
         """int8 where even flat black, white and pure colours fit, else int16."""
@@ -191,8 +192,7 @@ class _Encoder:
 
     def _quantiser(self, effort: int) -> Quantiser:
         example = partial(tissue_example, self._sampled(), self.transform)
-        glass = self.background if self.aligned else None
-        return Quantiser(self.transform, self.coder, self.stats, example, effort=effort, glass=glass)
+        return Quantiser(self.transform, self.coder, self.stats, example, effort=effort, glass=self.glass)
 
     def run(self) -> "tuple[Attributes, _Outcome]":
         """Writes the whole container into the journal's partial folder; the final attributes, and how it went."""

@@ -133,9 +133,7 @@ class Descent:
             total += (bent * field).mean(axis=(1, 2)) * self.weights.inverse_gain(quality)
         return np.maximum(2 * total / PROBES, 0)
 
-    def _weight(
-        self, window: Window, terms: Terms, bits: Floats, error: Floats, shown: NDArray[np.bool_]
-    ) -> float:
+    def _weight(self, window: Window, terms: Terms, bits: Floats, error: Floats, shown: NDArray[np.bool_]) -> float:
         """Bits that a unit of squared error is worth on this chunk, whose rounded latents have these: what it costs to
         come from a lower quality to this one, relative to the λ of training between them, which is off by up to
         threefold, times that of a little below this quality. A move at a better rate pays. Only what is `shown`
