@@ -285,8 +285,13 @@ class BlockDecoder:
 
 @jit
 def _scale(y: NDArray[np.signedinteger], gain: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-    """y (C, h, w) · gain (C,) → out (h, w, C)"""
+    """y (C, h, w) · gain (C,) → out (h, w, C). Most rows of a channel are zero."""
     for row in range(y.shape[1]):
+        out[row] = 0
         for channel in range(y.shape[0]):
+            values, used = y[channel, row], 0
             for column in range(y.shape[2]):
-                out[row, column, channel] = y[channel, row, column] * gain[channel]
+                used |= values[column]
+            if used != 0:
+                for column in range(y.shape[2]):
+                    out[row, column, channel] = values[column] * gain[channel]

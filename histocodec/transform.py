@@ -176,9 +176,9 @@ class Transform:
     ) -> list[NDArray[np.uint8]]:
         """Windows (C, h, w) float32, gains undone, all of one shape and margin → pixels (H, W, 3) uint8 each."""
         with torch.inference_mode():
-            last = np.stack([window.transpose(1, 2, 0) for window in windows])  # channels, as networks want them
-            blocks = self._blocks(torch.from_numpy(last).to(self.device).permute(0, 3, 1, 2), margin)
-            return self.pixels(blocks, stats)
+            each = [torch.from_numpy(window) for window in windows]
+            latents = each[0][None] if len(each) == 1 else torch.stack(each)
+            return self.pixels(self._blocks(latents.to(self.device), margin), stats)
 
     @staticmethod
     def pixels(blocks: Tensor, stats: ChannelStats) -> list[NDArray[np.uint8]]:

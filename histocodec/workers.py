@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+LARGE = 31 << 20  # bytes: the most that teaches glibc anything is 32 MiB
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -70,6 +72,9 @@ class Workers:
 def _single_core_pool(count: int) -> ThreadPoolExecutor:
     import torch
 
+    # What a block needs for a moment, glibc returns to the system and gets again page by page, for a fifth of the time,
+    # until something as large as this was freed once (mallopt(3), M_MMAP_THRESHOLD). Untouched, it costs nothing.
+    bytearray(LARGE)
     everyone = threading.Barrier(count + 1)
 
     def start() -> None:

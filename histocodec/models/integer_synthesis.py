@@ -1,7 +1,7 @@
 """The synthesis `g_s` in whole numbers (`histocodec.models.synthesis_layers`), computed: the same pixels on every
 machine, by products of bytes where the processor has them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from histocodec.compiled import jit
-from histocodec.models.byte_layers import ByteLayer, channels_first, channels_last, raised_bytes, stream_bytes
+from histocodec.models.byte_layers import ByteLayer, channels_first, channels_last, raised_bytes
 from histocodec.models.config import HyperConfig
 from histocodec.models.synthesis_layers import (
     BYTE,
@@ -28,8 +28,11 @@ from histocodec.models.synthesis_layers import (
 from histocodec.models.transforms import Hidden, Margin
 
 WIDER = ("up", "tail")  # layers that see more than a byte
+ALL = 1 << 16  # of a margin
 
 Arrays = Mapping[str, NDArray[Any]]
+Sides = tuple[int, int, int, int]  # top, left, bottom, right
+Look = Callable[[Tensor, Margin, int], tuple[Tensor, Tensor]]
 
 
 class Engine(Protocol):
@@ -38,8 +41,9 @@ class Engine(Protocol):
     def entered(self, latents: Tensor) -> Tensor:
         """The stream that latents begin, float32 with their gain undone."""
 
-    def seen(self, x: Tensor) -> Tensor:
-        """What a block sees of the stream."""
+    def seen(self, x: Tensor, margin: Margin, needed: int) -> tuple[Tensor, Tensor]:
+        """What a block sees of a stream with this margin, and of the stream what lies within `needed`: the block adds
+        to no more. x itself may be overwritten."""
 
     def activation(self, name: str, a: Tensor) -> Tensor:
         """clip(round(layer(a)), 0, 255)"""
@@ -50,9 +54,9 @@ class Engine(Protocol):
     def wide(self, name: str, x: Tensor) -> Tensor:
         """`up` or `tail`, float32"""
 
-    def enlarged(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What `up` gives, (B, 4·C, h, w) with row and column first → the stream (B, C, 2h, 2w), and what a block sees
-        of it."""
+    def enlarged(self, x: Tensor, margin: Margin, needed: int) -> tuple[Tensor, Tensor]:
+        """`seen` of the stream (B, C, 2h, 2w), whose margin this is, from what `up` gives: (B, 4·C, h, w) with row and
+        column first."""
 
 
 class IntegerSynthesis:
@@ -69,36 +73,32 @@ class IntegerSynthesis:
 
     def window(self, latents: Tensor, margin: Margin, hidden: Hidden | None = None) -> Tensor:
         """As `Synthesis.window`: latents float32, gains undone. The activations of each block are added to `hidden`."""
-        engine, spatial8 = self.engine, sum(self.config.synthesis8)
-        x = engine.entered(latents)
-        x, margin = self._blocks(
-            "blocks16", self.config.synthesis16, x, engine.seen(x), margin, -(-spatial8 // 2), hidden
-        )
-        x, a = engine.enlarged(engine.wide("up", x))
-        x, margin = self._blocks("blocks8", self.config.synthesis8, x, a, margin.scaled(2), 0, hidden)
+        engine, config, spatial8 = self.engine, self.config, sum(self.config.synthesis8)
+        x, halo16 = engine.entered(latents), -(-spatial8 // 2)
+        x, margin = self._blocks("blocks16", config.synthesis16, engine.seen, x, margin, halo16, hidden)
+        x, margin = engine.wide("up", x), margin.scaled(2)
+        x, margin = self._blocks("blocks8", config.synthesis8, engine.enlarged, x, margin, 0, hidden)
         return engine.wide("tail", x)
 
     def _blocks(
-        self,
-        name: str,
-        blocks: tuple[bool, ...],
-        x: Tensor,
-        a: Tensor,
-        margin: Margin,
-        beyond: int,
+        self, name: str, blocks: tuple[bool, ...], enter: Look, x: Tensor, margin: Margin, beyond: int,
         hidden: Hidden | None,
-    ) -> tuple[Tensor, Margin]:
-        """The stream after these blocks, of which the first sees `a`."""
+    ) -> tuple[Tensor, Margin]:  # fmt: skip
+        """The stream after these blocks, of which the first looks at x by `enter`, and the margin it has left: at least
+        `beyond`."""
         engine = self.engine
+        if not blocks:
+            return enter(x, margin, ALL)[1], margin
         for i, spatial in enumerate(blocks):
-            active = [engine.activation(f"{name}.{i}.expand", a if i == 0 else engine.seen(x))]
+            needed = sum(blocks[i + 1 :]) + beyond
+            a, x = (enter if i == 0 else engine.seen)(x, margin, needed)
+            active = [engine.activation(f"{name}.{i}.expand", a)]
             if spatial:
                 active.append(engine.activation(f"{name}.{i}.depthwise", active[0]))
             if hidden is not None:
                 hidden.append(active)
-            needed = sum(blocks[i + 1 :]) + beyond
-            (x, left), (last, _) = margin.trim(x, needed), margin.trim(active[-1], needed)
-            x, margin = engine.added(f"{name}.{i}.project", x, last), left
+            last, margin = margin.trim(active[-1], needed)
+            x = engine.added(f"{name}.{i}.project", x, last)
         return x, margin
 
 
@@ -123,8 +123,8 @@ class FloatEngine:
     def entered(self, latents: Tensor) -> Tensor:
         return (latents * self.scale).mul_(2.0**ENTRY_BITS).round_().mul_(2.0**-ENTRY_BITS).clamp_(-WIDE, WIDE)
 
-    def seen(self, x: Tensor) -> Tensor:
-        return x.round().clamp_(-BYTE, BYTE - 1)
+    def seen(self, x: Tensor, margin: Margin, needed: int) -> tuple[Tensor, Tensor]:
+        return x.round().clamp_(-BYTE, BYTE - 1), margin.trim(x, needed)[0]
 
     def activation(self, name: str, a: Tensor) -> Tensor:
         return self._layer(name, a).round_().clamp_(0, 255)
@@ -139,11 +139,10 @@ class FloatEngine:
         fine = ((x[:, self.fine[name]] - some) * FINE).round_().clamp_(-BYTE, BYTE - 1)
         return self._layer(name, torch.cat((whole, fine, (some / FINE).round_()), 1))
 
-    def enlarged(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def enlarged(self, x: Tensor, margin: Margin, needed: int) -> tuple[Tensor, Tensor]:
         batch, channels, rows, columns = x.shape
         split = x.view(batch, 2, 2, channels // 4, rows, columns).permute(0, 3, 4, 1, 5, 2)
-        x = split.reshape(batch, channels // 4, 2 * rows, 2 * columns)
-        return x, self.seen(x)
+        return self.seen(split.reshape(batch, channels // 4, 2 * rows, 2 * columns), margin, needed)
 
     def _layer(self, name: str, a: Tensor) -> Tensor:
         weight, (batch, _, rows, columns) = self.weight[name], a.shape
@@ -173,7 +172,6 @@ class ByteEngine:
         self.scale = np.array(arrays["g_s.scale"])
         self.fine = {name: arrays[f"g_s.{name}.fine"].astype(np.int64) for name in WIDER}
         self.coarse = {name: factors(arrays[f"g_s.{name}.coarse"]) for name in WIDER}
-        self.ones = np.ones(max(config.latent_channels, config.width8), np.float32)
 
     @staticmethod
     def _packed(layer: SynthesisLayer, arrays: Arrays) -> ByteLayer:
@@ -184,8 +182,9 @@ class ByteEngine:
     def entered(self, latents: Tensor) -> Tensor:
         return channels_first(_entered(channels_last(_packed(latents)), self.scale))
 
-    def seen(self, x: Tensor) -> Tensor:
-        return stream_bytes(x, self.ones)
+    def seen(self, x: Tensor, margin: Margin, needed: int) -> tuple[Tensor, Tensor]:
+        seen, kept = _seen(channels_last(x), margin.beyond(needed))
+        return channels_first(seen), channels_first(kept)
 
     def activation(self, name: str, a: Tensor) -> Tensor:
         return self.layers[name].activation(a)
@@ -204,9 +203,9 @@ class ByteEngine:
             total = layer.rest(total, channels_first(high), 8.0, raised=True)
         return total
 
-    def enlarged(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        stream, seen = _enlarged(channels_last(x))
-        return channels_first(stream), channels_first(seen)
+    def enlarged(self, x: Tensor, margin: Margin, needed: int) -> tuple[Tensor, Tensor]:
+        seen, kept = _enlarged(channels_last(x), margin.beyond(needed))
+        return channels_first(seen), channels_first(kept)
 
 
 def _packed(x: Tensor) -> Tensor:
@@ -259,25 +258,48 @@ def _entered(latents: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArra
 
 
 @jit
-def _enlarged(x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """As `Engine.enlarged`, channels last."""
+def _seen(x: NDArray[np.float32], cut: Sides) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """As `Engine.seen`, channels last, of a stream that is `cut` by so much; over x itself, since memory that was just
+    looked at is the cheapest."""
     batch, rows, columns, channels = x.shape
-    width = channels // 4
-    out = np.empty((batch, 2 * rows, 2 * columns, width), np.float32)
-    seen = np.empty(out.shape, np.uint8)
+    top, left, bottom, right = cut
+    seen, all_of_x, count = np.empty(x.shape, np.uint8), x.reshape(-1), 0
     low, high = np.float32(-BYTE), np.float32(BYTE - 1)
     for b in range(batch):
         for i in range(rows):
-            for row in range(2):
-                for j in range(columns):
-                    for column in range(2):
-                        start = (2 * row + column) * width
-                        values = x[b, i, j, start : start + width]
-                        stream, raised = out[b, 2 * i + row, 2 * j + column], seen[b, 2 * i + row, 2 * j + column]
-                        for c in range(width):
-                            stream[c] = values[c]
-                            raised[c] = np.uint8(min(max(np.rint(values[c]), low), high) - low)
-    return out, seen
+            for j in range(columns):
+                values, raised = x[b, i, j], seen[b, i, j]
+                for c in range(channels):
+                    raised[c] = np.uint8(min(max(np.rint(values[c]), low), high) - low)
+                if top <= i < rows - bottom and left <= j < columns - right:
+                    kept = all_of_x[count : count + channels]
+                    for c in range(channels):
+                        kept[c] = values[c]
+                    count += channels
+    return seen, all_of_x[:count].reshape((batch, rows - top - bottom, columns - left - right, channels))
+
+
+@jit
+def _enlarged(x: NDArray[np.float32], cut: Sides) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """As `Engine.enlarged`, channels last, likewise."""
+    batch, rows, columns, channels = x.shape
+    top, left, bottom, right = cut
+    width = channels // 4
+    seen = np.empty((batch, 2 * rows, 2 * columns, width), np.uint8)
+    kept = np.empty((batch, 2 * rows - top - bottom, 2 * columns - left - right, width), np.float32)
+    low, high = np.float32(-BYTE), np.float32(BYTE - 1)
+    for b in range(batch):
+        for row in range(2 * rows):
+            for column in range(2 * columns):
+                start = (row % 2 * 2 + column % 2) * width
+                values, raised = x[b, row // 2, column // 2, start : start + width], seen[b, row, column]
+                for c in range(width):
+                    raised[c] = np.uint8(min(max(np.rint(values[c]), low), high) - low)
+                if top <= row < 2 * rows - bottom and left <= column < 2 * columns - right:
+                    stream = kept[b, row - top, column - left]
+                    for c in range(width):
+                        stream[c] = values[c]
+    return seen, kept
 
 
 @jit

@@ -41,12 +41,15 @@ class Margin:
         """At most `needed` on each side."""
         return Margin(*(min(have, needed) for have in (self.top, self.left, self.bottom, self.right)))
 
+    def beyond(self, needed: int) -> tuple[int, int, int, int]:
+        """What is more than `needed`: top, left, bottom, right."""
+        left = self.within(needed)
+        return self.top - left.top, self.left - left.left, self.bottom - left.bottom, self.right - left.right
+
     def trim(self, x: Tensor, needed: int) -> "tuple[Tensor, Margin]":
         """Cuts away what no later layer looks at: beyond `needed` on each side."""
-        left = self.within(needed)
-        rows = slice(self.top - left.top, x.shape[2] - (self.bottom - left.bottom))
-        columns = slice(self.left - left.left, x.shape[3] - (self.right - left.right))
-        return x[:, :, rows, columns], left
+        top, left, bottom, right = self.beyond(needed)
+        return x[:, :, top : x.shape[2] - bottom, left : x.shape[3] - right], self.within(needed)
 
     def untrim(self, x: Tensor, left: "Margin") -> Tensor:
         """x, to which `trim` left so much, with zeros where it was cut."""
