@@ -11,7 +11,7 @@ from histocodec.cli.report import print_facts, print_json, say
 from histocodec.errors import UsageError
 
 ONLY = {
-    **dict.fromkeys(("size", "schedule", "enlarged", "prior_steps", "decoder_steps"), "hyper"),
+    **dict.fromkeys(("size", "schedule", "enlarged", "prior_steps", "decoder_steps", "hidden16"), "hyper"),
     **dict.fromkeys(("start", "checkpoint_every", "compiled"), "hyper"),
     **dict.fromkeys(("latent_dim", "patch", "ratio", "klt", "patience"), "vae"),
 }  # options that one family has, by their parameters' names
@@ -53,6 +53,12 @@ ONLY = {
     help="Steps at the end on crops half as wide again.  [default: the last quarter]",
 )
 @click.option("--warmup", type=click.IntRange(min=0), help="Steps at the start.  [default: 200, vae 0]")
+@click.option(
+    "--hidden16",
+    type=click.IntRange(min=4),
+    metavar="N",
+    help="Then leave so many activations in each block of the decoder at 1/16, of 256: fewer are faster.",
+)
 @click.option(
     "--decoder-steps",
     type=click.IntRange(min=0),
@@ -134,6 +140,7 @@ def command(
     enlarged: int | None,
     warmup: int | None,
     prior_steps: int,
+    hidden16: int | None,
     decoder_steps: int | None,
     start: str | None,
     latent_dim: int,
@@ -189,6 +196,7 @@ def command(
             schedule=schedule,
             enlarged=enlarged,
             prior_steps=prior_steps,
+            hidden16=hidden16,
             decoder_steps=decoder_steps,
             start=start,
             checkpoint_every=checkpoint_every,

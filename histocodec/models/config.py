@@ -40,7 +40,8 @@ class HyperConfig:
     analysis16: Blocks = (True, False, True, False, True, False)
     synthesis16: Blocks = (True, False, True, False)
     synthesis8: Blocks = (True, True)
-    integer_synthesis: bool = False  # `g_s` in whole numbers; absent from the first files
+    integer_synthesis: bool = False  # `g_s` in whole numbers; absent from the first files, as is the next
+    hidden16: int | None = None  # activations in each block of `synthesis16`; None: as many as latent channels
     anchors: int = 9  # qualities at which gains and biases are learnt; the others are interpolated
     lambda_min: float = 5e-5  # rate–distortion weight at quality 0, MSE on the 0–255 scale
     lambda_max: float = 0.08  # … and at quality 100
@@ -59,6 +60,8 @@ class HyperConfig:
         if type(self.integer_synthesis) is not bool:
             found = str(self.integer_synthesis)[:80]
             raise FormatError(f"model config: integer_synthesis is {found}; true or false is allowed")
+        if self.hidden16 is not None:
+            _check_channels("hidden16", self.hidden16)
         if not (isinstance(self.anchors, int) and 2 <= self.anchors <= QUALITIES):
             raise FormatError(f"model config: anchors is {self.anchors!r}; 2 to {QUALITIES} are allowed")
 

@@ -68,9 +68,10 @@ class SynthesisLayer:
 
 def synthesis_layers(config: HyperConfig) -> Iterator[SynthesisLayer]:
     """Every convolution of `g_s`, in order."""
-    yield from _block_layers("blocks16", config.synthesis16, config.latent_channels)
+    channels = config.latent_channels
+    yield from _block_layers("blocks16", config.synthesis16, channels, config.hidden16 or channels)
     yield SynthesisLayer("up", "dense", config.latent_channels + 2 * fine16(config), 4 * config.width8)
-    yield from _block_layers("blocks8", config.synthesis8, config.width8)
+    yield from _block_layers("blocks8", config.synthesis8, config.width8, config.width8)
     yield SynthesisLayer("tail", "dense", config.width8 + 2 * FINE8, 192)
 
 
@@ -78,12 +79,12 @@ def fine16(config: HyperConfig) -> int:
     return min(FINE16, config.latent_channels)
 
 
-def _block_layers(name: str, blocks: tuple[bool, ...], channels: int) -> Iterator[SynthesisLayer]:
+def _block_layers(name: str, blocks: tuple[bool, ...], channels: int, hidden: int) -> Iterator[SynthesisLayer]:
     for i, spatial in enumerate(blocks):
-        yield SynthesisLayer(f"{name}.{i}.expand", "dense", channels, channels)
+        yield SynthesisLayer(f"{name}.{i}.expand", "dense", channels, hidden)
         if spatial:
-            yield SynthesisLayer(f"{name}.{i}.depthwise", "depthwise", channels, channels)
-        yield SynthesisLayer(f"{name}.{i}.project", "dense", channels, channels)
+            yield SynthesisLayer(f"{name}.{i}.depthwise", "depthwise", hidden, hidden)
+        yield SynthesisLayer(f"{name}.{i}.project", "dense", hidden, channels)
 
 
 def synthesis_tensors(config: HyperConfig) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:

@@ -61,13 +61,15 @@ class Margin:
 
 
 class Residual(nn.Module):
-    """x + W₂·relu(D·relu(W₁·x)), with D a depthwise 3×3 convolution in spatial blocks and nothing in others."""
+    """x + W₂·relu(D·relu(W₁·x)), with D a depthwise 3×3 convolution in spatial blocks and nothing in others; `hidden`
+    activations, by default as many as channels."""
 
-    def __init__(self, channels: int, spatial: bool) -> None:
+    def __init__(self, channels: int, spatial: bool, hidden: int | None = None) -> None:
         super().__init__()
-        self.expand = nn.Conv2d(channels, channels, 1)
-        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels) if spatial else None
-        self.project = nn.Conv2d(channels, channels, 1)
+        hidden = hidden or channels
+        self.expand = nn.Conv2d(channels, hidden, 1)
+        self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden) if spatial else None
+        self.project = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + cast(Tensor, self.project(self.activations(x, _relu_plainly)[-1]))
@@ -159,7 +161,8 @@ class Synthesis(nn.Module):
     def __init__(self, config: HyperConfig) -> None:
         super().__init__()
         self.config = config
-        self.blocks16 = nn.Sequential(*(Residual(config.latent_channels, s) for s in config.synthesis16))
+        channels, hidden = config.latent_channels, config.hidden16
+        self.blocks16 = nn.Sequential(*(Residual(channels, spatial, hidden) for spatial in config.synthesis16))
         self.up = nn.ConvTranspose2d(config.latent_channels, config.width8, 2, stride=2)
         self.blocks8 = nn.Sequential(*(Residual(config.width8, spatial) for spatial in config.synthesis8))
         self.tail = nn.Conv2d(config.width8, 192, 1)

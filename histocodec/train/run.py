@@ -18,6 +18,7 @@ from histocodec.train.decoder import refine_synthesis
 from histocodec.train.evaluate import rate_distortion_points
 from histocodec.train.finetune import deepened
 from histocodec.train.loop import Progress, Schedule, Trainer, TrainingLog
+from histocodec.train.narrow import narrow
 from histocodec.train.patches import PatchSampler, TrainingImage
 from histocodec.train.prior import refine_prior
 from histocodec.train.reaches import analysis_reaches
@@ -54,6 +55,7 @@ class TrainOptions(RunOptions):
     decay: int | None = None  # None: the last half
     enlarged: int | None = None  # None: the last quarter
     warmup: int = 200
+    hidden16: int | None = None  # then so many activations are left in a block of `synthesis16`; None: all
     decoder_steps: int | None = None  # then, of the synthesis alone, in whole numbers; None: a tenth of `steps`
     prior_steps: int = 0  # a last stretch for the prior alone; see `histocodec.train.prior`
     prior_rate: float = 8e-4
@@ -83,13 +85,19 @@ def run_training(options: TrainOptions, report: Callable[[str], None], *, config
     start = None if options.start is None else find_model(options.start)
     decoder_steps = options.steps // 10 if options.decoder_steps is None else options.decoder_steps
 
+    def lighten(model: HyperModel) -> None:
+        if options.hidden16 is not None:
+            narrow(model, sampler, options.hidden16)
+
     def refine_decoder(model: HyperModel) -> None:
         after = _after_each("decoder", decoder_steps, out, report)
         refine_synthesis(model, sampler, steps=decoder_steps, report=after)
 
     if start is not None and options.steps == 0:
         notes = {"decoder_steps": str(decoder_steps)}
-        weights = in_whole_numbers(start, sampler, options.model_id, refine=refine_decoder, notes=notes)
+        weights = in_whole_numbers(
+            start, sampler, options.model_id, lighten=lighten, refine=refine_decoder, notes=notes
+        )
         return _written(weights, options, report)
     config = config or (HyperConfig() if start is None else deepened(start.hyper))
     trainer = Trainer(config, sampler, rate=options.rate, device=begun.device, compiled=options.compile)
@@ -117,6 +125,7 @@ def run_training(options: TrainOptions, report: Callable[[str], None], *, config
     trainer.run(schedule, until=options.steps, report=after_step)
     trainer.save(checkpoint)
     model = trainer.average
+    lighten(model)
     model.g_s = quantised_synthesis(model, sampler)
     refine_decoder(model)
     if options.prior_steps:

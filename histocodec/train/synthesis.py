@@ -48,7 +48,8 @@ def quantised_synthesis(model: HyperModel, sampler: PatchSampler) -> QuantisedSy
     reaches, power16, power8 = Reaches(), torch.zeros((), device=device), torch.zeros((), device=device)
     for batch in range(BATCHES):
         step = FIRST_STEP - 1 - batch
-        x = reaches.blocks("blocks16", g_s.blocks16, coded(model, sampler(step).pixels, _qualities(sampler, step)))
+        latents = coded(model, sampler(step).pixels, random_qualities(sampler, step))
+        x = reaches.blocks("blocks16", g_s.blocks16, latents)
         reaches.note("up", "seen", x)
         power16 = power16 + x.square().mean((0, 2, 3)) / BATCHES
         x = reaches.blocks("blocks8", g_s.blocks8, g_s.up(x))
@@ -76,7 +77,7 @@ def quantised_synthesis(model: HyperModel, sampler: PatchSampler) -> QuantisedSy
     _fill_wide(result, "tail", tail, cast(Tensor, g_s.tail.bias), one, at8, power8, one)
     _choose_shifts(result)
     steps = range(FIRST_STEP - BATCHES - ROUNDED, FIRST_STEP - BATCHES)
-    round_weights(result, [coded(model, sampler(step).pixels, _qualities(sampler, step)) for step in steps])
+    round_weights(result, [coded(model, sampler(step).pixels, random_qualities(sampler, step)) for step in steps])
     return result
 
 
@@ -86,24 +87,29 @@ def in_whole_numbers(
     model_id: str,
     *,
     refine: Callable[[HyperModel], None] | None = None,
+    lighten: Callable[[HyperModel], None] | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> ModelWeights:
     """A finished model whose synthesis is in whole numbers, and whose analysis can be run in bytes; all else stays, so
-    latents cost what they did. `refine` may train that synthesis. Raises UsageError where it is so already."""
+    latents cost what they did. `lighten` may change the synthesis before, and `refine` train it after. Raises
+    UsageError where it is in whole numbers already."""
     model = HyperModel(deepened(weights.hyper)).eval()
     start_from_model(model, weights, sampler)
     if weights.hyper.integer_synthesis:
         raise UsageError(f"model {weights.id}: its synthesis is in whole numbers already")
+    if lighten is not None:
+        lighten(model)
     model.g_s = quantised_synthesis(model, sampler)
     if refine is not None:
         refine(model)
     kept = {name: array for name, array in weights.arrays.items() if not name.startswith("g_s.")}
-    config = replace(weights.hyper, integer_synthesis=True)
+    config = replace(weights.hyper, integer_synthesis=True, hidden16=model.config.hidden16)
     arrays = {**kept, **model.g_s.arrays(), **analysis_reaches(model, sampler)}
     return model_file(arrays, config, model_id, {**weights.notes, **(notes or {}), "from": weights.sha256})
 
 
-def _qualities(sampler: PatchSampler, step: int) -> Tensor:
+def random_qualities(sampler: PatchSampler, step: int) -> Tensor:
+    """One for each patch of a step, (B,)"""
     generator = torch.Generator().manual_seed(sampler.seed * 1_000_003 + step)
     return (torch.rand(sampler.batch, generator=generator) * (QUALITIES - 1)).round()
 
