@@ -1,12 +1,13 @@
-"""Containers to pixels, block by block. A block is one chunk's 512×512 pixels, always computed from the same window
-of latents on one thread (or in one fixed batch on a GPU), so a pixel never depends on the region it was read in."""
+"""Containers to pixels, block by block. A block is one chunk's 512×512 pixels. A pixel never depends on the region it
+was read in: where the synthesis is not in whole numbers, a block is always computed from the same window of latents on
+one thread (or in one fixed batch on a GPU)."""
 
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from histocodec.transform import Transform
 from histocodec.workers import Workers
 
 MOST_INDICES = 1024  # shard indices kept, of 10 KB each as objects
+TOGETHER = 2  # blocks side by side in one window, where there are many: they share a margin, and calls
 GPU_BATCH = 16  # blocks a launch; always this many, since a convolution may round differently in another batch
 
 
@@ -132,10 +134,13 @@ class BlockDecoder:
 
     def blocks(self, keys: Iterable[BlockKey]) -> Iterator[tuple[BlockKey, Pixels]]:
         """(key, pixels (h, w, 3) uint8, cut at the level's edge), in the order of the keys. Do not write to them."""
-        if self.device.type == "cpu":
-            yield from self.workers.map(lambda key: (key, self._block(key)), keys)
-        else:
+        if self.device.type != "cpu":
             yield from self._in_batches(keys)
+            return
+        wanted = list(keys)
+        many = self.transform.exact and len(wanted) >= 2 * TOGETHER * self.workers.count
+        for found in self.workers.map(self._blocks, _side_by_side(wanted, TOGETHER if many else 1)):
+            yield from found
 
     def chunk(self, key: BlockKey) -> ChunkLatents | None:
         """The latents of a chunk, or None where it is background."""
@@ -196,13 +201,13 @@ class BlockDecoder:
             self._indices[shard] = index
         return index
 
-    def window(self, key: BlockKey) -> tuple[NDArray[np.float32], Margin]:
-        """The scaled latents (C, h, w) float32 around a block, as far as the synthesis looks and the level goes; in
-        memory, channels come last."""
+    def window(self, key: BlockKey, across: int = 1) -> tuple[NDArray[np.float32], Margin]:
+        """The scaled latents (C, h, w) float32 around a block, or so many from there on `across` the level, as far as
+        the synthesis looks and the level goes; in memory, channels come last."""
         rows, columns = self._grids[key.level].latent_rows, self._grids[key.level].latent_columns
         side, halo = self.side, self.weights.config.synthesis_halo
         top, bottom = max(0, key.row * side - halo), min(rows, (key.row + 1) * side + halo)
-        left, right = max(0, key.column * side - halo), min(columns, (key.column + 1) * side + halo)
+        left, right = max(0, key.column * side - halo), min(columns, (key.column + across) * side + halo)
         window = np.empty((bottom - top, right - left, self.weights.config.latent_channels), np.float32)
         rows_of, columns_of = range(top // side, -(-bottom // side)), range(left // side, -(-right // side))
         for place in self._underway.last(BlockKey(key.level, r, c) for r in rows_of for c in columns_of):
@@ -220,17 +225,19 @@ class BlockDecoder:
             key.row * side - top,
             key.column * side - left,
             max(0, bottom - (key.row + 1) * side),
-            max(0, right - (key.column + 1) * side),
+            max(0, right - (key.column + across) * side),
         )
         return window.transpose(2, 0, 1), margin
 
-    def _block(self, key: BlockKey) -> Pixels:
-        """One block on this thread."""
-        known = self._known(key)
-        if known is not None:
-            return known
-        window, margin = self.window(key)
-        return self._keep(key, self.transform.synthesise([window], margin, self.stats.channels)[0])
+    def _blocks(self, keys: Sequence[BlockKey]) -> list[tuple[BlockKey, Pixels]]:
+        """Blocks that lie side by side, on this thread."""
+        known = [(key, pixels) for key in keys if (pixels := self._known(key)) is not None]
+        if known:
+            return known if len(keys) == 1 else [block for key in keys for block in self._blocks([key])]
+        window, margin = self.window(keys[0], len(keys))
+        pixels = self.transform.synthesise([window], margin, self.stats.channels)[0]
+        side = self.container.attributes.chunk_side
+        return [(key, self._keep(key, pixels[:, n * side :])) for n, key in enumerate(keys)]
 
     def _in_batches(self, keys: Iterable[BlockKey]) -> Iterator[tuple[BlockKey, Pixels]]:
         """The same on a GPU: windows are made by the workers, GPU_BATCH of one shape go up together."""
@@ -281,6 +288,18 @@ class BlockDecoder:
     def _size(self, key: BlockKey) -> tuple[int, int]:
         level, side = self.container.attributes.levels[key.level], self.container.attributes.chunk_side
         return min(side, level.height - key.row * side), min(side, level.width - key.column * side)
+
+
+def _side_by_side(keys: Iterable[BlockKey], most: int) -> Iterator[list[BlockKey]]:
+    """The keys in their order, up to `most` at once where one follows the other across a level."""
+    run: list[BlockKey] = []
+    for key in keys:
+        if run and (len(run) == most or key != replace(run[-1], column=run[-1].column + 1)):
+            yield run
+            run = []
+        run.append(key)
+    if run:
+        yield run
 
 
 @jit

@@ -130,6 +130,11 @@ class Transform:
         else:
             self.g_s = self._real
 
+    @property
+    def exact(self) -> bool:
+        """Whether a pixel is the same in whatever window it is synthesised."""
+        return isinstance(self.g_s, IntegerSynthesis)
+
     @cached_property
     def _analyser(self) -> Analysis | VaeEncoder | ByteAnalysis:
         """What a writer runs; a reader never asks for it."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from histocodec.errors import FormatError
+from histocodec.formats.decoder import BlockDecoder, BlockKey
 from histocodec.formats.options import EncodeOptions
 from histocodec.formats.reader import open_compressed
 from histocodec.formats.writer import encode_slide
@@ -143,6 +144,31 @@ def slide_stats(path: Path) -> ChannelStats:
     from histocodec.formats.container import Container
 
     return Container.open(path).stats().channels
+
+
+def test_blocks_side_by_side_are_what_each_is_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, around = tmp_path / "tiny-integer.safetensors", []
+    model.write_bytes(tiny_integer_weights().data)
+    pixels = synthetic_slide(1300, 900, seed=4)  # 3 × 2 blocks, of which the last of a row has no neighbour left
+    options = EncodeOptions(model=str(model), quality=60, effort=0, background="code")
+    encode_slide(ArraySlide(pixels, name="a"), tmp_path / "a.zarr", options)
+    monkeypatch.setenv(MODELS_VARIABLE, str(tmp_path))
+    window = BlockDecoder.window
+
+    def watched(self: BlockDecoder, key: BlockKey, across: int = 1) -> tuple[np.ndarray, Margin]:
+        around.append((key.row, key.column, across))
+        return window(self, key, across)
+
+    monkeypatch.setattr(BlockDecoder, "window", watched)
+    with open_compressed(tmp_path / "a.zarr", device="cpu", workers=1) as slide:
+        whole = slide.read_array(0, 0, 1300, 900)
+    assert around == [(0, 0, 2), (0, 2, 1), (1, 0, 2), (1, 2, 1)]
+    with open_compressed(tmp_path / "a.zarr", device="cpu", workers=1) as slide:
+        for y in (0, 512):
+            for x in (0, 512, 1024):
+                width, height = min(512, 1300 - x), min(512, 900 - y)
+                assert np.array_equal(slide.read_array(x, y, width, height), whole[y : y + height, x : x + width])
+    assert around[4:] == [(0, 0, 1), (0, 1, 1), (0, 2, 1), (1, 0, 1), (1, 1, 1), (1, 2, 1)]
 
 
 def test_a_gradient_passes_the_rounding() -> None:

@@ -21,6 +21,7 @@ from histocodec.train.data import held_out, training_files
 from histocodec.train.decoder import refine_synthesis
 from histocodec.train.finetune import deepened, start_from_model
 from histocodec.train.loop import Progress, Schedule, Trainer
+from histocodec.train.narrow import narrow
 from histocodec.train.patches import Batch, PatchSampler, training_image
 from histocodec.train.prior import refine_prior
 from histocodec.train.rounding import rounded
@@ -135,23 +136,60 @@ def test_a_run_from_files_ends_in_a_model_that_codes(tmp_path: Path, monkeypatch
     assert any("resumed at step 4" in line for line in lines)
 
 
-@pytest.mark.parametrize("steps", [0, 3])
-def test_no_steps_of_training_change_the_synthesis_alone(tmp_path: Path, steps: int) -> None:
+@pytest.mark.parametrize(("steps", "hidden"), [(0, None), (3, None), (3, 24)])
+def test_no_steps_of_training_change_the_synthesis_alone(tmp_path: Path, steps: int, hidden: int | None) -> None:
     Image.fromarray(synthetic_slide(320, 320, seed=1)).save(tmp_path / "section.png")
     start = tiny_model(tmp_path)
     options = TrainOptions(
         data=(tmp_path,), out=tmp_path / "run", steps=0, start=str(start), batch=2, size=64,
-        device="cpu", model_id="whole", decoder_steps=steps,
+        device="cpu", model_id="whole", decoder_steps=steps, hidden16=hidden,
     )  # fmt: skip
     made, before = load_model(run_training(options, ignore_line)), load_model(start)
     assert made.id == "whole"
-    assert made.hyper == replace(before.hyper, integer_synthesis=True)
+    assert made.hyper == replace(before.hyper, integer_synthesis=True, hidden16=hidden)
     kept = [name for name in before.arrays if not name.startswith("g_s.")]
     assert all(np.array_equal(made.arrays[name], before.arrays[name]) for name in kept)
     assert (made.notes["from"], made.notes["decoder_steps"]) == (before.sha256, str(steps))
     again = replace(options, start=str(tmp_path / "run" / "whole.safetensors"), out=tmp_path / "again")
     with pytest.raises(UsageError, match="whole numbers already"):
         run_training(again, ignore_line)
+
+
+def test_what_others_foretell_is_left_out_first(sampler: PatchSampler) -> None:
+    network = tiny_network()
+    blocks = network.real_synthesis.blocks16
+    with torch.no_grad():
+        for block in blocks:
+            for layer in (block.expand, block.depthwise):
+                if layer is not None:
+                    layer.weight[24:], layer.bias[24:] = layer.weight[:24].flip(0), layer.bias[:24].flip(0)
+            block.project.weight.normal_(0, 0.1)
+        latents = coded(network, sampler(5).pixels, torch.tensor([30.0, 70]))
+        wanted = blocks(latents)
+        narrow(network, sampler, 24)
+        found, changed = network.real_synthesis.blocks16(latents), wanted - latents
+    assert network.config == network.real_synthesis.config == replace(TINY, hidden16=24)
+    assert [block.expand.out_channels for block in network.real_synthesis.blocks16] == [24, 24]
+    assert (found - wanted).square().mean() < 1e-4 * changed.square().mean()
+
+
+def test_a_block_keeps_what_the_pixels_would_miss(sampler: PatchSampler) -> None:
+    """Of 48 activations, 40 do nothing: they go, and nothing changes."""
+    network = tiny_network()
+    with torch.no_grad():
+        for block in network.real_synthesis.blocks16:
+            block.project.weight.normal_(0, 0.1)
+            block.project.weight[:, torch.arange(48) % 6 > 0] = 0
+        latents = coded(network, sampler(5).pixels, torch.tensor([30.0, 70]))
+        wanted = network.real_synthesis(latents)
+        narrow(network, sampler, 8)
+        assert torch.allclose(network.real_synthesis(latents), wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("hidden", [0, 26, 52])
+def test_more_activations_than_there_are_cannot_be_left(sampler: PatchSampler, hidden: int) -> None:
+    with pytest.raises(UsageError, match="a multiple of 4 up to 48"):
+        narrow(tiny_network(), sampler, hidden)
 
 
 def ignore_line(line: str) -> None:
