@@ -48,7 +48,7 @@ STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "m
 )
 @click.option(
     "--model",
-    default="hyper-4",
+    default="hyper-5",
     show_default=True,
     metavar="ID|FILE",
     help="An installed model, or a .safetensors file.",

@@ -14,7 +14,7 @@ from histocodec.slide import Colour
 from histocodec.transform import Transform, quantise
 from histocodec.window import Window
 
-STEPS = 8  # a level of effort
+STEPS = 10  # a level of effort
 
 
 class Quantiser:
