@@ -66,7 +66,7 @@ def ours_within(pixels: Pixels, wanted: int, options: BenchOptions) -> tuple[int
     """Bytes and pixels of the highest quality of at most so many bytes, of quality 0 where even that has more."""
     with TemporaryDirectory(prefix="histocodec-bench-") as folder:
 
-        def coded(quality: int) -> Ours:
+        def coded(quality: float) -> Ours:
             return Ours(
                 pixels,
                 quality,
@@ -77,12 +77,12 @@ def ours_within(pixels: Pixels, wanted: int, options: BenchOptions) -> tuple[int
                 options.effort,
             )
 
-        def size(quality: int) -> int:
+        def size(quality: float) -> int:
             ours = coded(quality)
             ours.folder.mkdir()
             return ours.sizes(ours.prepare()).in_slide_bytes
 
-        known: dict[int, int] = {}
+        known: dict[float, int] = {}
         quality = finest_within(wanted, known, size)
         found = known[quality] if quality in known else size(quality)
         return found, coded(quality).read()

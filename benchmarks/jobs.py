@@ -73,7 +73,7 @@ class Ours:
     containers; the one that the reading jobs read is there after `prepare`."""
 
     pixels: Pixels
-    quality: int
+    quality: float
     model: str
     device: str
     threads: int

@@ -23,12 +23,13 @@ from histocodec.benchmarks.metrics import fidelity
 from histocodec.benchmarks.nuclei import agreement
 from histocodec.benchmarks.peers import JPEG2000_TILES, PEERS
 from histocodec.benchmarks.provenance import Machine
-from histocodec.benchmarks.ratios import finest_within, raw_bytes_over
+from histocodec.benchmarks.ratios import PARTS, finest_within, raw_bytes_over
 from histocodec.benchmarks.rows import CURVE, OURS, Coder, Point, Row, RowStore, Sizes
 from histocodec.benchmarks.tiles import TILE
 from histocodec.benchmarks.timing import jobs_of_ours, jobs_of_peer, nearest, speed_of
 from histocodec.errors import UsageError
 from histocodec.formats.options import EncodeOptions
+from histocodec.models.config import HyperConfig
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Pixels
 from histocodec.transform import choose_device
@@ -96,6 +97,7 @@ class _Bench:
         tool = f"histocodec {VERSION}, method {METHOD}"
         device = str(choose_device(options.device))
         self.ours = Coder(OURS, f"{OURS}{effort}", weights.id, weights.sha256, device, tool)
+        self.parts = PARTS if isinstance(weights.config, HyperConfig) else 1
         self.peers = {
             Coder(name, peer.name, peer.version, None, "cpu", tool): peer
             for name in options.against
@@ -124,7 +126,7 @@ class _Bench:
         found = self.store.at(self.picture.subject, self.ours, point)
         if found is not None:
             return found
-        with self._coded(int(point.setting)) as ours:
+        with self._coded(point.setting) as ours:
             return self._measured(self.ours, point, ours.sizes(ours.prepare()), ours.read())
 
     def _peer_curve(self, coder: Coder, peer: Contender, low: float, high: float) -> list[Row]:
@@ -151,17 +153,19 @@ class _Bench:
     def _rungs(self, curve: Sequence[Row]) -> Iterator[Row]:
         """Ours and whole-image JPEG 2000, at each of the paper's ratios."""
         rival = next(((coder, peer) for coder, peer in self.peers.items() if coder.codec == LADDER_PEER), None)
-        known = {int(row.point.setting): row.sizes.in_slide_bytes for row in curve}
+        known = {row.point.setting: row.sizes.in_slide_bytes for row in curve}
         for ratio in self.options.ratios:
             wanted = raw_bytes_over(ratio, self.picture.area)
             yield self._our_rung(f"1:{ratio}", wanted, known)
             if rival is not None:
                 yield self._peer_rung(*rival, f"1:{ratio}", wanted)
 
-    def _our_rung(self, kind: str, wanted: int, known: dict[int, int]) -> Row:
+    def _our_rung(self, kind: str, wanted: int, known: dict[float, int]) -> Row:
         self.note(f"{self.ours.name}, {kind}")
         found = self.store.at(self.picture.subject, self.ours, Point(kind, 0))
-        return found or self._our_row(Point(kind, finest_within(wanted, known, self._in_slide_bytes)))
+        if found is not None:
+            return found
+        return self._our_row(Point(kind, finest_within(wanted, known, self._in_slide_bytes, parts=self.parts)))
 
     def _peer_rung(self, coder: Coder, peer: Contender, kind: str, wanted: int) -> Row:
         self.note(f"{coder.name}, {kind}")
@@ -185,7 +189,7 @@ class _Bench:
         self.note(f"timing {coder.name}")
         pixels, options = self.picture.pixels, self.options
         if coder == self.ours:
-            quality = int(row.point.setting)
+            quality = row.point.setting
             jobs = jobs_of_ours(pixels, quality, model=options.model, device=self.ours.device, effort=options.effort)
         else:
             jobs = jobs_of_peer(self.peers[coder], pixels, row.point.setting)
@@ -196,12 +200,12 @@ class _Bench:
         machine = Machine.here()
         return f"{machine.cpu}, {machine.gpu or 'no GPU'}, {self.options.threads} threads"
 
-    def _in_slide_bytes(self, quality: int) -> int:
+    def _in_slide_bytes(self, quality: float) -> int:
         with self._coded(quality) as ours:
             return ours.sizes(ours.prepare()).in_slide_bytes
 
     @contextmanager
-    def _coded(self, quality: int) -> Iterator[Ours]:
+    def _coded(self, quality: float) -> Iterator[Ours]:
         options = self.options
         with TemporaryDirectory(prefix="histocodec-bench-") as folder:
             yield Ours(

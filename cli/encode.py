@@ -27,9 +27,10 @@ STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "m
 @path_argument("dst")
 @click.option(
     "--quality",
-    type=click.IntRange(0, 100),
-    help="From 0 to 100; with effort, a faint slide may be coded at a lower one that is worth as much, a strong one at "
-    "a higher.  [default: 50, or the model's own ratio]",
+    type=click.FloatRange(0, 100),
+    metavar="Q",
+    help="From 0 to 100, in parts too; what is stored is a whole one that is worth as much. With effort, a faint slide "
+    "may be coded at a lower one, a strong one at a higher.  [default: 50, or the model's own ratio]",
 )
 @click.option("--target-psnr", type=float, metavar="DB", help="Aim at this PSNR of level 0.")
 @click.option("--target-bpp", type=float, metavar="BITS", help="Aim at this many bits per pixel of level 0.")
@@ -82,7 +83,7 @@ def command(
     src: Path,
     dst: Path,
     *,
-    quality: int | None,
+    quality: float | None,
     target_psnr: float | None,
     target_bpp: float | None,
     ratio: float | None,
@@ -171,7 +172,7 @@ def worst_text(report: "EncodeReport") -> str:
 
 def asked_text(report: "EncodeReport") -> str:
     asked = report.asked_quality
-    return "" if asked in (None, report.quality) else f", on this slide worth as much as {asked}"
+    return "" if asked in (None, report.quality) else f", on this slide worth as much as {asked:g}"
 
 
 def report_facts(report: "EncodeReport") -> list[tuple[str, str]]:

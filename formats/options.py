@@ -15,7 +15,7 @@ class EncodeOptions:
     """One of the four rate options, or none for the model's own ratio, where it has one, else for DEFAULT_QUALITY;
     checked here, once."""
 
-    quality: int | None = None
+    quality: float | None = None  # of a `hyper` model in any parts
     target_psnr: float | None = None  # dB over the coded chunks of level 0
     target_bpp: float | None = None  # bits of the whole container per pixel of level 0
     ratio: float | None = None  # raw RGB bytes of level 0 over the container's bytes
@@ -44,7 +44,7 @@ class EncodeOptions:
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)} exclude each other; give one")
         if self.quality is not None and not 0 <= self.quality < QUALITIES:
-            raise UsageError(f"--quality {self.quality}: 0 to {QUALITIES - 1} is allowed")
+            raise UsageError(f"--quality {self.quality:g}: 0 to {QUALITIES - 1} is allowed")
         if self.target_psnr is not None and not 10 <= self.target_psnr <= 60:
             raise UsageError(f"--target-psnr {self.target_psnr:g}: 10 to 60 dB is allowed")
         if self.min_psnr is not None and not 10 <= self.min_psnr <= 100:
@@ -124,6 +124,6 @@ class EncodeReport:
     device: str
     model: str
     quality: int
-    asked_quality: int | None  # with --quality; with effort another may be worth as much on this slide
+    asked_quality: float | None  # with --quality; on this slide worth as much as the one that is stored
     levels: int
     dropped: tuple[str, ...]

@@ -86,10 +86,9 @@ def refined_stats(
         best, least = (tried, quality), relative
         return True
 
-    rate_weight = transform.weights.hyper.rate_weight
     for away in (-NEXT, NEXT):
         for other in range(quality + away, -1 if away < 0 else QUALITIES, away):
-            factor = math.sqrt(rate_weight(other) / rate_weight(quality))
+            factor = transform.weights.hyper.fainter_by(quality, other)
             if not better(source.stats.fainter(source.background, factor), other, LEAST_OF_NEXT):
                 break
     rng, step = np.random.default_rng(0), FIRST_STEP

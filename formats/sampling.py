@@ -1,6 +1,7 @@
 """Which quality meets a target: bisection on a sample of a slide's chunks, analysed once and coded at each try."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,7 +13,7 @@ from histocodec.fidelity import psnr, squared_error
 from histocodec.formats.attributes import Attributes
 from histocodec.formats.options import DEFAULT_QUALITY, EncodeOptions
 from histocodec.geometry import Grid
-from histocodec.models.config import CHUNK_PIXELS, QUALITIES
+from histocodec.models.config import CHUNK_PIXELS, QUALITIES, HyperConfig
 from histocodec.normalise import ChannelStats
 from histocodec.quantiser import Quantiser
 from histocodec.slide import Colour, Pixels, Slide
@@ -25,6 +26,7 @@ TISSUE_CHUNKS = 80  # 20 megapixels: their mean is within two or three per cent 
 GLASS_CHUNKS = 60  # of those that look like bare glass from afar: cheap, but on many slides the most
 EFFORT_CHUNKS = 6  # with effort: what it changes is much the same on all chunks, and takes seconds on each
 LIKELY_SEARCHES = 3  # after which most targets are met; then by bisection
+SPARE = 0.1  # quality, between two whole ones, that is not trusted: what lies there is not tried
 OVERHEAD = 1.01  # overview and thumbnail, as a share of the latents
 # Bytes beside the shards, measured on small containers: what all levels share, each level's metadata, and a chunk's
 # share of its maps. Within a shard, each chunk has a CRC, and each place a line of the index.
@@ -61,12 +63,16 @@ _Total = Callable[[Sequence[_Sample], int, Quantiser, Workers], float]
 
 def choose_quality(
     options: EncodeOptions, source: SampleSource, quantiser: Quantiser, workers: Workers
-) -> int:
+) -> float:
     """The quality that the options name, or the one whose sample meets their target: the highest within a rate, the
-    lowest that reaches a PSNR. Raises UsageError where none does."""
-    wanted_bpp, nominal = options.wanted_bpp, quantiser.weights.config.ratio
+    lowest that reaches a PSNR; of a `vae` a whole one. Raises UsageError where none does."""
+    config = quantiser.weights.config
+    wanted_bpp, nominal = options.wanted_bpp, config.ratio
+    parts = isinstance(config, HyperConfig)
     if not options.has_target:
         if options.quality is not None:
+            if options.quality % 1 and not parts:
+                raise UsageError(f"--quality {options.quality:g}: of model {quantiser.weights.id} only whole ones")
             return options.quality
         if nominal is None:
             return DEFAULT_QUALITY
@@ -78,13 +84,13 @@ def choose_quality(
     rounding = quantiser.rounding()
     few = spread([sample for sample in samples if not sample.bare] or samples, EFFORT_CHUNKS)
 
-    def bracket(holds: Callable[[int, float], bool], total: _Total) -> tuple[int, int]:
+    def bracket(holds: Callable[[int, float], bool], total: _Total) -> tuple[int, int, float]:
         """The last quality for which `holds` does, and the next, for which it does not, given by what factor effort
-        changes the total there; -1 and QUALITIES were not tried."""
+        changes the total there, which is the third; -1 and QUALITIES were not tried."""
         quality = _last(lambda quality: holds(quality, 1.0))
         if not quantiser.effort:
-            return quality, quality + 1
-        below, above, tries = -1, QUALITIES, 0
+            return quality, quality + 1, 1.0
+        below, above, tries, factor = -1, QUALITIES, 0, 1.0
         while above - below > 1:
             quality, tries = min(max(quality, below + 1), above - 1), tries + 1
             rounded = total(few, quality, rounding, workers)
@@ -94,34 +100,45 @@ def choose_quality(
             if tries < LIKELY_SEARCHES:  # the factor of one quality tells about those around it
                 quality = _last(lambda quality, factor=factor: holds(quality, factor))  # type: ignore[misc]
                 above = below + 1 if quality == below else above
-        return below, above
+        return below, above, factor
 
     if wanted_bpp is None:
         wanted_psnr = options.target_psnr or 0.0
         finest = [sample for sample in samples if sample.level == source.levels[0]]
         area = sum(sample.weight * sample.window.pixels.size for sample in finest)
 
-        def falls_short(quality: int, factor: float) -> bool:
-            return psnr(_error(finest, quality, rounding, workers) * factor, area) < wanted_psnr
+        def reached(quality: int, factor: float) -> float:
+            return psnr(_error(finest, quality, rounding, workers) * factor, area)
 
-        quality = bracket(falls_short, _error)[1]
-        if quality == QUALITIES:
+        below, above, factor = bracket(lambda quality, factor: reached(quality, factor) < wanted_psnr, _error)
+        if above == QUALITIES:
             raise UsageError(f"--target-psnr {wanted_psnr:g} dB is beyond quality {QUALITIES - 1} on this slide")
-        return quality
+        if below < 0 or not parts:
+            return above
+        part = _part(reached(below, factor), wanted_psnr, reached(above, factor))
+        return min(below + part + SPARE, above)
     pixels = source.slide.levels[source.levels[0]].region.area
     least_bits = 8 * _bytes_beside_chunks(source)
 
     def bpp(quality: int, factor: float = 1.0) -> float:
         return (_bits(samples, quality, rounding, workers) * factor * OVERHEAD + least_bits) / pixels
 
-    quality = bracket(lambda quality, factor: bpp(quality, factor) <= wanted_bpp, _bits)[0]
-    if quality < 0:
+    below, above, factor = bracket(lambda quality, factor: bpp(quality, factor) <= wanted_bpp, _bits)
+    if below < 0:
         asked = "" if options.wanted_bpp is not None else f", at which model {quantiser.weights.id} aims,"
         raise UsageError(
             f"{wanted_bpp:.4g} bpp{asked} is less than quality 0 needs on this slide, about {bpp(0):.3g} bpp; "
             "--quality takes what it needs"
         )
-    return quality
+    if above == QUALITIES or not parts:
+        return below
+    part = _part(*(math.log(rate) for rate in (bpp(below, factor), wanted_bpp, bpp(above, factor))))
+    return max(below + part - SPARE, below)
+
+
+def _part(low: float, wanted: float, high: float) -> float:
+    """How far `wanted` lies between, from 0 to 1."""
+    return min(max(0.0, (wanted - low) / (high - low)), 1.0) if high > low else 0.0
 
 
 def _bytes_beside_chunks(source: SampleSource) -> int:

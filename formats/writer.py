@@ -153,14 +153,18 @@ class _Encoder:
 
     def _settle(self, *, effort: int) -> None:
         """Chooses the quality. Another one decodes glass exactly with other statistics, which change rate and PSNR a
-        little, so that a target is sought again."""
+        little, so that a target is sought again. A quality between two whole ones is the lower of a fainter slide."""
         measured = self.stats
         for _ in range(MOST_CHOSEN):
             before = self.quality
-            self.quality = choose_quality(self.options, self._sampled(), self._quantiser(effort), self.workers)
+            wanted = choose_quality(self.options, self._sampled(), self._quantiser(effort), self.workers)
+            self.quality = int(wanted)
             if self.glass is None or self.quality == before:
                 break
             self.stats = self._aligned(measured, self.quality)
+        if wanted > self.quality:
+            factor = self.weights.hyper.fainter_by(wanted, self.quality)
+            self.stats = self._aligned(self.stats.fainter(self.background, factor), self.quality)
 
     def _refine(self, *, effort: int) -> None:
         """Takes the statistics that this slide is coded best with, and the quality that goes with them; glass stays
@@ -418,7 +422,7 @@ def _fingerprint(slide: Slide, options: EncodeOptions, weights: ModelWeights) ->
 
 
 def _report(
-    dst: Path, attributes: Attributes, slide: Slide, asked: int | None, outcome: _Outcome, seconds: float, device: str
+    dst: Path, attributes: Attributes, slide: Slide, asked: float | None, outcome: _Outcome, seconds: float, device: str
 ) -> EncodeReport:
     sizes, first = files.sizes(dst), attributes.levels[0]
     pixels, source = first.width * first.height, source_bytes(slide)

@@ -80,7 +80,7 @@ _HOMES = {
 class EncodeChoices(TypedDict, total=False):
     """The keywords of `encode`: the fields of `EncodeOptions`."""
 
-    quality: int | None
+    quality: float | None
     target_psnr: float | None
     target_bpp: float | None
     ratio: float | None

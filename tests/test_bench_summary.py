@@ -106,6 +106,13 @@ def test_the_finest_quality_within_so_many_bytes_is_found(wanted: int, quality: 
     assert not {0, 40, 80} & set(tried)
 
 
+@pytest.mark.parametrize(("wanted", "quality"), [(3700, 33.75), (3699, 33.625), (3400, 30), (9000, 100)])
+def test_so_it_is_between_two_whole_ones(wanted: int, quality: float) -> None:
+    known = {30.0: 3400, 35.0: 3800}
+    assert finest_within(wanted, known, lambda at: int(1000 + 80 * at), parts=8) == quality
+    assert all(size == int(1000 + 80 * at) for at, size in known.items())
+
+
 def test_a_ratio_counts_only_images_where_neither_codec_is_larger() -> None:
     kind, fitting = "1:64", 24 / 64
     rows = [

@@ -1,6 +1,7 @@
 """The shape of a model: every size that its transforms, its prior and the format must agree on."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
@@ -78,6 +79,11 @@ class HyperConfig:
     def rate_weight(self, quality: float) -> float:
         """λ of the loss λ·MSE + bpp at a quality in 0 … 100."""
         return float(self.lambda_min * (self.lambda_max / self.lambda_min) ** (quality / (QUALITIES - 1)))
+
+    def fainter_by(self, quality: float, lower: float) -> float:
+        """By what factor a slide must be fainter, to be coded at a `lower` quality (or stronger, at a higher one) with
+        steps that are worth the same: Δ² goes with 1/λ."""
+        return math.sqrt(self.rate_weight(lower) / self.rate_weight(quality))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
