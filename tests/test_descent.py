@@ -16,7 +16,7 @@ from histocodec.window import Window
 from tests.tiny import tiny_weights
 
 STATS = ChannelStats(np.array([180.0, 140.0, 175.0], np.float32), np.array([40.0, 45.0, 35.0], np.float32))
-CONFIG = HyperConfig(latent_channels=16, synthesis16=(True, False, True), synthesis8=(True, True))
+CONFIG = HyperConfig(latent_channels=16, synthesis16=(True, False, True), synthesis8=(True, True), hidden16=12)
 
 
 @pytest.mark.parametrize("margin", [Margin(), Margin(3, 4, 0, 2)], ids=["whole", "with a margin"])

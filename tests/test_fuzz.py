@@ -87,6 +87,12 @@ def test_a_models_width_is_an_integer() -> None:
         HyperConfig.from_json(HyperConfig().to_json().replace("192", "192.0"))
 
 
+@pytest.mark.parametrize("hidden", [0, 6, 1028, 128.0, "128", True])
+def test_a_models_activations_are_a_multiple_of_four(hidden: object) -> None:
+    with pytest.raises(FormatError, match="hidden16"):
+        HyperConfig.from_json(json.dumps({**json.loads(HyperConfig().to_json()), "hidden16": hidden}))
+
+
 def test_a_model_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.safetensors")
     with pytest.raises(FormatError, match="no regular file"):
