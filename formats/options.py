@@ -43,7 +43,7 @@ class EncodeOptions:
         given = [name for name, value in rates.items() if value is not None]
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)} exclude each other; give one")
-        if self.quality is not None and not 0 <= self.quality < QUALITIES:
+        if self.quality is not None and not 0 <= self.quality <= QUALITIES - 1:
             raise UsageError(f"--quality {self.quality:g}: 0 to {QUALITIES - 1} is allowed")
         if self.target_psnr is not None and not 10 <= self.target_psnr <= 60:
             raise UsageError(f"--target-psnr {self.target_psnr:g}: 10 to 60 dB is allowed")

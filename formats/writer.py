@@ -449,7 +449,7 @@ def _report(
         device=device,
         model=attributes.model.id,
         quality=first.quality,
-        asked_quality=asked,
+        asked_quality=asked if asked is None or asked % 1 else int(asked),
         levels=len(attributes.levels),
         dropped=attributes.dropped,
     )

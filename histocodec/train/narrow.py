@@ -62,8 +62,8 @@ def _importance(model: HyperModel, latents: Tensor, std: Tensor) -> list[Tensor]
     hooks = [cast(Residual, block).project.register_forward_pre_hook(keep) for block in g_s.blocks16]
     with torch.enable_grad():
         pixels = g_s(latents.clone().requires_grad_()) * std[:, :, None, None]
-        signs = torch.rand(pixels.shape, generator=torch.Generator().manual_seed(len(seen))).round() * 2 - 1
-        (pixels * signs).sum().backward()
+        signs = torch.rand(pixels.shape, generator=torch.Generator().manual_seed(0)).round() * 2 - 1
+        (pixels * signs.to(pixels.device)).sum().backward()
     for hook in hooks:
         hook.remove()
     return [cast(Tensor, h.grad).square().mean((0, 2, 3)).double().cpu() for h in seen]
