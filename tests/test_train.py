@@ -130,8 +130,9 @@ def test_a_run_from_files_ends_in_a_model_that_codes(tmp_path: Path, monkeypatch
     assert json.loads((tmp_path / "run" / "options.json").read_text())["steps"] == 4
     with pytest.raises(UsageError, match="resume"):
         run_training(options, lines.append, config=TINY)
-    longer = replace(options, steps=6, resume=True, prior_steps=2)
-    run_training(longer, lines.append, config=TINY)
+    longer = replace(options, steps=6, resume=True, prior_steps=2, hidden16=24)
+    lighter = load_model(run_training(longer, lines.append, config=TINY))
+    assert (lighter.hyper.hidden16, lighter.hyper.integer_synthesis) == (24, True)
     assert len((tmp_path / "run" / "prior.csv").read_text().splitlines()) == 1
     assert any("resumed at step 4" in line for line in lines)
 
