@@ -21,6 +21,7 @@ from histocodec.errors import FormatError
 from histocodec.formats.container import Container
 from histocodec.formats.layout import BACKGROUND, LOSSLESS
 from histocodec.formats.shard import ShardIndex, read_chunk, read_index
+from histocodec.geometry import Grid, Region, ceil_div
 from histocodec.models.transforms import Margin
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Pixels
@@ -29,7 +30,7 @@ from histocodec.workers import Workers
 
 MOST_INDICES = 1024  # shard indices kept, of 10 KB each as objects
 TOGETHER = 2  # blocks side by side in one window, where there are many: they share a margin, and calls
-GPU_BATCH = 16  # blocks a launch; always this many, since a convolution may round differently in another batch
+GPU_BATCH = 16  # blocks a launch; always this many unless exact: a convolution may round differently in another batch
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ class BlockDecoder:
         self.stats = container.stats()
         self.side = container.attributes.chunk  # latents a chunk, in each direction
         self._grids = [container.attributes.grid(level) for level in range(len(container.attributes.levels))]
+        side = container.attributes.chunk_side
+        self._blocks_of = [Grid(level.height, level.width, side) for level in container.attributes.levels]
         self._tiles = [container.tiles(level) for level in range(len(container.attributes.levels))]
         self._indices: dict[BlockKey, ShardIndex] = {}
         self._latents, self._pixels = Cache(cache_bytes // 2), Cache(cache_bytes // 2)
@@ -201,16 +204,48 @@ class BlockDecoder:
             self._indices[shard] = index
         return index
 
-    def window(self, key: BlockKey, across: int = 1) -> tuple[NDArray[np.float32], Margin]:
-        """The scaled latents (C, h, w) float32 around a block, or so many from there on `across` the level, as far as
-        the synthesis looks and the level goes; in memory, channels come last."""
-        rows, columns = self._grids[key.level].latent_rows, self._grids[key.level].latent_columns
+    def apart(self, level: int, region: Region) -> bool:
+        """Whether a region within the level is best decoded by itself: small beside the blocks that it touches, of
+        which nothing is known yet, so that nobody seems to read around there. Else whole blocks are worth keeping."""
+        keys = self._touched(level, region)
+        coded = [key for key in keys if self._tiles[level][key.row, key.column] not in (BACKGROUND, LOSSLESS)]
+        halo = self.weights.config.synthesis_halo * self.weights.config.stride
+        window = (region.width + 2 * halo) * (region.height + 2 * halo)
+        block = self.container.attributes.chunk_side**2
+        return (
+            self.transform.exact
+            and bool(coded)
+            and region.area <= block
+            and 2 * window <= len(coded) * block
+            and all(cache.get(key) is None for cache in (self._latents, self._pixels) for key in coded)
+        )
+
+    def region(self, level: int, region: Region) -> Pixels:
+        """The pixels (h, w, 3) uint8 of a region within the level, on this thread, from a window of its own. They are
+        those of its blocks where the synthesis is exact."""
+        stride = self.weights.config.stride
+        x, y = region.x // stride, region.y // stride
+        area = Region(x, y, ceil_div(region.x_end, stride) - x, ceil_div(region.y_end, stride) - y)
+        window, margin = self.window(level, area)
+        decoded = self.transform.synthesise([window], margin, self.stats.channels)[0]
+        pixels = np.ascontiguousarray(decoded[region.within(Region(x * stride, y * stride, 0, 0))])
+        for key in self._touched(level, region):
+            if (known := self._known(key)) is not None:
+                where = self._where(key)
+                part = where.intersect(region)
+                pixels[part.within(region)] = known[part.within(where)]
+        return pixels
+
+    def window(self, level: int, area: Region) -> tuple[NDArray[np.float32], Margin]:
+        """The scaled latents (C, h, w) float32 around an `area` in latents, as far as the synthesis looks and the level
+        goes; in memory, channels come last."""
+        rows, columns = self._grids[level].latent_rows, self._grids[level].latent_columns
         side, halo = self.side, self.weights.config.synthesis_halo
-        top, bottom = max(0, key.row * side - halo), min(rows, (key.row + 1) * side + halo)
-        left, right = max(0, key.column * side - halo), min(columns, (key.column + across) * side + halo)
+        top, bottom = max(0, area.y - halo), min(rows, area.y_end + halo)
+        left, right = max(0, area.x - halo), min(columns, area.x_end + halo)
         window = np.empty((bottom - top, right - left, self.weights.config.latent_channels), np.float32)
-        rows_of, columns_of = range(top // side, -(-bottom // side)), range(left // side, -(-right // side))
-        for place in self._underway.last(BlockKey(key.level, r, c) for r in rows_of for c in columns_of):
+        rows_of, columns_of = range(top // side, ceil_div(bottom, side)), range(left // side, ceil_div(right, side))
+        for place in self._underway.last(BlockKey(level, r, c) for r in rows_of for c in columns_of):
             row, column = place.row, place.column
             r0, r1 = max(top, row * side), min(bottom, (row + 1) * side)
             c0, c1 = max(left, column * side), min(right, (column + 1) * side)
@@ -221,20 +256,20 @@ class BlockDecoder:
             else:
                 y = chunk.y[:, r0 - row * side : r1 - row * side, c0 - column * side : c1 - column * side]
                 _scale(y, self.weights.inverse_gain(chunk.quality), part)
-        margin = Margin(
-            key.row * side - top,
-            key.column * side - left,
-            max(0, bottom - (key.row + 1) * side),
-            max(0, right - (key.column + across) * side),
-        )
+        margin = Margin(area.y - top, area.x - left, max(0, bottom - area.y_end), max(0, right - area.x_end))
         return window.transpose(2, 0, 1), margin
+
+    def block_window(self, key: BlockKey, across: int = 1) -> tuple[NDArray[np.float32], Margin]:
+        """`window` of a block, or of so many from there on `across` the level."""
+        side = self.side
+        return self.window(key.level, Region(key.column * side, key.row * side, across * side, side))
 
     def _blocks(self, keys: Sequence[BlockKey]) -> list[tuple[BlockKey, Pixels]]:
         """Blocks that lie side by side, on this thread."""
         known = [(key, pixels) for key in keys if (pixels := self._known(key)) is not None]
         if known:
             return known if len(keys) == 1 else [block for key in keys for block in self._blocks([key])]
-        window, margin = self.window(keys[0], len(keys))
+        window, margin = self.block_window(keys[0], len(keys))
         pixels = self.transform.synthesise([window], margin, self.stats.channels)[0]
         side = self.container.attributes.chunk_side
         return [(key, self._keep(key, pixels[:, n * side :])) for n, key in enumerate(keys)]
@@ -252,13 +287,14 @@ class BlockDecoder:
     def _batch(self, keys: Sequence[BlockKey]) -> Iterator[tuple[BlockKey, Pixels]]:
         done = {key: pixels for key in keys if (pixels := self._known(key)) is not None}
         missing = [key for key in dict.fromkeys(keys) if key not in done]
-        windows = list(zip(missing, self.workers.map(self.window, missing), strict=True))
+        windows = list(zip(missing, self.workers.map(self.block_window, missing), strict=True))
         windows.sort(key=lambda item: (item[1][0].shape, str(item[1][1])))
         for _, same in groupby(windows, key=lambda item: (item[1][0].shape, item[1][1])):
             alike = list(same)
             for start in range(0, len(alike), GPU_BATCH):
                 batch = alike[start : start + GPU_BATCH]
-                padded = [window for _, (window, _) in batch] + [batch[0][1][0]] * (GPU_BATCH - len(batch))
+                more = 0 if self.transform.exact else GPU_BATCH - len(batch)
+                padded = [window for _, (window, _) in batch] + [batch[0][1][0]] * more
                 results = self.transform.synthesise(padded, batch[0][1][1], self.stats.channels)
                 for (key, _), pixels in zip(batch, results, strict=False):
                     done[key] = self._keep(key, pixels)
@@ -286,8 +322,15 @@ class BlockDecoder:
         return block
 
     def _size(self, key: BlockKey) -> tuple[int, int]:
-        level, side = self.container.attributes.levels[key.level], self.container.attributes.chunk_side
-        return min(side, level.height - key.row * side), min(side, level.width - key.column * side)
+        where = self._where(key)
+        return where.height, where.width
+
+    def _where(self, key: BlockKey) -> Region:
+        """A block's pixels, cut at the level's edge."""
+        return self._blocks_of[key.level].region(key.row, key.column)
+
+    def _touched(self, level: int, region: Region) -> list[BlockKey]:
+        return [BlockKey(level, *place) for place in self._blocks_of[level].blocks_in(region)]
 
 
 def _side_by_side(keys: Iterable[BlockKey], most: int) -> Iterator[list[BlockKey]]:

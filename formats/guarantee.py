@@ -114,7 +114,7 @@ class Guarantee:
     def _lowest(self, key: BlockKey, low: int, decoder: BlockDecoder) -> int | None:
         """The lowest quality above `low` with which the chunk holds the floor, found by bisection and tried; None
         where the highest does not."""
-        around, margin = decoder.window(key)
+        around, margin = decoder.block_window(key)
         part = self._window(key.level, (key.row, key.column))
         height, width, _ = part.pixels.shape
         rows, columns = around.shape[1] - margin.bottom, around.shape[2] - margin.right

@@ -90,6 +90,9 @@ class CompressedSlide(openslide.AbstractSlide):
         inside = region.intersect(self.levels[level].region)
         if inside != region:
             pixels[...] = self.background or WHITE
+        if self.decoder.apart(level, inside):
+            pixels[inside.within(region)] = self.decoder.workers.run(partial(self.decoder.region, level, inside))
+            return pixels
         grid = self._grid(level)
         for key, block in self._blocks(level, grid.blocks_in(inside)):
             where = grid.region(*key)
@@ -174,22 +177,28 @@ class CompressedSlide(openslide.AbstractSlide):
         """(N, height, width, 3) uint8: one region of `size` (width, height) at each location (x, y in level-0
         pixels). Blocks that several regions share are decoded once; memory beside the result is bounded."""
         level = self._checked_level(level)
-        grid = self._grid(level)
+        grid, decoder = self._grid(level), self.decoder
         regions = [self._region(location, level, size) for location in locations]
+        insides = [region.intersect(self.levels[level].region) for region in regions]
         pixels = np.empty((len(regions), size[1], size[0], 3), np.uint8)
         pixels[...] = self.background or WHITE
         most = max(1, BATCH_PIXELS // grid.block**2)
         wanted: dict[tuple[int, int], list[int]] = {}
-        for i, region in enumerate(regions):
-            for key in grid.blocks_in(region):
-                wanted.setdefault(key, []).append(i)
-        keys = sorted(wanted)
-        for start in range(0, len(keys), most):
-            for key, block in self._blocks(level, keys[start : start + most]):
-                where = grid.region(*key)
-                for i in wanted[key]:
-                    part = where.intersect(regions[i])
-                    pixels[i][part.within(regions[i])] = block[part.within(where)]
+        for i, inside in enumerate(insides):
+            for place in grid.blocks_in(inside):
+                wanted.setdefault(place, []).append(i)
+        sharing = {i for some in wanted.values() if len(some) > 1 for i in some}
+        apart = [i for i, inside in enumerate(insides) if i not in sharing and decoder.apart(level, inside)]
+        for i, part in zip(apart, decoder.workers.map(lambda i: decoder.region(level, insides[i]), apart), strict=True):
+            pixels[i][insides[i].within(regions[i])] = part
+        left = set(range(len(regions))).difference(apart)
+        places = sorted(place for place, some in wanted.items() if left.issuperset(some))
+        for start in range(0, len(places), most):
+            for place, block in self._blocks(level, places[start : start + most]):
+                where = grid.region(*place)
+                for i in wanted[place]:
+                    shared = where.intersect(regions[i])
+                    pixels[i][shared.within(regions[i])] = block[shared.within(where)]
         return pixels
 
     def latents(self, level: int = 0) -> "zarr.Array":  # type: ignore[type-arg]  # zarr's own default parameters
