@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from histocodec.codec import fast_coder, quality_of
+from histocodec.codec import LatentCoder, fast_coder, quality_of
 from histocodec.compiled import jit
 from histocodec.errors import FormatError
 from histocodec.formats.container import Container
@@ -123,8 +124,7 @@ class BlockDecoder:
     ) -> None:
         self.container, self.weights, self.device, self.workers = container, weights, device, workers
         # On a worker: in a fork of a process that has used PyTorch's threads, this one would wait for them for ever.
-        self.coder = workers.run(lambda: fast_coder(weights))
-        self.transform = workers.run(lambda: Transform(weights, device, dtype=dtype))
+        self.coder, self.transform = workers.run(lambda: _networks(weights, device, dtype))
         self.stats = container.stats()
         self.side = container.attributes.chunk  # latents a chunk, in each direction
         self._grids = [container.attributes.grid(level) for level in range(len(container.attributes.levels))]
@@ -331,6 +331,12 @@ class BlockDecoder:
 
     def _touched(self, level: int, region: Region) -> list[BlockKey]:
         return [BlockKey(level, *place) for place in self._blocks_of[level].blocks_in(region)]
+
+
+@lru_cache(maxsize=4)
+def _networks(weights: ModelWeights, device: torch.device, dtype: torch.dtype | None) -> tuple[LatentCoder, Transform]:
+    """Put together once for all slides of a model: it takes as long as several regions."""
+    return fast_coder(weights), Transform(weights, device, dtype=dtype)
 
 
 def _side_by_side(keys: Iterable[BlockKey], most: int) -> Iterator[list[BlockKey]]:

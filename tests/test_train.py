@@ -18,7 +18,7 @@ from histocodec.models.weights import load_model
 from histocodec.synthetic import synthetic_slide
 from histocodec.train.augment import disturbed, on_glass
 from histocodec.train.data import held_out, training_files
-from histocodec.train.decoder import refine_synthesis
+from histocodec.train.decoder import FLAT, pattern, refine_synthesis, variances
 from histocodec.train.finetune import deepened, start_from_model
 from histocodec.train.loop import Progress, Schedule, Trainer
 from histocodec.train.narrow import narrow
@@ -27,7 +27,15 @@ from histocodec.train.prior import refine_prior
 from histocodec.train.rounding import rounded
 from histocodec.train.run import TrainOptions, run_training
 from histocodec.train.synthesis import coded, quantised_synthesis
-from tests.tiny import TINY, tiny_integer_network, tiny_model, tiny_network, tiny_sampler, tiny_weights
+from tests.tiny import (
+    TINY,
+    tiny_integer_network,
+    tiny_integer_weights,
+    tiny_model,
+    tiny_network,
+    tiny_sampler,
+    tiny_weights,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -151,9 +159,40 @@ def test_no_steps_of_training_change_the_synthesis_alone(tmp_path: Path, steps: 
     kept = [name for name in before.arrays if not name.startswith("g_s.")]
     assert all(np.array_equal(made.arrays[name], before.arrays[name]) for name in kept)
     assert (made.notes["from"], made.notes["decoder_steps"]) == (before.sha256, str(steps))
-    again = replace(options, start=str(tmp_path / "run" / "whole.safetensors"), out=tmp_path / "again")
+
+
+def test_a_synthesis_in_whole_numbers_learns_on_from_there(tmp_path: Path) -> None:
+    Image.fromarray(synthetic_slide(320, 320, seed=1)).save(tmp_path / "section.png")
+    before = tiny_integer_weights()
+    (tmp_path / "whole.safetensors").write_bytes(before.data)
+    options = TrainOptions(
+        data=(tmp_path,), out=tmp_path / "same", steps=0, start=str(tmp_path / "whole.safetensors"), batch=2, size=64,
+        device="cpu", decoder_steps=0,
+    )  # fmt: skip
+    same = load_model(run_training(options, ignore_line))
+    assert same.hyper == before.hyper
+    assert all(np.array_equal(same.arrays[name], array) for name, array in before.arrays.items() if "g_s" in name)
+    more = load_model(run_training(replace(options, out=tmp_path / "more", decoder_steps=20), ignore_line))
+    changed = {name for name, array in before.arrays.items() if not np.array_equal(more.arrays[name], array)}
+    learnt = {name for name in changed if name.startswith("g_s.") and name.endswith((".weight", ".bias"))}
+    assert learnt and all(name in learnt or name.startswith("reach.") for name in changed)
     with pytest.raises(UsageError, match="whole numbers already"):
-        run_training(again, ignore_line)
+        run_training(replace(options, out=tmp_path / "narrower", hidden16=24), ignore_line)
+
+
+def test_a_pattern_counts_where_nothing_hides_it() -> None:
+    grey = torch.zeros(2, 3, 64, 64)
+    grey[0, :, :16] = torch.tensor([200.0, 90, 140])[:, None, None] + torch.randn(3, 16, 64)
+    grey[0, :, 16:], grey[1] = 40 * torch.randn(3, 48, 64), 40 * torch.randn(3, 64, 64)
+    flat = variances(grey) < FLAT
+    assert flat[0, 0, 0].all()
+    assert int(flat.sum()) == 4
+    wrong_colour, striped = 5 * torch.ones(2, 3, 64, 64), torch.zeros(2, 3, 64, 64)
+    striped[..., ::2] = 4
+    none = pattern(torch.zeros(2, 3, 64, 64), flat)
+    assert torch.allclose(pattern(wrong_colour, flat), none, atol=1e-3)
+    found = pattern(striped, flat) - none
+    assert torch.allclose(found, torch.tensor([np.log(4.5 / 0.5), 0.0], dtype=torch.float32), atol=1e-3)
 
 
 def test_what_others_foretell_is_left_out_first(sampler: PatchSampler) -> None:

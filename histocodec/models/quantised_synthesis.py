@@ -2,7 +2,7 @@
 gradients. Exporting is only rounding (`histocodec.models.export`), and `tests/test_integer_synthesis.py` holds the
 two together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -85,6 +85,21 @@ class QuantisedSynthesis(nn.Module):
             for part, value, dtype in zip(PARTS, values, (np.int8, np.int32, np.uint8), strict=True):
                 found[f"g_s.{layer.name}.{part}"] = value.detach().cpu().numpy().astype(dtype)
         return found
+
+    @torch.no_grad()
+    def load_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """The opposite of `arrays`."""
+        cast(Tensor, self.scale).copy_(torch.tensor(arrays["g_s.scale"]))
+        for name in ("up", "tail"):
+            self.fine(name).copy_(torch.tensor(arrays[f"g_s.{name}.fine"]))
+            self.coarse(name).copy_(torch.tensor(arrays[f"g_s.{name}.coarse"]))
+        for layer in self.layers.values():
+            parts = (arrays[f"g_s.{layer.name}.{part}"].astype(np.float32) for part in PARTS)
+            weight, bias, shift = (torch.from_numpy(part) for part in parts)
+            factor = torch.exp2(-shift)
+            self.shift(layer).copy_(shift)
+            self.weights[_key(layer)].copy_(weight * factor.view(-1, *[1] * (weight.dim() - 1)))
+            self.biases[_key(layer)].copy_(bias * factor)
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, C, h, w) float, gains undone → (B, 3, 16h, 16w) normalised float."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from histocodec.models.config import QUALITIES
 from histocodec.models.hyper import HyperModel
@@ -22,6 +23,8 @@ OF_BIASES = 64.0  # accumulators' units that one step of a weight moves: of a bi
 WARMUP, DECAY = 100, 0.7  # steps at the start; share of all steps at the end, over which the rate falls to 0
 EMA = 0.999
 UNSEEN = 4.0  # squared error in grey values that nobody sees: below it, as on glass, less is worth little
+FLAT = 4.0  # variance in grey values within 16 × 16 pixels, up to which nothing lies there that would hide a pattern …
+PATTERN_UNSEEN, PATTERN_WEIGHT = 0.5, 0.3  # … so that less of one is worth something; and how much, beside the error
 FIRST_STEP = 7 << 28  # steps of the sampler that nothing else reaches
 
 
@@ -29,7 +32,7 @@ def refine_synthesis(
     model: HyperModel, sampler: PatchSampler, *, steps: int, report: Callable[[Progress], None]
 ) -> None:
     """Trains `model.g_s`, which is in whole numbers, in place for `steps` steps. What falls is the mean over patches of
-    log(MSE), so that PSNR rises alike on all kinds of tissue."""
+    log(MSE), so that PSNR rises alike on all kinds of tissue, and of the pattern in which what is flat comes out."""
     synthesis = model.g_s
     assert isinstance(synthesis, QuantisedSynthesis)
     start = {name: parameter.detach().clone() for name, parameter in synthesis.named_parameters()}
@@ -46,8 +49,10 @@ def refine_synthesis(
             latents = coded(model, batch.pixels, quality, dtype=torch.bfloat16)
         parameters = {name: start[name] + unit[name] * moved[name] for name in start}
         decoded: Tensor = functional_call(synthesis, parameters, (latents,))
-        mse = ((decoded - batch.pixels) * batch.std[:, :, None, None]).square().flatten(1).mean(1)
-        loss = (mse + UNSEEN).log().mean()
+        error = (decoded - batch.pixels) * batch.std[:, :, None, None]
+        mse = error.square().flatten(1).mean(1)
+        flat = variances(batch.pixels * batch.std[:, :, None, None]) < FLAT
+        loss = ((mse + UNSEEN).log() + PATTERN_WEIGHT * pattern(error, flat)).mean()
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / WARMUP, (1 - step / steps) / DECAY)
         optimizer.zero_grad(set_to_none=True)
@@ -61,6 +66,19 @@ def refine_synthesis(
     with torch.no_grad():
         for name, parameter in synthesis.named_parameters():
             parameter.copy_(start[name] + unit[name] * average[name])
+
+
+def variances(grey: Tensor) -> Tensor:
+    """(B, C, H, W) → (B, 1, H/16, W/16), within 16 × 16 pixels, the mean of all channels."""
+    return (F.avg_pool2d(grey.square(), 16) - F.avg_pool2d(grey, 16).square()).mean(1, keepdim=True)
+
+
+def pattern(error: Tensor, flat: Tensor) -> Tensor:
+    """By patch, the logarithm of the variance of the error within what is flat; 0 where nothing is. A wrong colour
+    is none of it: the encoder sees to that."""
+    count = flat.flatten(1).sum(1)
+    mean = (variances(error) * flat).flatten(1).sum(1) / count.clamp(min=1)
+    return torch.where(count > 0, (mean + PATTERN_UNSEEN).log(), 0.0)
 
 
 def _units(synthesis: QuantisedSynthesis) -> dict[str, Tensor]:

@@ -96,7 +96,12 @@ def run_training(options: TrainOptions, report: Callable[[str], None], *, config
     if start is not None and options.steps == 0:
         notes = {"decoder_steps": str(decoder_steps)}
         weights = in_whole_numbers(
-            start, sampler, options.model_id, lighten=lighten, refine=refine_decoder, notes=notes
+            start,
+            sampler,
+            options.model_id,
+            lighten=None if options.hidden16 is None else lighten,
+            refine=refine_decoder,
+            notes=notes,
         )
         return _written(weights, options, report)
     config = config or (HyperConfig() if start is None else deepened(start.hyper))

@@ -91,15 +91,20 @@ def in_whole_numbers(
     notes: Mapping[str, str] | None = None,
 ) -> ModelWeights:
     """A finished model whose synthesis is in whole numbers, and whose analysis can be run in bytes; all else stays, so
-    latents cost what they did. `lighten` may change the synthesis before, and `refine` train it after. Raises
-    UsageError where it is in whole numbers already."""
+    latents cost what they did. `lighten` may change the synthesis before, and `refine` train it after. One that is in
+    whole numbers already goes on from those. Raises UsageError where it then is to be lightened."""
     model = HyperModel(deepened(weights.hyper)).eval()
     start_from_model(model, weights, sampler)
     if weights.hyper.integer_synthesis:
-        raise UsageError(f"model {weights.id}: its synthesis is in whole numbers already")
-    if lighten is not None:
-        lighten(model)
-    model.g_s = quantised_synthesis(model, sampler)
+        if lighten is not None:
+            raise UsageError(f"model {weights.id}: its synthesis is in whole numbers already, as wide as it stays")
+        model.config = weights.hyper
+        model.g_s = QuantisedSynthesis(weights.hyper)
+        model.g_s.load_arrays(weights.arrays)
+    else:
+        if lighten is not None:
+            lighten(model)
+        model.g_s = quantised_synthesis(model, sampler)
     if refine is not None:
         refine(model)
     kept = {name: array for name, array in weights.arrays.items() if not name.startswith("g_s.")}
