@@ -11,7 +11,7 @@ from histocodec.cli.report import print_facts, print_json, say
 from histocodec.errors import UsageError
 
 ONLY = {
-    **dict.fromkeys(("size", "schedule", "enlarged", "prior_steps", "decoder_steps", "hidden16"), "hyper"),
+    **dict.fromkeys(("size", "schedule", "enlarged", "prior_steps", "decoder_steps", "hidden16", "stored"), "hyper"),
     **dict.fromkeys(("start", "checkpoint_every", "compiled"), "hyper"),
     **dict.fromkeys(("latent_dim", "patch", "ratio", "klt", "patience"), "vae"),
 }  # options that one family has, by their parameters' names
@@ -63,6 +63,14 @@ ONLY = {
     "--decoder-steps",
     type=click.IntRange(min=0),
     help="Then steps for the decoder alone, in the whole numbers in which it is stored.  [default: a tenth of --steps]",
+)
+@click.option(
+    "--stored",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="With --from a shipped model and --steps 0: the decoder learns from N crops of each image as the encoder"
+    " stores them, too, and the entropy coder's tables are fitted to those.",
 )
 @click.option(
     "--prior-steps",
@@ -142,6 +150,7 @@ def command(
     prior_steps: int,
     hidden16: int | None,
     decoder_steps: int | None,
+    stored: int,
     start: str | None,
     latent_dim: int,
     patch: str,
@@ -198,6 +207,7 @@ def command(
             prior_steps=prior_steps,
             hidden16=hidden16,
             decoder_steps=decoder_steps,
+            stored=stored,
             start=start,
             checkpoint_every=checkpoint_every,
             compile=compiled,

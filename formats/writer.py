@@ -49,14 +49,14 @@ from histocodec.normalise import ChannelStats, tissue_stats
 from histocodec.quantiser import Quantiser
 from histocodec.slide import Colour, Pixels, Slide
 from histocodec.sources import with_pyramid
-from histocodec.tissue import coarse_view, estimate_background, glass_share, is_background
+from histocodec.tissue import ALIGNED_GLASS, coarse_view, estimate_background, glass_share, is_background
 from histocodec.transform import Transform, around, choose_device, latents_of, margin_of, whole_latents
 from histocodec.version import VERSION
 from histocodec.window import Window
 from histocodec.workers import Workers
 
 BLOCK = 2  # chunks a side that are analysed together: a smaller share of the window is margin
-LEAST_GLASS = 0.1  # of what is coded: below, decoding glass exactly is not worth statistics that are a little off
+
 MOST_CHOSEN = 4  # qualities that are tried for that, where a target has to be met
 SHARD = 8  # chunks a side of a shard, at most; its index has 16 bytes for each, so a small slide has smaller ones
 
@@ -135,7 +135,7 @@ class _Encoder:
         self.floor = None if options.min_psnr is None else Floor(options.min_psnr, self.transform.dtype)
         # Not of a `vae`, which never saw glass: what makes it right moves the colour of tissue by several grey values.
         glass = glass_share(view, slide.levels[0], self.background, side=CHUNK_PIXELS)
-        aligned = glass >= LEAST_GLASS and isinstance(weights.config, HyperConfig)
+        aligned = glass >= ALIGNED_GLASS and isinstance(weights.config, HyperConfig)
         self.glass = self.background if aligned else None  # the colour that must be decoded exactly
         self.quality = -1  # none yet
         effort = options.effort or 0

@@ -21,6 +21,7 @@ LONGEST = 2048  # of the plane in which masks are made
 BRIGHT = 180  # glass is at least this bright in every channel ...
 GREY = 40  # ... and its channels differ by no more than this
 LEAST_GLASS = 0.005  # of all pixels: fewer bright ones are lumina, not glass
+ALIGNED_GLASS = 0.1  # of what is coded: below, decoding glass exactly is not worth statistics that are a little off
 BIN_BITS = 2  # the mode is sought among colours rounded to 4 grey values, so that noise cannot split it
 # Optical densities between which the threshold has to lie. Below, Otsu would split noise from noise on a
 # blank slide; above, dark tissue from pale where there is little glass. Pale collagen starts at about 0.1.

@@ -8,13 +8,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
 
 from histocodec.codec import HyperCoder
+from histocodec.entropy.cost import symbol_bits
 from histocodec.errors import UsageError
 from histocodec.models.config import HyperConfig
 from histocodec.models.export import export_model
 from histocodec.models.hyper import HyperModel
+from histocodec.models.quantised_synthesis import QuantisedSynthesis
 from histocodec.models.weights import load_model
+from histocodec.normalise import tissue_stats
+from histocodec.sources import ArraySlide
 from histocodec.synthetic import synthetic_slide
 from histocodec.train.augment import disturbed, on_glass
 from histocodec.train.data import held_out, training_files
@@ -26,7 +32,9 @@ from histocodec.train.patches import Batch, PatchSampler, training_image
 from histocodec.train.prior import refine_prior
 from histocodec.train.rounding import rounded
 from histocodec.train.run import TrainOptions, run_training
+from histocodec.train.stored import Encoder, Seen, seen, tables_of_stored
 from histocodec.train.synthesis import coded, quantised_synthesis
+from histocodec.workers import Workers
 from tests.tiny import (
     TINY,
     tiny_integer_network,
@@ -385,3 +393,58 @@ def test_the_last_steps_see_larger_crops() -> None:
 def test_an_empty_folder_is_an_error_that_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"\.avif"):
         training_files([tmp_path])
+
+
+def test_latents_are_learnt_from_as_they_are_stored(tmp_path: Path) -> None:
+    Image.fromarray(synthetic_slide(400, 320, seed=1)).save(tmp_path / "section.png")
+    before, lines = tiny_integer_weights(), []
+    (tmp_path / "whole.safetensors").write_bytes(before.data)
+    options = TrainOptions(
+        data=(tmp_path,), out=tmp_path / "run", steps=0, start=str(tmp_path / "whole.safetensors"), batch=2, size=64,
+        device="cpu", decoder_steps=10, stored=3,
+    )  # fmt: skip
+    made = load_model(run_training(options, lines.append))
+    assert any("encoded 3 of 3" in line for line in lines)
+    assert made.hyper == before.hyper
+    assert not np.array_equal(made.arrays["g_s.tail.bias"], before.arrays["g_s.tail.bias"])
+    assert not np.array_equal(made.arrays["tables.freq"], before.arrays["tables.freq"])
+    with pytest.raises(UsageError, match="--stored needs"):
+        run_training(replace(options, out=tmp_path / "float", start=str(tiny_model(tmp_path))), ignore_line)
+
+
+def test_a_stored_crop_is_what_the_encoder_makes_of_it() -> None:
+    """Its latents decode to its pixels; so does a window, but for what was cut away around it; tables fit them."""
+    weights, workers = tiny_integer_weights(), Workers(2)
+    pixels = synthetic_slide(640, 560, seed=3)
+    stats = tissue_stats(ArraySlide(pixels))
+    encoder = Encoder(weights, workers)
+    plain, sought = (encoder.stored(pixels, stats, 70, effort) for effort in (0, 1))
+    workers.close()
+    assert plain.latents.shape == (TINY.latent_channels, 35, 40)
+    assert not torch.equal(plain.latents, sought.latents)
+    synthesis = QuantisedSynthesis(weights.hyper)
+    synthesis.load_arrays(weights.arrays)
+
+    def errors(window: Seen) -> Tensor:
+        rows, columns = window.inner
+        error = (synthesis(window.latents) - window.pixels) * window.std[:, :, None, None]
+        return error.detach()[:, :, rows, columns]
+
+    whole = errors(seen(sought, weights, np.random.default_rng(0), 99))
+    assert whole.shape == (1, 3, 560, 640)
+    assert float(whole.square().mean()) < 0.1 * float(pixels.var())
+    part = seen(sought, weights, np.random.default_rng(1), 20)
+    assert part.latents.shape == (1, TINY.latent_channels, 20, 20)
+    found = errors(part)
+    places = [
+        (y, x) for y in range(0, 560, 16) for x in range(0, 640, 16)
+        if torch.equal(whole[:, :, y : y + found.shape[2], x : x + found.shape[3]], found)
+    ]  # fmt: skip
+    assert len(places) == 1  # bit for bit, wherever it was cut out
+    counted, coder = tables_of_stored(weights, [plain, sought]), HyperCoder(weights)
+    y = F.pad(sought.latents, (0, 0, 0, 1)).numpy()
+    before, after = (
+        sum(float(symbol_bits(s.values - s.whole, s.tables, tables).sum()) for s in coder.segments(y, 70))
+        for tables in (weights.tables, counted)
+    )
+    assert after < before

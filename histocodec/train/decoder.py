@@ -4,19 +4,19 @@ No latent changes, only what is decoded from it. All is float32: bfloat16 would 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from histocodec.models.config import QUALITIES
 from histocodec.models.hyper import HyperModel
 from histocodec.models.quantised_synthesis import QuantisedSynthesis
 from histocodec.train.loop import Progress
 from histocodec.train.patches import PatchSampler
-from histocodec.train.synthesis import coded
+from histocodec.train.stored import Seen
+from histocodec.train.synthesis import coded, random_qualities
 
 RATE = 0.02  # of one step of a weight as it is stored
 OF_BIASES = 64.0  # accumulators' units that one step of a weight moves: of a bias, one is nothing
@@ -29,10 +29,16 @@ FIRST_STEP = 7 << 28  # steps of the sampler that nothing else reaches
 
 
 def refine_synthesis(
-    model: HyperModel, sampler: PatchSampler, *, steps: int, report: Callable[[Progress], None]
+    model: HyperModel,
+    sampler: PatchSampler,
+    *,
+    steps: int,
+    report: Callable[[Progress], None],
+    stored: Callable[[int], Sequence[Seen]] = lambda step: (),
 ) -> None:
     """Trains `model.g_s`, which is in whole numbers, in place for `steps` steps. What falls is the mean over patches of
-    log(MSE), so that PSNR rises alike on all kinds of tissue, and of the pattern in which what is flat comes out."""
+    log(MSE), so that PSNR rises alike on all kinds of tissue, and of the pattern in which what is flat comes out. In a
+    step for which there is something `stored`, that counts as much as the sampler's patches."""
     synthesis = model.g_s
     assert isinstance(synthesis, QuantisedSynthesis)
     start = {name: parameter.detach().clone() for name, parameter in synthesis.named_parameters()}
@@ -42,17 +48,12 @@ def refine_synthesis(
     optimizer = torch.optim.Adam(list(moved.values()), betas=(0.9, 0.99), fused=True)
     for step in range(steps):
         began = time.perf_counter()
-        batch = sampler(FIRST_STEP + step)
-        generator = torch.Generator().manual_seed(sampler.seed * 1_000_003 + FIRST_STEP + step)
-        quality = (torch.rand(len(batch.pixels), generator=generator) * (QUALITIES - 1)).round()
-        with torch.no_grad():
-            latents = coded(model, batch.pixels, quality, dtype=torch.bfloat16)
         parameters = {name: start[name] + unit[name] * moved[name] for name in start}
-        decoded: Tensor = functional_call(synthesis, parameters, (latents,))
-        error = (decoded - batch.pixels) * batch.std[:, :, None, None]
-        mse = error.square().flatten(1).mean(1)
-        flat = variances(batch.pixels * batch.std[:, :, None, None]) < FLAT
-        loss = ((mse + UNSEEN).log() + PATTERN_WEIGHT * pattern(error, flat)).mean()
+        patches, others = _rounded(model, sampler, FIRST_STEP + step), stored(step)
+        loss, mse = _loss(synthesis, parameters, patches)
+        if others:
+            found = [_loss(synthesis, parameters, other)[0] for other in others]
+            loss = (loss + torch.stack(found).mean()) / 2
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / WARMUP, (1 - step / steps) / DECAY)
         optimizer.zero_grad(set_to_none=True)
@@ -62,10 +63,28 @@ def refine_synthesis(
             weight = 1 - min(EMA, (step + 1) / (step + 10))
             torch._foreach_lerp_(list(average.values()), list(moved.values()), weight)
         seconds = time.perf_counter() - began
-        report(Progress(step + 1, float(loss.detach()), float(mse.detach().mean()), 0.0, seconds))
+        report(Progress(step + 1, float(loss.detach()), float(mse.detach()), 0.0, seconds))
     with torch.no_grad():
         for name, parameter in synthesis.named_parameters():
             parameter.copy_(start[name] + unit[name] * average[name])
+
+
+def _rounded(model: HyperModel, sampler: PatchSampler, step: int) -> Seen:
+    """The patches of a step with latents that are rounded, of random qualities."""
+    batch = sampler(step)
+    with torch.no_grad():
+        latents = coded(model, batch.pixels, random_qualities(sampler, step), dtype=torch.bfloat16)
+    return Seen(latents, batch.pixels, batch.std, (slice(None), slice(None)))
+
+
+def _loss(synthesis: QuantisedSynthesis, parameters: dict[str, Tensor], seen: Seen) -> tuple[Tensor, Tensor]:
+    """What falls, and the mean squared error."""
+    rows, columns = seen.inner
+    decoded: Tensor = functional_call(synthesis, parameters, (seen.latents,))
+    std = seen.std[:, :, None, None]
+    error = ((decoded - seen.pixels) * std)[:, :, rows, columns]
+    mse, flat = error.square().flatten(1).mean(1), variances((seen.pixels * std)[:, :, rows, columns]) < FLAT
+    return ((mse + UNSEEN).log() + PATTERN_WEIGHT * pattern(error, flat)).mean(), mse.mean()
 
 
 def variances(grey: Tensor) -> Tensor:

@@ -48,13 +48,13 @@ def training_image(pixels: NDArray[np.uint8], case: str, device: torch.device) -
     """(H, W, 3) uint8 → TrainingImage, normalised as the encoder would normalise it; None where it shows nothing."""
     if pixels.std(axis=(0, 1)).max() < LEAST_CONTRAST:
         return None
-    stats = tissue_stats(_Whole(pixels))
+    stats = tissue_stats(WholeImage(pixels))
     planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).to(device)
     mean, std = (torch.tensor(values, device=device) for values in (stats.mean, stats.std))
     return TrainingImage(planes, mean, std, case)
 
 
-class _Whole(BaseSlide):
+class WholeImage(BaseSlide):
     """An image in memory as a slide of one level."""
 
     def __init__(self, pixels: Pixels) -> None:
@@ -86,7 +86,7 @@ class PatchSampler:
         pixels: list[Tensor] = []
         stds: list[Tensor] = []
         while len(pixels) < self.batch:
-            scale = _scale(rng)
+            scale = random_scale(rng)
             wanted = min(GROUP, self.batch - len(pixels))
             chosen = [self._crop(rng, scale) for _ in range(wanted)]
             patches = torch.stack([crop for crop, _ in chosen]).float()
@@ -117,7 +117,8 @@ class PatchSampler:
         return crop, image
 
 
-def _scale(rng: np.random.Generator) -> float:
+def random_scale(rng: np.random.Generator) -> float:
+    """Of a crop, as training wants it."""
     kind = rng.random()
     if kind < SHARE_NATIVE:
         return 1.0

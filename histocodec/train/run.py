@@ -4,13 +4,14 @@ import json
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from histocodec.errors import UsageError
 from histocodec.models.config import HyperConfig
-from histocodec.models.export import export_model
+from histocodec.models.export import export_model, model_file
 from histocodec.models.hyper import HyperModel
 from histocodec.models.weights import ModelWeights, find_model
 from histocodec.train.data import case_of, held_out, load_images, training_files
@@ -22,6 +23,7 @@ from histocodec.train.narrow import narrow
 from histocodec.train.patches import PatchSampler, TrainingImage
 from histocodec.train.prior import refine_prior
 from histocodec.train.reaches import analysis_reaches
+from histocodec.train.stored import seen_in_step, stored_crops, tables_of_stored
 from histocodec.train.synthesis import in_whole_numbers, quantised_synthesis
 from histocodec.train.tables import refitted_tables, symbol_counts
 
@@ -57,6 +59,7 @@ class TrainOptions(RunOptions):
     warmup: int = 200
     hidden16: int | None = None  # then so many activations are left in a block of `synthesis16`; None: all
     decoder_steps: int | None = None  # then, of the synthesis alone, in whole numbers; None: a tenth of `steps`
+    stored: int = 0  # crops of each image whose latents as the encoder leaves them are learnt from, too
     prior_steps: int = 0  # a last stretch for the prior alone; see `histocodec.train.prior`
     prior_rate: float = 8e-4
     start: str | None = None  # a finished model's id or file; None: the KLT
@@ -93,6 +96,8 @@ def run_training(options: TrainOptions, report: Callable[[str], None], *, config
         after = _after_each("decoder", decoder_steps, out, report)
         refine_synthesis(model, sampler, steps=decoder_steps, report=after)
 
+    if options.stored:
+        return _written(_learnt_from_stored(options, start, sampler, decoder_steps, report), options, report)
     if start is not None and options.steps == 0:
         notes = {"decoder_steps": str(decoder_steps)}
         weights = in_whole_numbers(
@@ -139,6 +144,29 @@ def run_training(options: TrainOptions, report: Callable[[str], None], *, config
             model.requires_grad_(True), sampler, steps=options.prior_steps, rate=options.prior_rate, report=after
         )
     return finish(trainer, options, report)
+
+
+def _learnt_from_stored(
+    options: TrainOptions,
+    start: ModelWeights | None,
+    sampler: PatchSampler,
+    decoder_steps: int,
+    report: Callable[[str], None],
+) -> ModelWeights:
+    """A finished model whose synthesis and tables know the latents that its encoder leaves."""
+    if start is None or options.steps or not start.hyper.integer_synthesis:
+        raise UsageError("--stored needs --steps 0, and --from a model whose synthesis is in whole numbers")
+    crops = stored_crops(start, sampler.images, crops=options.stored, seed=options.seed, report=report)
+
+    def refine(model: HyperModel) -> None:
+        after = _after_each("decoder", decoder_steps, options.out, report)
+        windows = partial(seen_in_step, crops, start, seed=options.seed)
+        refine_synthesis(model, sampler, steps=decoder_steps, report=after, stored=windows)
+
+    notes = {"decoder_steps": str(decoder_steps), "stored": str(options.stored)}
+    made = in_whole_numbers(start, sampler, options.model_id, refine=refine, notes=notes)
+    arrays = {**made.arrays, "tables.freq": tables_of_stored(start, crops).freq}
+    return model_file(arrays, made.hyper, made.id, made.notes)
 
 
 def _after_each(stretch: str, steps: int, out: Path, report: Callable[[str], None]) -> Callable[[Progress], None]:
