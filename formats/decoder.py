@@ -141,6 +141,8 @@ class BlockDecoder:
             yield from self._in_batches(keys)
             return
         wanted = list(keys)
+        if len(wanted) < self.workers.count:
+            self._share_out([(key.level, self._area(key)) for key in wanted if self._known(key) is None])
         many = self.transform.exact and len(wanted) >= 2 * TOGETHER * self.workers.count
         for found in self.workers.map(self._blocks, _side_by_side(wanted, TOGETHER if many else 1)):
             yield from found
@@ -221,14 +223,17 @@ class BlockDecoder:
         )
 
     def region(self, level: int, region: Region) -> Pixels:
-        """The pixels (h, w, 3) uint8 of a region within the level, on this thread, from a window of its own. They are
-        those of its blocks where the synthesis is exact."""
-        stride = self.weights.config.stride
-        x, y = region.x // stride, region.y // stride
-        area = Region(x, y, ceil_div(region.x_end, stride) - x, ceil_div(region.y_end, stride) - y)
+        """The pixels (h, w, 3) uint8 of a region within the level from a window of its own. They are those of its
+        blocks where the synthesis is exact."""
+        self._share_out([(level, self._latents_of(region))])
+        return self.workers.run(lambda: self.region_here(level, region))
+
+    def region_here(self, level: int, region: Region) -> Pixels:
+        """`region` on this thread alone."""
+        area, stride = self._latents_of(region), self.weights.config.stride
         window, margin = self.window(level, area)
         decoded = self.transform.synthesise([window], margin, self.stats.channels)[0]
-        pixels = np.ascontiguousarray(decoded[region.within(Region(x * stride, y * stride, 0, 0))])
+        pixels = np.ascontiguousarray(decoded[region.within(Region(area.x * stride, area.y * stride, 0, 0))])
         for key in self._touched(level, region):
             if (known := self._known(key)) is not None:
                 where = self._where(key)
@@ -239,30 +244,58 @@ class BlockDecoder:
     def window(self, level: int, area: Region) -> tuple[NDArray[np.float32], Margin]:
         """The scaled latents (C, h, w) float32 around an `area` in latents, as far as the synthesis looks and the level
         goes; in memory, channels come last."""
-        rows, columns = self._grids[level].latent_rows, self._grids[level].latent_columns
-        side, halo = self.side, self.weights.config.synthesis_halo
-        top, bottom = max(0, area.y - halo), min(rows, area.y_end + halo)
-        left, right = max(0, area.x - halo), min(columns, area.x_end + halo)
-        window = np.empty((bottom - top, right - left, self.weights.config.latent_channels), np.float32)
-        rows_of, columns_of = range(top // side, ceil_div(bottom, side)), range(left // side, ceil_div(right, side))
-        for place in self._underway.last(BlockKey(level, r, c) for r in rows_of for c in columns_of):
-            row, column = place.row, place.column
-            r0, r1 = max(top, row * side), min(bottom, (row + 1) * side)
-            c0, c1 = max(left, column * side), min(right, (column + 1) * side)
-            part = window[r0 - top : r1 - top, c0 - left : c1 - left]
-            chunk = self.chunk(place)
+        seen = self._seen_from(level, area)
+        window = np.empty((seen.height, seen.width, self.weights.config.latent_channels), np.float32)
+        for key in self._underway.last(self._chunks_in(level, seen)):
+            where = self._area(key)
+            shared = where.intersect(seen)
+            part, chunk = window[shared.within(seen)], self.chunk(key)
             if chunk is None:
                 part[...] = self.stats.background_latent
             else:
-                y = chunk.y[:, r0 - row * side : r1 - row * side, c0 - column * side : c1 - column * side]
+                y = chunk.y[(slice(None), *shared.within(where))]
                 _scale(y, self.weights.inverse_gain(chunk.quality), part)
-        margin = Margin(area.y - top, area.x - left, max(0, bottom - area.y_end), max(0, right - area.x_end))
-        return window.transpose(2, 0, 1), margin
+        beyond = max(0, seen.y_end - area.y_end), max(0, seen.x_end - area.x_end)
+        return window.transpose(2, 0, 1), Margin(area.y - seen.y, area.x - seen.x, *beyond)
 
     def block_window(self, key: BlockKey, across: int = 1) -> tuple[NDArray[np.float32], Margin]:
         """`window` of a block, or of so many from there on `across` the level."""
-        side = self.side
-        return self.window(key.level, Region(key.column * side, key.row * side, across * side, side))
+        return self.window(key.level, replace(self._area(key), width=across * self.side))
+
+    def _share_out(self, areas: Sequence[tuple[int, Region]]) -> None:
+        """What the windows of few areas need is decoded by all workers first, as far as it can be kept."""
+        seen = [(level, self._seen_from(level, area)) for level, area in areas]
+        missing = [
+            key
+            for key in dict.fromkeys(key for level, area in seen for key in self._chunks_in(level, area))
+            if self._tiles[key.level][key.row, key.column] != BACKGROUND and self._latents.get(key) is None
+        ]
+        size = self.side**2 * self.weights.config.latent_channels
+        if self.workers.count > 1 and len(missing) > 1 and 2 * len(missing) * size <= self._latents.limit:
+            for _ in self.workers.map(self.chunk, missing):
+                pass
+
+    def _latents_of(self, region: Region) -> Region:
+        """In latents, what a region in pixels touches."""
+        stride = self.weights.config.stride
+        x, y = region.x // stride, region.y // stride
+        return Region(x, y, ceil_div(region.x_end, stride) - x, ceil_div(region.y_end, stride) - y)
+
+    def _area(self, key: BlockKey) -> Region:
+        """A chunk in latents, whole even where the level ends."""
+        return Region(key.column * self.side, key.row * self.side, self.side, self.side)
+
+    def _seen_from(self, level: int, area: Region) -> Region:
+        """An area in latents and those around it, as far as the synthesis looks and the level goes."""
+        halo, grid = self.weights.config.synthesis_halo, self._grids[level]
+        around = Region(area.x - halo, area.y - halo, area.width + 2 * halo, area.height + 2 * halo)
+        return around.intersect(Region(0, 0, grid.latent_columns, grid.latent_rows))
+
+    def _chunks_in(self, level: int, area: Region) -> Iterator[BlockKey]:
+        """The chunks that an area in latents touches."""
+        grid = self._grids[level]
+        for row, column in Grid(grid.latent_rows, grid.latent_columns, self.side).blocks_in(area):
+            yield BlockKey(level, row, column)
 
     def _blocks(self, keys: Sequence[BlockKey]) -> list[tuple[BlockKey, Pixels]]:
         """Blocks that lie side by side, on this thread."""

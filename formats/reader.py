@@ -91,7 +91,7 @@ class CompressedSlide(openslide.AbstractSlide):
         if inside != region:
             pixels[...] = self.background or WHITE
         if self.decoder.apart(level, inside):
-            pixels[inside.within(region)] = self.decoder.workers.run(partial(self.decoder.region, level, inside))
+            pixels[inside.within(region)] = self.decoder.region(level, inside)
             return pixels
         grid = self._grid(level)
         for key, block in self._blocks(level, grid.blocks_in(inside)):
@@ -189,7 +189,8 @@ class CompressedSlide(openslide.AbstractSlide):
                 wanted.setdefault(place, []).append(i)
         sharing = {i for some in wanted.values() if len(some) > 1 for i in some}
         apart = [i for i, inside in enumerate(insides) if i not in sharing and decoder.apart(level, inside)]
-        for i, part in zip(apart, decoder.workers.map(lambda i: decoder.region(level, insides[i]), apart), strict=True):
+        parts = decoder.workers.map(lambda i: decoder.region_here(level, insides[i]), apart)
+        for i, part in zip(apart, parts, strict=True):
             pixels[i][insides[i].within(regions[i])] = part
         left = set(range(len(regions))).difference(apart)
         places = sorted(place for place, some in wanted.items() if left.issuperset(some))

@@ -45,13 +45,13 @@ def whole(path: Path) -> Pixels:
 def apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Region]]:
     """The regions that were decoded by themselves."""
     found: list[Region] = []
-    plain = BlockDecoder.region
+    plain = BlockDecoder.region_here
 
     def noted(self: BlockDecoder, level: int, region: Region) -> Pixels:
         found.append(region)
         return plain(self, level, region)
 
-    monkeypatch.setattr(BlockDecoder, "region", noted)
+    monkeypatch.setattr(BlockDecoder, "region_here", noted)
     yield found
 
 
