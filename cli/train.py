@@ -11,8 +11,8 @@ from histocodec.cli.report import print_facts, print_json, say
 from histocodec.errors import UsageError
 
 ONLY = {
-    **dict.fromkeys(("size", "schedule", "enlarged", "prior_steps", "decoder_steps", "hidden16", "stored"), "hyper"),
-    **dict.fromkeys(("start", "checkpoint_every", "compiled"), "hyper"),
+    **dict.fromkeys(("size", "schedule", "enlarged", "prior_steps", "start", "checkpoint_every", "compiled"), "hyper"),
+    **dict.fromkeys(("hidden16", "decoder_steps", "decoder_rate", "stored"), "hyper"),
     **dict.fromkeys(("latent_dim", "patch", "ratio", "klt", "patience"), "vae"),
 }  # options that one family has, by their parameters' names
 
@@ -63,6 +63,13 @@ ONLY = {
     "--decoder-steps",
     type=click.IntRange(min=0),
     help="Then steps for the decoder alone, in the whole numbers in which it is stored.  [default: a tenth of --steps]",
+)
+@click.option(
+    "--decoder-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.02,
+    show_default=True,
+    help="Learning rate of those, in steps of a weight as it is stored.",
 )
 @click.option(
     "--stored",
@@ -150,6 +157,7 @@ def command(
     prior_steps: int,
     hidden16: int | None,
     decoder_steps: int | None,
+    decoder_rate: float,
     stored: int,
     start: str | None,
     latent_dim: int,
@@ -207,6 +215,7 @@ def command(
             prior_steps=prior_steps,
             hidden16=hidden16,
             decoder_steps=decoder_steps,
+            decoder_rate=decoder_rate,
             stored=stored,
             start=start,
             checkpoint_every=checkpoint_every,

@@ -18,7 +18,7 @@ from histocodec.train.patches import PatchSampler
 from histocodec.train.stored import Seen
 from histocodec.train.synthesis import coded, random_qualities
 
-RATE = 0.02  # of one step of a weight as it is stored
+RATE = 0.02  # learning rate, in steps of a weight as it is stored
 OF_BIASES = 64.0  # accumulators' units that one step of a weight moves: of a bias, one is nothing
 WARMUP, DECAY = 100, 0.7  # steps at the start; share of all steps at the end, over which the rate falls to 0
 EMA = 0.999
@@ -34,6 +34,7 @@ def refine_synthesis(
     *,
     steps: int,
     report: Callable[[Progress], None],
+    rate: float = RATE,
     stored: Callable[[int], Sequence[Seen]] = lambda step: (),
 ) -> None:
     """Trains `model.g_s`, which is in whole numbers, in place for `steps` steps. What falls is the mean over patches of
@@ -55,7 +56,7 @@ def refine_synthesis(
             found = [_loss(synthesis, parameters, other)[0] for other in others]
             loss = (loss + torch.stack(found).mean()) / 2
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / WARMUP, (1 - step / steps) / DECAY)
+            group["lr"] = rate * min(1.0, (step + 1) / WARMUP, (1 - step / steps) / DECAY)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
         optimizer.step()

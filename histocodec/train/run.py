@@ -15,7 +15,7 @@ from histocodec.models.export import export_model, model_file
 from histocodec.models.hyper import HyperModel
 from histocodec.models.weights import ModelWeights, find_model
 from histocodec.train.data import case_of, held_out, load_images, training_files
-from histocodec.train.decoder import refine_synthesis
+from histocodec.train.decoder import RATE, refine_synthesis
 from histocodec.train.evaluate import rate_distortion_points
 from histocodec.train.finetune import deepened
 from histocodec.train.loop import Progress, Schedule, Trainer, TrainingLog
@@ -59,6 +59,7 @@ class TrainOptions(RunOptions):
     warmup: int = 200
     hidden16: int | None = None  # then so many activations are left in a block of `synthesis16`; None: all
     decoder_steps: int | None = None  # then, of the synthesis alone, in whole numbers; None: a tenth of `steps`
+    decoder_rate: float = RATE
     stored: int = 0  # crops of each image whose latents as the encoder leaves them are learnt from, too
     prior_steps: int = 0  # a last stretch for the prior alone; see `histocodec.train.prior`
     prior_rate: float = 8e-4
@@ -71,7 +72,8 @@ class TrainOptions(RunOptions):
         if self.size % 64 or self.size < 64:
             raise UsageError(f"--size {self.size}: a multiple of 64 is needed")
         least = 1 if self.start is None else 0
-        if self.batch < 1 or self.steps < least or min(self.rate, self.prior_rate) <= 0 or not 0 <= self.holdout < 1:
+        rates = self.rate, self.decoder_rate, self.prior_rate
+        if self.batch < 1 or self.steps < least or min(rates) <= 0 or not 0 <= self.holdout < 1:
             raise UsageError("--batch and, without --from, --steps are at least 1, rates above 0, --holdout below 1")
 
 
@@ -94,7 +96,7 @@ def run_training(options: TrainOptions, report: Callable[[str], None], *, config
 
     def refine_decoder(model: HyperModel) -> None:
         after = _after_each("decoder", decoder_steps, out, report)
-        refine_synthesis(model, sampler, steps=decoder_steps, report=after)
+        refine_synthesis(model, sampler, steps=decoder_steps, rate=options.decoder_rate, report=after)
 
     if options.stored:
         return _written(_learnt_from_stored(options, start, sampler, decoder_steps, report), options, report)
@@ -161,7 +163,9 @@ def _learnt_from_stored(
     def refine(model: HyperModel) -> None:
         after = _after_each("decoder", decoder_steps, options.out, report)
         windows = partial(seen_in_step, crops, start, seed=options.seed)
-        refine_synthesis(model, sampler, steps=decoder_steps, report=after, stored=windows)
+        refine_synthesis(
+            model, sampler, steps=decoder_steps, rate=options.decoder_rate, report=after, stored=windows
+        )
 
     notes = {"decoder_steps": str(decoder_steps), "stored": str(options.stored)}
     made = in_whole_numbers(start, sampler, options.model_id, refine=refine, notes=notes)
