@@ -51,7 +51,7 @@ def ratios(text: str) -> tuple[int, ...]:
     metavar="DIR",
     help="The folder for rows, plots and report; a run goes on from what is there.",
 )
-@click.option("--model", default="hyper-5", show_default=True, metavar="ID|FILE")
+@click.option("--model", default="hyper-6", show_default=True, metavar="ID|FILE")
 @click.option("--effort", type=click.IntRange(0, 9), help="As in encode.")
 @click.option("--qualities", type=qualities, default="0,10,20,30,40,50,60,70,80,90,100", metavar="N,…", help="Ours.")
 @click.option("--points", type=click.IntRange(min=2), default=12, show_default=True, help="Of each peer's curve.")

@@ -73,7 +73,7 @@ class DemoReport:
     help="The folder for the results.",
 )
 @click.option("--quality", type=click.IntRange(0, 100), default=50, show_default=True)
-@click.option("--model", default="hyper-5", show_default=True, metavar="ID|FILE")
+@click.option("--model", default="hyper-6", show_default=True, metavar="ID|FILE")
 @click.option(
     "--size",
     type=click.IntRange(256, 65_536),

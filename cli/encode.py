@@ -49,7 +49,7 @@ STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "m
 )
 @click.option(
     "--model",
-    default="hyper-5",
+    default="hyper-6",
     show_default=True,
     metavar="ID|FILE",
     help="An installed model, or a .safetensors file.",

@@ -183,7 +183,7 @@ def command(
     Examples:
       histocodec train slides/ --out runs/mine --model-id mine-1
       histocodec train slides/ --out runs/mine --model-id mine-1 --resume --steps 20000
-      histocodec train slides/ --out runs/tuned --model-id mine-2 --from hyper-5 --rate 2e-4
+      histocodec train slides/ --out runs/tuned --model-id mine-2 --from hyper-6 --rate 2e-4
       histocodec train slides/ --out runs/vae --model vae --latent-dim 128 --holdout 0.1
       histocodec encode slide.svs slide.zarr --model runs/mine/mine-1.safetensors
     """

@@ -273,7 +273,7 @@ def test_the_command_line_says_how_many_steps_were_made(
     ("arguments", "complaint"),
     [
         (["--model", "vae", "--size", "128"], "--size is for --model hyper"),
-        (["--model", "vae", "--from", "hyper-5"], "--from is for --model hyper"),
+        (["--model", "vae", "--from", "hyper-6"], "--from is for --model hyper"),
         (["--latent-dim", "64"], "--latent-dim is for --model vae"),
         (["--patience", "3"], "--patience is for --model vae"),
         (["--model", "vae", "--latent-dim", "10"], "--latent-dim 10: a multiple of 4"),

@@ -24,7 +24,7 @@ from histocodec.models.integer import check_accumulators
 from histocodec.models.prior import HYPER_CLIP, LINEAR_CLIP, MEAN_BITS, SCALES, layers
 from histocodec.models.synthesis_layers import check_synthesis, synthesis_tensors
 
-DEFAULT_MODEL = "hyper-5"
+DEFAULT_MODEL = "hyper-6"
 MODELS_VARIABLE = "HISTOCODEC_MODELS"  # further folders with model files, as in PATH
 MAX_BYTES = 256 << 20  # a model file larger than this is none of ours
 FORMAT = "histocodec.model/1"
