@@ -153,13 +153,13 @@ def test_blocks_side_by_side_are_what_each_is_by_itself(tmp_path: Path, monkeypa
     options = EncodeOptions(model=str(model), quality=60, effort=0, background="code")
     encode_slide(ArraySlide(pixels, name="a"), tmp_path / "a.zarr", options)
     monkeypatch.setenv(MODELS_VARIABLE, str(tmp_path))
-    window = BlockDecoder.window
+    window = BlockDecoder.block_window
 
     def watched(self: BlockDecoder, key: BlockKey, across: int = 1) -> tuple[np.ndarray, Margin]:
         around.append((key.row, key.column, across))
         return window(self, key, across)
 
-    monkeypatch.setattr(BlockDecoder, "window", watched)
+    monkeypatch.setattr(BlockDecoder, "block_window", watched)
     with open_compressed(tmp_path / "a.zarr", device="cpu", workers=1) as slide:
         whole = slide.read_array(0, 0, 1300, 900)
     assert around == [(0, 0, 2), (0, 2, 1), (1, 0, 2), (1, 2, 1)]
