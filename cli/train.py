@@ -76,7 +76,7 @@ ONLY = {
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="With --from a shipped model and --steps 0: the decoder learns from N crops of each image as the encoder"
+    help="With --from a finished model and --steps 0: the decoder learns from N crops of each image as the encoder"
     " stores them, too, and the entropy coder's tables are fitted to those.",
 )
 @click.option(

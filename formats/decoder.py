@@ -26,7 +26,7 @@ from histocodec.geometry import Grid, Region, ceil_div
 from histocodec.models.transforms import Margin
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Pixels
-from histocodec.transform import Transform
+from histocodec.transform import Transform, around
 from histocodec.workers import Workers
 
 MOST_INDICES = 1024  # shard indices kept, of 10 KB each as objects
@@ -142,7 +142,7 @@ class BlockDecoder:
             return
         wanted = list(keys)
         if len(wanted) < self.workers.count:
-            self._share_out([(key.level, self._area(key)) for key in wanted if self._known(key) is None])
+            self._share_out((key.level, self._area(key)) for key in wanted if self._undecoded(key))
         many = self.transform.exact and len(wanted) >= 2 * TOGETHER * self.workers.count
         for found in self.workers.map(self._blocks, _side_by_side(wanted, TOGETHER if many else 1)):
             yield from found
@@ -209,10 +209,8 @@ class BlockDecoder:
     def apart(self, level: int, region: Region) -> bool:
         """Whether a region within the level is best decoded by itself: small beside the blocks that it touches, of
         which nothing is known yet, so that nobody seems to read around there. Else whole blocks are worth keeping."""
-        keys = self._touched(level, region)
-        coded = [key for key in keys if self._tiles[level][key.row, key.column] not in (BACKGROUND, LOSSLESS)]
-        halo = self.weights.config.synthesis_halo * self.weights.config.stride
-        window = (region.width + 2 * halo) * (region.height + 2 * halo)
+        coded = [key for key in self._touched(level, region) if self._coded(key)]
+        window = around(region, self.weights.config.synthesis_halo * self.weights.config.stride).area
         block = self.container.attributes.chunk_side**2
         return (
             self.transform.exact
@@ -262,8 +260,8 @@ class BlockDecoder:
         """`window` of a block, or of so many from there on `across` the level."""
         return self.window(key.level, replace(self._area(key), width=across * self.side))
 
-    def _share_out(self, areas: Sequence[tuple[int, Region]]) -> None:
-        """What the windows of few areas need is decoded by all workers first, as far as it can be kept."""
+    def _share_out(self, areas: Iterable[tuple[int, Region]]) -> None:
+        """What the windows of few areas need is decoded by all workers first, where it can be kept."""
         seen = [(level, self._seen_from(level, area)) for level, area in areas]
         missing = [
             key
@@ -287,9 +285,9 @@ class BlockDecoder:
 
     def _seen_from(self, level: int, area: Region) -> Region:
         """An area in latents and those around it, as far as the synthesis looks and the level goes."""
-        halo, grid = self.weights.config.synthesis_halo, self._grids[level]
-        around = Region(area.x - halo, area.y - halo, area.width + 2 * halo, area.height + 2 * halo)
-        return around.intersect(Region(0, 0, grid.latent_columns, grid.latent_rows))
+        grid = self._grids[level]
+        whole = Region(0, 0, grid.latent_columns, grid.latent_rows)
+        return around(area, self.weights.config.synthesis_halo).intersect(whole)
 
     def _chunks_in(self, level: int, area: Region) -> Iterator[BlockKey]:
         """The chunks that an area in latents touches."""
@@ -333,6 +331,14 @@ class BlockDecoder:
                     done[key] = self._keep(key, pixels)
         for key in keys:
             yield key, done[key]
+
+    def _undecoded(self, key: BlockKey) -> bool:
+        """Whether a block's pixels are still to come from its latents."""
+        return self._coded(key) and self._pixels.get(key) is None
+
+    def _coded(self, key: BlockKey) -> bool:
+        """Whether a block's pixels come from its latents."""
+        return self._tiles[key.level][key.row, key.column] not in (BACKGROUND, LOSSLESS)
 
     def _known(self, key: BlockKey) -> Pixels | None:
         """A block that is background, was decoded before, or is stored as pixels."""

@@ -56,7 +56,6 @@ from histocodec.window import Window
 from histocodec.workers import Workers
 
 BLOCK = 2  # chunks a side that are analysed together: a smaller share of the window is margin
-
 MOST_CHOSEN = 4  # qualities that are tried for that, where a target has to be met
 SHARD = 8  # chunks a side of a shard, at most; its index has 16 bytes for each, so a small slide has smaller ones
 

@@ -283,7 +283,7 @@ def whole_latents(pixels: Pixels, stride: int) -> Pixels:
 
 
 def around(region: Region, pixels: int) -> Region:
-    """`region` and that many pixels on every side."""
+    """`region` and so many pixels on every side, or latents where it is in those."""
     return Region(region.x - pixels, region.y - pixels, region.width + 2 * pixels, region.height + 2 * pixels)
 
 

@@ -1,5 +1,8 @@
 """Small regions where nothing was read before: decoded from a window of their own, to the pixels of the whole."""
 
+import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +10,7 @@ import numpy as np
 import pytest
 
 import histocodec
+from histocodec.codec import HyperCoder
 from histocodec.formats.decoder import BlockDecoder
 from histocodec.formats.reader import CompressedSlide, open_compressed
 from histocodec.geometry import Region
@@ -121,8 +125,6 @@ def test_a_synthesis_that_rounds_gives_blocks_alone(tmp_path: Path, apart: list[
 
 
 def test_damage_is_found_there_too(path: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "a.zarr"
     shutil.copytree(path, copy)
     (shard,) = (file for file in (copy / "latents" / "0" / "c").rglob("*") if file.is_file())
@@ -138,3 +140,20 @@ def test_damage_is_found_there_too(path: Path, tmp_path: Path) -> None:
                 failed += 1
                 assert "a.zarr" in str(exc)
     assert failed
+
+
+@pytest.mark.parametrize("region", [Region(512, 512, 512, 512), CORNERS])
+def test_all_workers_decode_what_one_window_needs(
+    path: Path, whole: Pixels, monkeypatch: pytest.MonkeyPatch, region: Region
+) -> None:
+    seen, plain = [], HyperCoder.decode
+
+    def noted(self: HyperCoder, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
+        seen.append(threading.current_thread().name)
+        time.sleep(0.02)  # long enough for another to take the next
+        return plain(self, data, shape)
+
+    monkeypatch.setattr(HyperCoder, "decode", noted)
+    with open_compressed(path, device="cpu", workers=2) as slide:
+        assert np.array_equal(slide.read(region, 0), crop(whole, region))
+    assert len(set(seen)) == 2

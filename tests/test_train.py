@@ -410,6 +410,8 @@ def test_latents_are_learnt_from_as_they_are_stored(tmp_path: Path) -> None:
     assert not np.array_equal(made.arrays["tables.freq"], before.arrays["tables.freq"])
     with pytest.raises(UsageError, match="--stored needs"):
         run_training(replace(options, out=tmp_path / "float", start=str(tiny_model(tmp_path))), ignore_line)
+    with pytest.raises(UsageError, match="no --hidden16"):
+        run_training(replace(options, out=tmp_path / "narrow", hidden16=24), ignore_line)
 
 
 def test_a_stored_crop_is_what_the_encoder_makes_of_it() -> None:

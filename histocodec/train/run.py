@@ -2,8 +2,8 @@
 
 import json
 import subprocess
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from histocodec.train.narrow import narrow
 from histocodec.train.patches import PatchSampler, TrainingImage
 from histocodec.train.prior import refine_prior
 from histocodec.train.reaches import analysis_reaches
-from histocodec.train.stored import seen_in_step, stored_crops, tables_of_stored
+from histocodec.train.stored import Seen, seen_in_step, stored_crops, tables_of_stored
 from histocodec.train.synthesis import in_whole_numbers, quantised_synthesis
 from histocodec.train.tables import refitted_tables, symbol_counts
 
@@ -84,7 +84,8 @@ def run_training(options: TrainOptions, report: Callable[[str], None], *, config
     `validation.jsonl` (a line a checkpoint) and `options.json`. Raises UsageError where a run is there already and
     `resume` is not set.
     """
-    begun = begin(options, report)
+    finished = options.start is not None and options.steps == 0  # all but its synthesis
+    begun = begin(replace(options, device="cpu") if finished else options, report)
     out, checkpoint = options.out, begun.checkpoint
     sampler = PatchSampler(begun.training, batch=options.batch, size=options.size, seed=options.seed)
     start = None if options.start is None else find_model(options.start)
@@ -94,21 +95,18 @@ def run_training(options: TrainOptions, report: Callable[[str], None], *, config
         if options.hidden16 is not None:
             narrow(model, sampler, options.hidden16)
 
-    def refine_decoder(model: HyperModel) -> None:
+    def refine_decoder(model: HyperModel, stored: Callable[[int], Sequence[Seen]] = lambda step: ()) -> None:
         after = _after_each("decoder", decoder_steps, out, report)
-        refine_synthesis(model, sampler, steps=decoder_steps, rate=options.decoder_rate, report=after)
+        refine_synthesis(
+            model, sampler, steps=decoder_steps, rate=options.decoder_rate, report=after, stored=stored
+        )
 
-    if options.stored:
-        return _written(_learnt_from_stored(options, start, sampler, decoder_steps, report), options, report)
-    if start is not None and options.steps == 0:
-        notes = {"decoder_steps": str(decoder_steps)}
-        weights = in_whole_numbers(
-            start,
-            sampler,
-            options.model_id,
-            lighten=None if options.hidden16 is None else lighten,
-            refine=refine_decoder,
-            notes=notes,
+    whole = start is not None and start.hyper.integer_synthesis
+    if options.stored and not (whole and finished and options.hidden16 is None):
+        raise UsageError("--stored needs --steps 0, no --hidden16, and --from a model that is in whole numbers already")
+    if start is not None and finished:
+        weights = _with_another_synthesis(
+            start, sampler, options, None if options.hidden16 is None else lighten, refine_decoder, report
         )
         return _written(weights, options, report)
     config = config or (HyperConfig() if start is None else deepened(start.hyper))
@@ -148,27 +146,25 @@ def run_training(options: TrainOptions, report: Callable[[str], None], *, config
     return finish(trainer, options, report)
 
 
-def _learnt_from_stored(
-    options: TrainOptions,
-    start: ModelWeights | None,
+def _with_another_synthesis(
+    start: ModelWeights,
     sampler: PatchSampler,
-    decoder_steps: int,
+    options: TrainOptions,
+    lighten: Callable[[HyperModel], None] | None,
+    refine: Callable[..., None],
     report: Callable[[str], None],
 ) -> ModelWeights:
-    """A finished model whose synthesis and tables know the latents that its encoder leaves."""
-    if start is None or options.steps or not start.hyper.integer_synthesis:
-        raise UsageError("--stored needs --steps 0, and --from a model whose synthesis is in whole numbers")
-    crops = stored_crops(start, sampler.images, crops=options.stored, seed=options.seed, report=report)
-
-    def refine(model: HyperModel) -> None:
-        after = _after_each("decoder", decoder_steps, options.out, report)
-        windows = partial(seen_in_step, crops, start, seed=options.seed)
-        refine_synthesis(
-            model, sampler, steps=decoder_steps, rate=options.decoder_rate, report=after, stored=windows
-        )
-
-    notes = {"decoder_steps": str(decoder_steps), "stored": str(options.stored)}
-    made = in_whole_numbers(start, sampler, options.model_id, refine=refine, notes=notes)
+    """A finished model with its synthesis made, or kept, one of whole numbers and refined; from what is stored, too,
+    where that is asked for, to which its tables are then fitted."""
+    notes = {"decoder_steps": str(options.decoder_steps or 0)}
+    if not options.stored:
+        return in_whole_numbers(start, sampler, options.model_id, lighten=lighten, refine=refine, notes=notes)
+    notes["stored"] = str(options.stored)
+    crops = stored_crops(
+        start, sampler.images, crops=options.stored, seed=options.seed, threads=options.threads, report=report
+    )
+    windows = partial(seen_in_step, crops, start, seed=options.seed)
+    made = in_whole_numbers(start, sampler, options.model_id, refine=partial(refine, stored=windows), notes=notes)
     arrays = {**made.arrays, "tables.freq": tables_of_stored(start, crops).freq}
     return model_file(arrays, made.hyper, made.id, made.notes)
 

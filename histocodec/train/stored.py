@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from histocodec.codec import LatentCoder, fast_coder
+from histocodec.descent import whole_cells
 from histocodec.entropy import TableSet, fit_tables
 from histocodec.geometry import Grid, Region
 from histocodec.models.config import CHUNK_PIXELS
@@ -93,10 +94,16 @@ class Encoder:
 
 
 def stored_crops(
-    weights: ModelWeights, images: Sequence[TrainingImage], *, crops: int, seed: int, report: Callable[[str], None]
+    weights: ModelWeights,
+    images: Sequence[TrainingImage],
+    *,
+    crops: int,
+    seed: int,
+    threads: int | None,
+    report: Callable[[str], None],
 ) -> list[Stored]:
     """So many crops of each image, at random scales and qualities, most of them with the default effort."""
-    workers = Workers()
+    workers = Workers(threads)
     try:
         encoder, found = Encoder(weights, workers), []
         for number in range(crops):
@@ -151,8 +158,7 @@ def tables_of_stored(weights: ModelWeights, crops: Sequence[Stored]) -> TableSet
     coder, tables = fast_coder(weights), weights.tables
     counts = np.zeros(len(tables.freq), np.int64)
     for crop in crops:
-        whole = F.pad(crop.latents, (0, -crop.latents.shape[2] % 4, 0, -crop.latents.shape[1] % 4)).numpy()
-        for segment in coder.segments(whole, crop.quality):
+        for segment in coder.segments(whole_cells(crop.latents.numpy()), crop.quality):
             symbols = segment.values.astype(np.int64) - segment.whole - tables.low[segment.tables]
             size = tables.size[segment.tables].astype(np.int64)
             known = (symbols >= 0) & (symbols < size)
