@@ -26,6 +26,7 @@ from histocodec.workers import Workers
 
 SMALL = 256  # pixels of the region whose latency is measured
 COLD = "cold region"  # how the names of its timings begin
+TO_GPU = "decode to the GPU"
 
 Seconds = Mapping[str, float]  # by what was done
 
@@ -33,23 +34,30 @@ Seconds = Mapping[str, float]  # by what was done
 @dataclass(frozen=True)
 class Job:
     """Something to be timed, by its own clock: what it needs first is not counted. One run may give several
-    times."""
+    times, each for so many pixels."""
 
     codec: str
     what: str
     device: str
     threads: int
+    pixels: int
     run: Callable[[], Seconds]
 
 
 def our_jobs(ours: "Ours") -> list[Job]:
+    area = ours.whole.area
     calls = {
-        "encode": ours.encode,
-        "decode": ours.decode,
-        "entropy decoding": ours.decode_entropy,
-        COLD: ours.decode_small,
+        "encode": (area, ours.encode),
+        "decode": (area, ours.decode),
+        "entropy decoding": (area, ours.decode_entropy),
+        COLD: (SMALL**2, ours.decode_small),
     }
-    return [Job(OURS, what, ours.device, ours.threads, call) for what, call in calls.items()]
+    return [Job(OURS, what, ours.device, ours.threads, size, call) for what, (size, call) in calls.items()]
+
+
+def gpu_job(ours: "Ours") -> Job:
+    """From files to pixels that stay on a GPU."""
+    return Job(OURS, TO_GPU, ours.device, ours.threads, ours.whole.area, ours.decode_to_gpu)
 
 
 def peer_jobs(peer: Contender, pixels: Pixels, coding: Coded, threads: int) -> list[Job]:
@@ -64,7 +72,8 @@ def peer_jobs(peer: Contender, pixels: Pixels, coding: Coded, threads: int) -> l
         return {"decode": time.perf_counter() - began}
 
     calls = {"encode": encode, "decode": decode}
-    return [Job(peer.name, what, "cpu", threads, call) for what, call in calls.items()]
+    area = pixels.shape[0] * pixels.shape[1]
+    return [Job(peer.name, what, "cpu", threads, area, call) for what, call in calls.items()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +133,15 @@ class Ours:
             slide.read(self.whole, 0)
             ended = time.perf_counter()
         return {"open": opened - began, "decode": ended - opened}
+
+    def decode_to_gpu(self) -> Seconds:
+        """`decode`, to pixels that stay on the device."""
+        with self._opened() as slide:
+            assert slide.decoder
+            began = time.perf_counter()
+            slide.read_tensor(0, 0, self.whole.width, self.whole.height)
+            torch.cuda.synchronize(self.device)
+            return {TO_GPU: time.perf_counter() - began}
 
     def decode_entropy(self) -> Seconds:
         """Files to integer latents alone."""

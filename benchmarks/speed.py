@@ -3,7 +3,7 @@
 OpenJPEG gets what a slide needs for random access, as ours has: tiles of 512 pixels, shared out to the
 threads. Its rate is sought first and not timed. Both start from pixels in memory; OpenJPEG's bytes stay
 there, ours go through files, as they do in use. Every job is done once to warm up, then several times, there
-and back.
+and back. A GPU is also timed from files to pixels that stay there; whole slides are for `histocodec.benchmarks.gpu`.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from histocodec.benchmarks.contender import coded_at_psnr
-from histocodec.benchmarks.jobs import COLD, SMALL, Job, Ours, our_jobs, peer_jobs, torch_threads
+from histocodec.benchmarks.jobs import SMALL, Job, Ours, gpu_job, our_jobs, peer_jobs, torch_threads
 from histocodec.benchmarks.memory import peak_bytes
 from histocodec.benchmarks.peers import JPEG2000_TILES
 from histocodec.benchmarks.provenance import Machine, Model
@@ -58,9 +58,9 @@ class Timing:
     highest_mps: float
 
     @classmethod
-    def of(cls, job: Job, what: str, seconds: Sequence[float], pixels: int) -> "Timing":
+    def of(cls, job: Job, what: str, seconds: Sequence[float]) -> "Timing":
         times = (median(seconds), max(seconds), min(seconds))
-        speeds = [pixels / 1e6 / one for one in times]
+        speeds = [job.pixels / 1e6 / one for one in times]
         return cls(job.codec, what, job.device, job.threads, tuple(seconds), times[0], *speeds)
 
 
@@ -131,9 +131,10 @@ def measure_speed(
         say(f"seeking the rate at which {PEER.name} has {decibel_text(reached)}, too")
         coding = coded_at_psnr(PEER, pixels, reached, threads=most)
         jobs = [job for ours in runs for job in our_jobs(ours)]
+        jobs += [gpu_job(ours) for ours in runs if ours.device != "cpu"]
         jobs += [job for count in threads for job in peer_jobs(PEER, pixels, coding, count)]
         jobs.sort(key=lambda job: (job.what not in COMPARED, job.what, job.threads))  # rivals side by side
-        timings = timed(jobs, repeat, area)
+        timings = timed(jobs, repeat)
         say("measuring memory")
         memory = [
             Memory(job.codec, job.what, job.device, job.threads, peak_bytes(job.run))
@@ -147,7 +148,7 @@ def measure_speed(
     return Measured(codings, tuple(timings), tuple(ratios(timings)), tuple(memory))
 
 
-def timed(jobs: Sequence[Job], repeat: int, pixels: int) -> list[Timing]:
+def timed(jobs: Sequence[Job], repeat: int) -> list[Timing]:
     """Every job once for nothing, then all of them in turn, there and back, `repeat` times."""
     seconds: dict[tuple[int, str], list[float]] = {}
     numbered = list(enumerate(jobs))
@@ -159,7 +160,7 @@ def timed(jobs: Sequence[Job], repeat: int, pixels: int) -> list[Timing]:
             for what, one in found.items() if turn else ():
                 seconds.setdefault((number, what), []).append(one)
     return [
-        Timing.of(jobs[number], what, times, SMALL**2 if what.startswith(COLD) else pixels)
+        Timing.of(jobs[number], what, times)
         for (number, what), times in sorted(seconds.items(), key=lambda item: item[0][0])
     ]
 

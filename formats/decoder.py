@@ -8,9 +8,10 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,13 +22,16 @@ from histocodec.compiled import jit
 from histocodec.errors import FormatError
 from histocodec.formats.container import Container
 from histocodec.formats.layout import BACKGROUND, LOSSLESS
-from histocodec.formats.shard import ShardIndex, read_chunk, read_index
+from histocodec.formats.shard import ShardIndex, read_chunks, read_index
 from histocodec.geometry import Grid, Region, ceil_div
 from histocodec.models.transforms import Margin
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Pixels
 from histocodec.transform import Transform, around
 from histocodec.workers import Workers
+
+if TYPE_CHECKING:
+    from histocodec.formats.gpu import GpuRegions
 
 MOST_INDICES = 1024  # shard indices kept, of 10 KB each as objects
 TOGETHER = 2  # blocks side by side in one window, where there are many: they share a margin, and calls
@@ -130,10 +134,19 @@ class BlockDecoder:
         self._grids = [container.attributes.grid(level) for level in range(len(container.attributes.levels))]
         side = container.attributes.chunk_side
         self._blocks_of = [Grid(level.height, level.width, side) for level in container.attributes.levels]
-        self._tiles = [container.tiles(level) for level in range(len(container.attributes.levels))]
+        self.tiles = [container.tiles(level) for level in range(len(container.attributes.levels))]
         self._indices: dict[BlockKey, ShardIndex] = {}
         self._latents, self._pixels = Cache(cache_bytes // 2), Cache(cache_bytes // 2)
         self._underway = Underway()
+
+    @cached_property
+    def on_gpu(self) -> "GpuRegions | None":
+        """Whole regions on a GPU whose kernels are exact."""
+        if not self.transform.by_kernels:
+            return None
+        from histocodec.formats.gpu import GpuRegions
+
+        return GpuRegions(self)
 
     def blocks(self, keys: Iterable[BlockKey]) -> Iterator[tuple[BlockKey, Pixels]]:
         """(key, pixels (h, w, 3) uint8, cut at the level's edge), in the order of the keys. Do not write to them."""
@@ -149,7 +162,7 @@ class BlockDecoder:
 
     def chunk(self, key: BlockKey) -> ChunkLatents | None:
         """The latents of a chunk, or None where it is background."""
-        if self._tiles[key.level][key.row, key.column] == BACKGROUND:
+        if self.tiles[key.level][key.row, key.column] == BACKGROUND:
             self._check_absent(key)
             return None
         while True:
@@ -158,15 +171,32 @@ class BlockDecoder:
                 return known
             with self._underway.alone(key) as alone:
                 if alone:
-                    chunk = self._decoded(key)
+                    chunk = self.decoded(key)
                     self._latents.put(key, chunk, chunk.y.nbytes)
                     return chunk
 
-    def _decoded(self, key: BlockKey) -> ChunkLatents:
+    def stored(self, keys: Sequence[BlockKey]) -> list[bytes]:
+        """The bytes of chunks that are not background. The workers read them, a shard at a time."""
+        across = self.container.attributes.shard
+        shards: dict[BlockKey, list[BlockKey]] = {}
+        for key in keys:
+            shards.setdefault(BlockKey(key.level, key.row // across, key.column // across), []).append(key)
+        found: dict[BlockKey, bytes] = {}
+        for shard, chunks in zip(shards.values(), self.workers.map(self._stored, shards.values()), strict=True):
+            for key, data in zip(shard, chunks, strict=True):
+                if data is None:
+                    raise FormatError(f"{self._named(key)} is missing from its shard")
+                found[key] = data
+        return [found[key] for key in keys]
+
+    def _stored(self, keys: Sequence[BlockKey]) -> list[bytes | None]:
+        """Those of one shard."""
+        path, _ = self._place(keys[0])
+        return read_chunks(path, self._index(keys[0], path), map(self._number, keys))
+
+    def decoded(self, key: BlockKey) -> ChunkLatents:
         """The latents of a chunk that is not background, from its shard."""
-        path, number = self._place(key)
-        data = read_chunk(path, self._index(key, path), number)
-        where = f"{self.container.path}: level {key.level} chunk ({key.row}, {key.column})"
+        (data,), where = self._stored([key]), self._named(key)
         if data is None:
             raise FormatError(f"{where} is missing from its shard")
         try:
@@ -178,6 +208,10 @@ class BlockDecoder:
         if y.min() < limits.min or y.max() > limits.max:
             raise FormatError(f"{where}: holds values from {y.min()} to {y.max()}, beyond {dtype}")
         return ChunkLatents(y.astype(dtype, copy=False), quality_of(data))
+
+    def _named(self, key: BlockKey) -> str:
+        """A chunk as errors name it."""
+        return f"{self.container.path}: level {key.level} chunk ({key.row}, {key.column})"
 
     def _check_absent(self, key: BlockKey) -> None:
         """FormatError where a chunk is stored that `tiles` calls background: one of both is wrong."""
@@ -191,8 +225,11 @@ class BlockDecoder:
     def _place(self, key: BlockKey) -> tuple[Path, int]:
         """The shard of a chunk, and the chunk's number there."""
         across = self.container.attributes.shard
-        path = self.container.shard_path(key.level, key.row // across, key.column // across)
-        return path, key.row % across * across + key.column % across
+        return self.container.shard_path(key.level, key.row // across, key.column // across), self._number(key)
+
+    def _number(self, key: BlockKey) -> int:
+        across = self.container.attributes.shard
+        return key.row % across * across + key.column % across
 
     def _index(self, key: BlockKey, path: Path) -> ShardIndex:
         """The index of a chunk's shard, which is read once."""
@@ -209,7 +246,7 @@ class BlockDecoder:
     def apart(self, level: int, region: Region) -> bool:
         """Whether a region within the level is best decoded by itself: small beside the blocks that it touches, of
         which nothing is known yet, so that nobody seems to read around there. Else whole blocks are worth keeping."""
-        coded = [key for key in self._touched(level, region) if self._coded(key)]
+        coded = [key for key in self.touched(level, region) if self.coded(key)]
         window = around(region, self.weights.config.synthesis_halo * self.weights.config.stride).area
         block = self.container.attributes.chunk_side**2
         return (
@@ -223,18 +260,18 @@ class BlockDecoder:
     def region(self, level: int, region: Region) -> Pixels:
         """The pixels (h, w, 3) uint8 of a region within the level from a window of its own. They are those of its
         blocks where the synthesis is exact."""
-        self._share_out([(level, self._latents_of(region))])
+        self._share_out([(level, self.latents_of(region))])
         return self.workers.run(lambda: self.region_here(level, region))
 
     def region_here(self, level: int, region: Region) -> Pixels:
         """`region` on this thread alone."""
-        area, stride = self._latents_of(region), self.weights.config.stride
+        area, stride = self.latents_of(region), self.weights.config.stride
         window, margin = self.window(level, area)
         decoded = self.transform.synthesise([window], margin, self.stats.channels)[0]
         pixels = np.ascontiguousarray(decoded[region.within(Region(area.x * stride, area.y * stride, 0, 0))])
-        for key in self._touched(level, region):
-            if (known := self._known(key)) is not None:
-                where = self._where(key)
+        for key in self.touched(level, region):
+            if (known := self.known(key)) is not None:
+                where = self.where(key)
                 part = where.intersect(region)
                 pixels[part.within(region)] = known[part.within(where)]
         return pixels
@@ -242,9 +279,9 @@ class BlockDecoder:
     def window(self, level: int, area: Region) -> tuple[NDArray[np.float32], Margin]:
         """The scaled latents (C, h, w) float32 around an `area` in latents, as far as the synthesis looks and the level
         goes; in memory, channels come last."""
-        seen = self._seen_from(level, area)
+        seen, margin = self.window_of(level, area)
         window = np.empty((seen.height, seen.width, self.weights.config.latent_channels), np.float32)
-        for key in self._underway.last(self._chunks_in(level, seen)):
+        for key in self._underway.last(self.chunks_in(level, seen)):
             where = self._area(key)
             shared = where.intersect(seen)
             part, chunk = window[shared.within(seen)], self.chunk(key)
@@ -253,8 +290,13 @@ class BlockDecoder:
             else:
                 y = chunk.y[(slice(None), *shared.within(where))]
                 _scale(y, self.weights.inverse_gain(chunk.quality), part)
+        return window.transpose(2, 0, 1), margin
+
+    def window_of(self, level: int, area: Region) -> tuple[Region, Margin]:
+        """What the synthesis of an area in latents looks at, and how far that reaches beyond it."""
+        seen = self.seen_from(level, area)
         beyond = max(0, seen.y_end - area.y_end), max(0, seen.x_end - area.x_end)
-        return window.transpose(2, 0, 1), Margin(area.y - seen.y, area.x - seen.x, *beyond)
+        return seen, Margin(area.y - seen.y, area.x - seen.x, *beyond)
 
     def block_window(self, key: BlockKey, across: int = 1) -> tuple[NDArray[np.float32], Margin]:
         """`window` of a block, or of so many from there on `across` the level."""
@@ -262,18 +304,18 @@ class BlockDecoder:
 
     def _share_out(self, areas: Iterable[tuple[int, Region]]) -> None:
         """What the windows of few areas need is decoded by all workers first, where it can be kept."""
-        seen = [(level, self._seen_from(level, area)) for level, area in areas]
+        seen = [(level, self.seen_from(level, area)) for level, area in areas]
         missing = [
             key
-            for key in dict.fromkeys(key for level, area in seen for key in self._chunks_in(level, area))
-            if self._tiles[key.level][key.row, key.column] != BACKGROUND and self._latents.get(key) is None
+            for key in dict.fromkeys(key for level, area in seen for key in self.chunks_in(level, area))
+            if self.tiles[key.level][key.row, key.column] != BACKGROUND and self._latents.get(key) is None
         ]
         size = self.side**2 * self.weights.config.latent_channels
         if self.workers.count > 1 and len(missing) > 1 and 2 * len(missing) * size <= self._latents.limit:
             for _ in self.workers.map(self.chunk, missing):
                 pass
 
-    def _latents_of(self, region: Region) -> Region:
+    def latents_of(self, region: Region) -> Region:
         """In latents, what a region in pixels touches."""
         stride = self.weights.config.stride
         x, y = region.x // stride, region.y // stride
@@ -283,13 +325,13 @@ class BlockDecoder:
         """A chunk in latents, whole even where the level ends."""
         return Region(key.column * self.side, key.row * self.side, self.side, self.side)
 
-    def _seen_from(self, level: int, area: Region) -> Region:
+    def seen_from(self, level: int, area: Region) -> Region:
         """An area in latents and those around it, as far as the synthesis looks and the level goes."""
         grid = self._grids[level]
         whole = Region(0, 0, grid.latent_columns, grid.latent_rows)
         return around(area, self.weights.config.synthesis_halo).intersect(whole)
 
-    def _chunks_in(self, level: int, area: Region) -> Iterator[BlockKey]:
+    def chunks_in(self, level: int, area: Region) -> Iterator[BlockKey]:
         """The chunks that an area in latents touches."""
         grid = self._grids[level]
         for row, column in Grid(grid.latent_rows, grid.latent_columns, self.side).blocks_in(area):
@@ -297,7 +339,7 @@ class BlockDecoder:
 
     def _blocks(self, keys: Sequence[BlockKey]) -> list[tuple[BlockKey, Pixels]]:
         """Blocks that lie side by side, on this thread."""
-        known = [(key, pixels) for key in keys if (pixels := self._known(key)) is not None]
+        known = [(key, pixels) for key in keys if (pixels := self.known(key)) is not None]
         if known:
             return known if len(keys) == 1 else [block for key in keys for block in self._blocks([key])]
         window, margin = self.block_window(keys[0], len(keys))
@@ -316,7 +358,7 @@ class BlockDecoder:
         yield from self._batch(group)
 
     def _batch(self, keys: Sequence[BlockKey]) -> Iterator[tuple[BlockKey, Pixels]]:
-        done = {key: pixels for key in keys if (pixels := self._known(key)) is not None}
+        done = {key: pixels for key in keys if (pixels := self.known(key)) is not None}
         missing = [key for key in dict.fromkeys(keys) if key not in done]
         windows = list(zip(missing, self.workers.map(self.block_window, missing), strict=True))
         windows.sort(key=lambda item: (item[1][0].shape, str(item[1][1])))
@@ -334,15 +376,15 @@ class BlockDecoder:
 
     def _undecoded(self, key: BlockKey) -> bool:
         """Whether a block's pixels are still to come from its latents."""
-        return self._coded(key) and self._pixels.get(key) is None
+        return self.coded(key) and self._pixels.get(key) is None
 
-    def _coded(self, key: BlockKey) -> bool:
+    def coded(self, key: BlockKey) -> bool:
         """Whether a block's pixels come from its latents."""
-        return self._tiles[key.level][key.row, key.column] not in (BACKGROUND, LOSSLESS)
+        return self.tiles[key.level][key.row, key.column] not in (BACKGROUND, LOSSLESS)
 
-    def _known(self, key: BlockKey) -> Pixels | None:
+    def known(self, key: BlockKey) -> Pixels | None:
         """A block that is background, was decoded before, or is stored as pixels."""
-        stored = self._tiles[key.level][key.row, key.column]
+        stored = self.tiles[key.level][key.row, key.column]
         if stored == BACKGROUND:
             self._check_absent(key)
             height, width = self._size(key)
@@ -361,14 +403,14 @@ class BlockDecoder:
         return block
 
     def _size(self, key: BlockKey) -> tuple[int, int]:
-        where = self._where(key)
+        where = self.where(key)
         return where.height, where.width
 
-    def _where(self, key: BlockKey) -> Region:
+    def where(self, key: BlockKey) -> Region:
         """A block's pixels, cut at the level's edge."""
         return self._blocks_of[key.level].region(key.row, key.column)
 
-    def _touched(self, level: int, region: Region) -> list[BlockKey]:
+    def touched(self, level: int, region: Region) -> list[BlockKey]:
         return [BlockKey(level, *place) for place in self._blocks_of[level].blocks_in(region)]
 
 

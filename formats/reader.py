@@ -18,11 +18,13 @@ from histocodec.slide import WHITE, Colour, LazyImages, Mpp, Pixels
 from histocodec.workers import Workers
 
 if TYPE_CHECKING:
+    import torch
     import zarr
 
     from histocodec.formats.decoder import BlockDecoder
 
 CACHE_BYTES = 256 << 20
+GPU_PIXELS = 4 << 20  # of a region that a GPU decodes as a whole, from bytes, at least: less leaves most of it idle
 BATCH_PIXELS = 64 << 20  # pixels of blocks that read_batch holds at once, at most
 
 
@@ -90,6 +92,10 @@ class CompressedSlide(openslide.AbstractSlide):
         inside = region.intersect(self.levels[level].region)
         if inside != region:
             pixels[...] = self.background or WHITE
+        if (on_gpu := self.decoder.on_gpu) is not None and inside.area >= GPU_PIXELS:
+            for strip, decoded in on_gpu.strips(level, inside):
+                pixels[strip.within(region)] = decoded.cpu().numpy()
+            return pixels
         if self.decoder.apart(level, inside):
             pixels[inside.within(region)] = self.decoder.region(level, inside)
             return pixels
@@ -170,6 +176,24 @@ class CompressedSlide(openslide.AbstractSlide):
             (width, height), Image.Resampling.LANCZOS, reducing_gap=None
         )
         return np.asarray(filtered)
+
+    def read_tensor(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> "torch.Tensor":
+        """`read_array` as a tensor (height, width, 3) uint8 on the slide's device. On a GPU with Triton, compressed
+        bytes go up and pixels never come down; best for regions of many megapixels."""
+        import torch
+
+        level = self._checked_level(level)
+        region = self._region((x, y), level, (width, height))
+        if (on_gpu := self.decoder.on_gpu) is None:
+            return torch.from_numpy(self.read(region, level)).to(self.decoder.device)
+        inside = region.intersect(self.levels[level].region)
+        if inside == region:
+            return on_gpu.region(level, region)
+        colour = torch.tensor(self.background or WHITE, dtype=torch.uint8, device=self.decoder.device)
+        pixels = colour.repeat(height, width, 1)
+        if not inside.empty:
+            pixels[inside.within(region)] = on_gpu.region(level, inside)
+        return pixels
 
     def read_batch(
         self, locations: Sequence[tuple[int, int]], size: tuple[int, int], *, level: int = 0

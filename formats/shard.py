@@ -13,7 +13,7 @@ has the chunks' bytes already.
 
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -32,7 +32,7 @@ MAX_CHUNK_BYTES = 64 << 20
 
 def crc32c(data: bytes | memoryview) -> bytes:
     """The checksum (Castagnoli) as it is stored."""
-    return int(google_crc32c.value(bytes(data))).to_bytes(CRC_BYTES, "little")
+    return int(google_crc32c.value(data if isinstance(data, bytes) else bytes(data))).to_bytes(CRC_BYTES, "little")
 
 
 def index_bytes(count: int) -> int:
@@ -126,23 +126,36 @@ def read_chunk(path: Path, index: ShardIndex, number: int) -> bytes | None:
 
 
 def read_chunks(path: Path, index: ShardIndex, numbers: Iterable[int]) -> list[bytes | None]:
-    """`read_chunk` for several, opening the file once."""
+    """`read_chunk` for several, opening the file once, and reading once what lies together."""
+    entries = [(number, index.entries[number]) for number in numbers]
+    there = sorted((entry, number) for number, entry in entries if entry is not None)
+    found: dict[int, bytes] = {}
     descriptor = _open(path)
     try:
-        return [_read_entry(descriptor, index.entries[number], number, path) for number in numbers]
+        for run in _runs(there):
+            (first, _), (last, size) = run[0][0], run[-1][0]
+            data = memoryview(_pread(descriptor, last + size - first, first, path))
+            for (offset, size), number in run:
+                own = data[offset - first : offset - first + size]
+                chunk = bytes(own[:-CRC_BYTES])
+                if crc32c(chunk) != own[-CRC_BYTES:]:
+                    raise FormatError(f"{path}: chunk {number} does not match its checksum")
+                found[number] = chunk
     finally:
         os.close(descriptor)
+    return [found.get(number) for number, _ in entries]
 
 
-def _read_entry(descriptor: int, entry: tuple[int, int] | None, number: int, path: Path) -> bytes | None:
-    if entry is None:
-        return None
-    offset, size = entry
-    data = _pread(descriptor, size, offset, path)
-    chunk, checksum = data[:-CRC_BYTES], data[-CRC_BYTES:]
-    if crc32c(chunk) != checksum:
-        raise FormatError(f"{path}: chunk {number} does not match its checksum")
-    return chunk
+def _runs(entries: Sequence[tuple[tuple[int, int], int]]) -> Iterator[list[tuple[tuple[int, int], int]]]:
+    """((offset, size), number) in order of the offsets, cut where one does not begin where another ends."""
+    run: list[tuple[tuple[int, int], int]] = []
+    for entry in entries:
+        if run and (sum(run[-1][0]) != entry[0][0] or sum(entry[0]) - run[0][0][0] > MAX_CHUNK_BYTES):
+            yield run
+            run = []
+        run.append(entry)
+    if run:
+        yield run
 
 
 def _open(path: Path) -> int:

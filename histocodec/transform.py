@@ -2,6 +2,7 @@
 are the only parts that may round differently from machine to machine; what is stored in a container is computed once,
 from integers."""
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Literal, TypeVar, cast
@@ -17,7 +18,7 @@ from histocodec.errors import FormatError, UnsupportedError, UsageError
 from histocodec.geometry import Region, ceil_div
 from histocodec.models.byte_analysis import ByteAnalysis
 from histocodec.models.config import HyperConfig, VaeConfig
-from histocodec.models.integer_synthesis import IntegerSynthesis, bytes_exact
+from histocodec.models.integer_synthesis import Engine, IntegerSynthesis, bytes_exact
 from histocodec.models.synthesis_layers import real_parameters
 from histocodec.models.transforms import Analysis, Hidden, Margin, Pullback, Synthesis
 from histocodec.models.vae import VaeDecoder, VaeEncoder
@@ -123,10 +124,13 @@ class Transform:
         self.weights, self.device = weights, device
         self.dtype = fastest_dtype(device) if dtype is None else dtype
         self._in_bytes = dtype is None and device.type == "cpu"  # the analysis, where it can be
+        self.by_kernels = False  # the synthesis by those of `histocodec.gpu`
         self.g_a = _analysis(weights).to(device, self.dtype)
         self.g_s: Synthesis | VaeDecoder | IntegerSynthesis
         if isinstance(weights.config, HyperConfig) and weights.config.integer_synthesis:
-            self.g_s = IntegerSynthesis(weights.config, weights.arrays, device)
+            engine = _gpu_engine(weights, device)
+            self.by_kernels = engine is not None
+            self.g_s = IntegerSynthesis(weights.config, weights.arrays, device, engine=engine)
         else:
             self.g_s = self._real
 
@@ -302,6 +306,15 @@ def latents_of(inner: Region, outer: Region, stride: int) -> tuple[slice, slice,
     top, left = (inner.y - outer.y) // stride, (inner.x - outer.x) // stride
     rows, columns = ceil_div(inner.height, stride), ceil_div(inner.width, stride)
     return slice(None), slice(top, top + rows), slice(left, left + columns)
+
+
+def _gpu_engine(weights: ModelWeights, device: torch.device) -> Engine | None:
+    """Products of bytes on a GPU that has Triton, and where they are exact."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return None
+    from histocodec.gpu.synthesis import TritonEngine, kernels_exact
+
+    return TritonEngine(weights.hyper, weights.arrays, device) if kernels_exact(device) else None
 
 
 def _analysis(weights: ModelWeights) -> Analysis | VaeEncoder:

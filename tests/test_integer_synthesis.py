@@ -1,5 +1,6 @@
 """The synthesis in whole numbers: the same pixels by every means, and those of the synthesis it comes from."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,12 @@ from histocodec.models.export import export_model
 from histocodec.models.hyper import HyperModel
 from histocodec.models.integer_synthesis import ByteEngine, FloatEngine, IntegerSynthesis, bytes_exact
 from histocodec.models.synthesis_layers import real_parameters, synthesis_layers
-from histocodec.models.transforms import Margin, Synthesis
+from histocodec.models.transforms import Hidden, Margin, Synthesis
 from histocodec.models.weights import DEFAULT_MODEL, MODELS_VARIABLE, ModelWeights, find_model
 from histocodec.normalise import ChannelStats
 from histocodec.sources import ArraySlide
 from histocodec.synthetic import synthetic_slide
+from histocodec.train.balance import balance
 from histocodec.train.finetune import start_from_model
 from histocodec.transform import Transform
 from tests.tiny import TINY, tiny_integer_network, tiny_integer_weights, tiny_network, tiny_sampler, tiny_weights
@@ -194,6 +196,26 @@ def test_a_model_in_whole_numbers_can_be_trained_further() -> None:
         expected = tiny_network().g_s(coded())
         difference = network.g_s(coded()) - expected
     assert float(difference.square().mean()) < 2e-4 * float(expected.square().mean())
+
+
+def test_its_units_are_then_those_in_which_it_can_learn() -> None:
+    """Out of the file, activations reach 255 and the largest weights are hundreds of times the smallest."""
+    weights = tiny_integer_weights()
+    plain = Synthesis(TINY)
+    arrays = real_parameters(replace(TINY, integer_synthesis=True), weights.arrays)
+    plain.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+    balanced = copy.deepcopy(plain)
+    balance(balanced, coded())
+    with torch.no_grad():
+        expected, found = plain(coded()), balanced(coded())
+        assert float((found - expected).abs().max()) < 1e-4 * float(expected.abs().max())
+        before, after = Hidden(), Hidden()
+        plain.window(coded(), Margin(), before)
+        balanced.window(coded(), Margin(), after)
+    sizes = [[float(h.square().mean().sqrt()) for block in some for h in block] for some in (before, after)]
+    assert min(sizes[0]) > 5
+    assert all(0.3 < size < 1.5 for size in sizes[1])
+    assert float(balanced.tail.weight.detach().norm(dim=0).std()) < 1e-5
 
 
 def changed(name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:

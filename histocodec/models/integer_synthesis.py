@@ -38,6 +38,8 @@ Look = Callable[[Tensor, Margin, int], tuple[Tensor, Tensor]]
 class Engine(Protocol):
     """How the layers are computed, on tensors (B, C, h, w). A stream `x` is float32; `a` holds bytes."""
 
+    zero: int  # how an activation of 0 is held
+
     def entered(self, latents: Tensor) -> Tensor:
         """The stream that latents begin, float32 with their gain undone."""
 
@@ -96,7 +98,7 @@ class IntegerSynthesis:
             if spatial:
                 active.append(engine.activation(f"{name}.{i}.depthwise", active[0]))
             if hidden is not None:
-                hidden.append(active)
+                hidden.append([a.to(torch.int16) - engine.zero if engine.zero else a for a in active])
             last, margin = margin.trim(active[-1], needed)
             x = engine.added(f"{name}.{i}.project", x, last)
         return x, margin
@@ -104,6 +106,8 @@ class IntegerSynthesis:
 
 class FloatEngine:
     """In float32, on any device. Calls no convolution: those may choose algorithms that round."""
+
+    zero = 0
 
     def __init__(self, config: HyperConfig, arrays: Arrays, device: torch.device) -> None:
         self.scale = torch.from_numpy(np.array(arrays["g_s.scale"])).to(device)[:, None, None]
@@ -167,6 +171,8 @@ class ByteEngine:
     """By oneDNN's products of bytes on a CPU; memory is channels last. A byte of the stream is held 128 too high, so
     that all are positive."""
 
+    zero = 0
+
     def __init__(self, config: HyperConfig, arrays: Arrays) -> None:
         self.layers = {layer.name: self._packed(layer, arrays) for layer in synthesis_layers(config)}
         self.scale = np.array(arrays["g_s.scale"])
@@ -217,6 +223,16 @@ def _packed(x: Tensor) -> Tensor:
 def bytes_exact() -> bool:
     """Whether oneDNN's products of bytes are there and exact on this machine. Without instructions for them, a
     processor adds pairs of products in 16 bits and saturates; so they are tried, on the largest values there are."""
+    config, arrays, latents = extremes()
+    try:
+        found = synthesised(config, arrays, latents, ByteEngine(config, arrays))
+    except (AttributeError, RuntimeError, NotImplementedError):  # a build without them
+        return False
+    return torch.equal(found, synthesised(config, arrays, latents))
+
+
+def extremes() -> tuple[HyperConfig, Arrays, Tensor]:
+    """A small synthesis and latents, of the largest values there are: what an engine is tried on first."""
     config = HyperConfig(latent_channels=64, synthesis16=(True,), synthesis8=(True,))
     rng = np.random.default_rng(0)
     arrays: dict[str, NDArray[Any]] = {}
@@ -231,15 +247,15 @@ def bytes_exact() -> bool:
             arrays[name] = (np.arange(*shape) % 4).astype(np.uint8)
         else:
             arrays[name] = np.full(shape, 1000 if name == "g_s.scale" else 12, dtype)
-    latents = torch.from_numpy(rng.normal(size=(1, 64, 6, 6)).astype(np.float32))
-    floats, cpu = FloatEngine(config, arrays, torch.device("cpu")), torch.device("cpu")
+    return config, arrays, torch.from_numpy(rng.normal(size=(1, 64, 6, 6)).astype(np.float32))
+
+
+def synthesised(config: HyperConfig, arrays: Arrays, latents: Tensor, engine: Engine | None = None) -> Tensor:
+    """What `engine` makes of latents without a margin; by default floats on the CPU, which are exact."""
+    device = latents.device
     with torch.inference_mode():
-        wanted = IntegerSynthesis(config, arrays, cpu, engine=floats).window(latents, Margin())
-        try:
-            found = IntegerSynthesis(config, arrays, cpu, engine=ByteEngine(config, arrays)).window(latents, Margin())
-        except (AttributeError, RuntimeError, NotImplementedError):  # a build without them
-            return False
-    return torch.equal(found, wanted)
+        synthesis = IntegerSynthesis(config, arrays, device, engine=engine or FloatEngine(config, arrays, device))
+        return synthesis.window(latents, Margin())
 
 
 @jit

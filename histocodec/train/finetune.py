@@ -22,10 +22,12 @@ from histocodec.models.prior import MEAN_BITS, SCALE_BITS, SMALLEST_SCALE
 from histocodec.models.synthesis_layers import real_parameters
 from histocodec.models.transforms import Residual, interpolate
 from histocodec.models.weights import ModelWeights
+from histocodec.train.balance import balance
 from histocodec.train.klt import start_residual
 from histocodec.train.patches import PatchSampler
 
 BATCHES = 4  # on which the scale of what new blocks see is measured
+FIRST_BATCH = 1 << 29  # steps never reached
 
 
 def deepened(config: HyperConfig) -> HyperConfig:
@@ -68,6 +70,16 @@ def start_from_model(model: HyperModel, weights: ModelWeights, sampler: PatchSam
     prior.hyper_mean.copy_(_anchored(arrays["prior.hyper_mean"] / 2**MEAN_BITS, model))
     hyper_octaves = arrays["prior.hyper_index"] / 2**SCALE_BITS + math.log2(SMALLEST_SCALE)
     prior.hyper_scale.copy_(_anchored(hyper_octaves, model))
+    if weights.hyper.integer_synthesis:
+        balance(model.real_synthesis, _coded(model, sampler))
+
+
+def _coded(model: HyperModel, sampler: PatchSampler) -> Tensor:
+    """The latents of a batch, quantised, gains undone, at qualities from 0 to 100."""
+    pixels = sampler(FIRST_BATCH).pixels.to(next(model.parameters()).device)
+    log_gain, log_inverse = model.gains(torch.linspace(0, QUALITIES - 1, len(pixels), device=pixels.device))
+    y = torch.floor(model.g_a(pixels) * log_gain.exp()[:, :, None, None] + 0.5)
+    return cast(Tensor, y * log_inverse.exp()[:, :, None, None])
 
 
 def _take(network: nn.Module, weights: ModelWeights, part: Literal["g_a", "g_s"]) -> set[str]:
@@ -97,7 +109,7 @@ def _start_new_blocks(model: HyperModel, known: set[str], sampler: PatchSampler)
     )
     for block in (*new8, *new16):
         block.project.weight.zero_()
-    pixels = torch.cat([sampler((1 << 29) + i).pixels for i in range(BATCHES)]).to(device)  # steps never reached
+    pixels = torch.cat([sampler(FIRST_BATCH + i).pixels for i in range(BATCHES)]).to(device)
     at8 = g_a.blocks8(g_a.head(F.pixel_unshuffle(pixels, 8)))
     for blocks, seen in ((new8, at8), (new16, g_a.blocks16(g_a.down(at8)))):
         for block in blocks:
