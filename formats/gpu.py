@@ -18,6 +18,7 @@ from histocodec.gpu.layers import launch
 from histocodec.gpu.synthesis import TritonEngine, pixels
 from histocodec.models.integer_synthesis import IntegerSynthesis
 from histocodec.models.weights import ModelWeights
+from histocodec.slide import Pixels
 
 if TYPE_CHECKING:
     from histocodec.formats.decoder import BlockDecoder, BlockKey
@@ -50,10 +51,11 @@ class GpuRegions:
                 self._decode(level, strip, out[strip.within(region)])
         return out
 
-    def strips(self, level: int, region: Region) -> Iterator[tuple[Region, Tensor]]:
-        """The same in strips, for a region that may not fit into the GPU's memory."""
+    def copy(self, level: int, region: Region, pixels: Pixels) -> None:
+        """The same into host memory (h, w, 3) uint8, strip by strip: it need not fit into the GPU's."""
+        host = torch.from_numpy(pixels)
         for strip in self._strips(region, self.most):
-            yield strip, self.region(level, strip)
+            host[strip.within(region)].copy_(self.region(level, strip))
 
     def _strips(self, region: Region, chunks: int) -> Iterator[Region]:
         """A region in strips of whole rows of so many chunks at most, or of one row."""

@@ -93,8 +93,7 @@ class CompressedSlide(openslide.AbstractSlide):
         if inside != region:
             pixels[...] = self.background or WHITE
         if (on_gpu := self.decoder.on_gpu) is not None and inside.area >= GPU_PIXELS:
-            for strip, decoded in on_gpu.strips(level, inside):
-                pixels[strip.within(region)] = decoded.cpu().numpy()
+            on_gpu.copy(level, inside, pixels[inside.within(region)])
             return pixels
         if self.decoder.apart(level, inside):
             pixels[inside.within(region)] = self.decoder.region(level, inside)
