@@ -8,12 +8,14 @@ Memory is channels last. Activations, 0 … 255, are held 128 too low, as int8; 
 import triton
 import triton.language as tl
 
+from histocodec.entropy import rans, tables
+
 ROUND = tl.constexpr(12582912.0)  # 1.5 · 2^23: added to what is small and taken away again, it rounds, ties to even
 EVEN, UP, ADDED, VALUE, TOTAL = (tl.constexpr(n) for n in range(5))  # what becomes of a layer's sums; see `_finish`
 
-LOWER = tl.constexpr(1 << 16)  # of a lane's state; see `histocodec.entropy.rans`
-PRECISION = tl.constexpr(14)
-SLOTS = tl.constexpr((1 << 14) - 1)
+LOWER = tl.constexpr(rans.LOWER)
+PRECISION = tl.constexpr(tables.PRECISION)
+SLOTS = tl.constexpr(tables.TOTAL - 1)
 ESCAPE = tl.constexpr(-(1 << 31))  # instead of a value
 
 
