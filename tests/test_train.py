@@ -25,7 +25,7 @@ from histocodec.synthetic import synthetic_slide
 from histocodec.train.augment import disturbed, on_glass
 from histocodec.train.data import held_out, training_files
 from histocodec.train.decoder import FLAT, pattern, refine_synthesis, variances
-from histocodec.train.finetune import deepened, start_from_model
+from histocodec.train.finetune import coded, deepened, start_from_model
 from histocodec.train.loop import Progress, Schedule, Trainer
 from histocodec.train.narrow import narrow
 from histocodec.train.patches import Batch, PatchSampler, training_image
@@ -33,7 +33,7 @@ from histocodec.train.prior import refine_prior
 from histocodec.train.rounding import rounded
 from histocodec.train.run import TrainOptions, run_training
 from histocodec.train.stored import Encoder, Seen, seen, tables_of_stored
-from histocodec.train.synthesis import coded, quantised_synthesis
+from histocodec.train.synthesis import quantised_synthesis
 from histocodec.workers import Workers
 from tests.tiny import (
     TINY,

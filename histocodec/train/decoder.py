@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from histocodec.models.hyper import HyperModel
 from histocodec.models.quantised_synthesis import QuantisedSynthesis
+from histocodec.train.finetune import coded
 from histocodec.train.loop import Progress
 from histocodec.train.patches import PatchSampler
 from histocodec.train.stored import Seen
-from histocodec.train.synthesis import coded, random_qualities
+from histocodec.train.synthesis import random_qualities
 
 RATE = 0.02  # learning rate, in steps of a weight as it is stored
 OF_BIASES = 64.0  # accumulators' units that one step of a weight moves: of a bias, one is nothing

@@ -71,14 +71,16 @@ def start_from_model(model: HyperModel, weights: ModelWeights, sampler: PatchSam
     hyper_octaves = arrays["prior.hyper_index"] / 2**SCALE_BITS + math.log2(SMALLEST_SCALE)
     prior.hyper_scale.copy_(_anchored(hyper_octaves, model))
     if weights.hyper.integer_synthesis:
-        balance(model.real_synthesis, _coded(model, sampler))
+        pixels = sampler(FIRST_BATCH).pixels.to(next(model.parameters()).device)
+        balance(model.real_synthesis, coded(model, pixels, torch.linspace(0, QUALITIES - 1, len(pixels))))
 
 
-def _coded(model: HyperModel, sampler: PatchSampler) -> Tensor:
-    """The latents of a batch, quantised, gains undone, at qualities from 0 to 100."""
-    pixels = sampler(FIRST_BATCH).pixels.to(next(model.parameters()).device)
-    log_gain, log_inverse = model.gains(torch.linspace(0, QUALITIES - 1, len(pixels), device=pixels.device))
-    y = torch.floor(model.g_a(pixels) * log_gain.exp()[:, :, None, None] + 0.5)
+def coded(model: HyperModel, pixels: Tensor, quality: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The latents of a batch, rounded, with their gain undone; `dtype` is that of the analysis."""
+    log_gain, log_inverse = model.gains(quality.to(pixels.device))
+    with torch.autocast(pixels.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        y = model.g_a(pixels).float()
+    y = torch.floor(y * log_gain.exp()[:, :, None, None] + 0.5)
     return cast(Tensor, y * log_inverse.exp()[:, :, None, None])
 
 

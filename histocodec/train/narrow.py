@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from histocodec.errors import UsageError
 from histocodec.models.hyper import HyperModel
 from histocodec.models.transforms import Residual
+from histocodec.train.finetune import coded
 from histocodec.train.patches import PatchSampler
-from histocodec.train.synthesis import coded, random_qualities
+from histocodec.train.synthesis import random_qualities
 
 BATCHES = 24
 FIRST_STEP = 5 << 28  # steps of the sampler that nothing else reaches

@@ -32,7 +32,7 @@ from histocodec.models.synthesis_layers import (
 )
 from histocodec.models.transforms import Residual
 from histocodec.models.weights import ModelWeights
-from histocodec.train.finetune import deepened, start_from_model
+from histocodec.train.finetune import coded, deepened, start_from_model
 from histocodec.train.patches import PatchSampler
 from histocodec.train.reaches import BATCHES, FIRST_STEP, Reaches, analysis_reaches
 from histocodec.train.rounding import round_weights
@@ -117,15 +117,6 @@ def random_qualities(sampler: PatchSampler, step: int) -> Tensor:
     """One for each patch of a step, (B,)"""
     generator = torch.Generator().manual_seed(sampler.seed * 1_000_003 + step)
     return (torch.rand(sampler.batch, generator=generator) * (QUALITIES - 1)).round()
-
-
-def coded(model: HyperModel, pixels: Tensor, quality: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The latents of a batch, rounded, with their gain undone; `dtype` is that of the analysis."""
-    log_gain, log_inverse = model.gains(quality.to(pixels.device))
-    with torch.autocast(pixels.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        y = model.g_a(pixels).float()
-    y = torch.floor(y * log_gain.exp()[:, :, None, None] + 0.5)
-    return cast(Tensor, y * log_inverse.exp()[:, :, None, None])
 
 
 def _hidden(reaches: Reaches, block: str, part: str) -> Tensor:
