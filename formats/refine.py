@@ -26,7 +26,9 @@ from histocodec.transform import Transform
 from histocodec.window import Surroundings
 from histocodec.workers import Workers
 
-CHUNKS = 6  # of tissue, that are tried
+PIECES, SIDE = 12, 256  # of chunks, in pixels, that are tried: many places say more than few whole chunks
+FEW = 3  # chunks, which are tried whole
+LARGE = 256  # chunks of tissue: a slide to which it is worth the time without effort, too, but for the directions
 TRIES, MOST_TRIES = 12, 24  # directions a level of effort, and at most; each is tried both ways
 FIRST_STEP, LEAST_STEP, MOST_STEP = 0.05, 0.004, 0.15  # standard deviations, and octaves of them
 LONGER, SHORTER = 1.3, 0.85  # so that one success balances about two failures
@@ -54,11 +56,19 @@ def refined_stats(
     align: Callable[[ChannelStats, int], ChannelStats] = lambda stats, _: stats,
 ) -> tuple[ChannelStats, int]:
     """`source.stats` and `quality`, or better ones that exchange bits for error alike. The same in every run. What
-    is tried is what `align` makes of it at its quality. A slide that shows no tissue keeps its own."""
-    number = source.levels[0]
-    grid = Grid(source.slide.levels[number].height, source.slide.levels[number].width, CHUNK_PIXELS)
+    is tried is what `align` makes of it at its quality. A slide that shows no tissue keeps its own, and without effort
+    one that is not large."""
+    number, best = source.levels[0], (source.stats, quality)
+    level = source.slide.levels[number]
+    if not effort and level.region.area < LARGE * CHUNK_PIXELS**2:
+        return best
+    grid, finer = (Grid(level.height, level.width, side) for side in (CHUNK_PIXELS, SIDE))
     places = [place for place in places_of(source) if place.level == number and not place.bare]
-    regions = [grid.region(place.row, place.column) for place in spread(places, CHUNKS)]
+    if not effort and sum(place.weight for place in places) < LARGE:
+        return best
+    regions = [grid.region(place.row, place.column) for place in places]
+    if len(regions) > FEW:
+        regions = spread([finer.region(*piece) for region in regions for piece in finer.blocks_in(region)], PIECES)
     chunks = [Surroundings.of(source.slide, number, region, transform.weights.config) for region in regions]
 
     def cost(stats: ChannelStats, quality: int) -> _Cost:
@@ -67,9 +77,9 @@ def refined_stats(
         bits, errors = zip(*pairs, strict=True)
         return _Cost(sum(bits), sum(errors))
 
-    best, least = (source.stats, quality), 0.0
     if not chunks:
         return best
+    least = 0.0
     qualities = sorted({min(max(0, quality + away), QUALITIES - 1) for away in CURVE})
     own = _curve([cost(align(source.stats, q), q) for q in qualities])
     if len(own) < 2:

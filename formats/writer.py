@@ -139,10 +139,11 @@ class _Encoder:
         self.quality = -1  # none yet
         effort = options.effort or 0
         self._settle(effort=0)
-        if effort:
+        settled = self.stats
+        if isinstance(weights.config, HyperConfig):
             self._refine(effort=effort)
-            if options.has_target:
-                self._settle(effort=effort)
+        if options.has_target and (effort or self.stats != settled):
+            self._settle(effort=effort)
         self.quantiser = self._quantiser(effort)
         highest = self.quality if self.floor is None else QUALITIES - 1  # that any chunk may get
         self.dtype = self._latent_dtype(highest)

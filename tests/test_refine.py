@@ -11,10 +11,13 @@ import torch
 import histocodec
 from histocodec.codec import HyperCoder
 from histocodec.formats.container import Container
-from histocodec.formats.refine import _Cost, _curve, _log_bits, refined_stats
+from histocodec.formats.refine import PIECES, _Cost, _curve, _log_bits, refined_stats
 from histocodec.formats.sampling import SampleSource
+from histocodec.geometry import Region
+from histocodec.models.config import ModelConfig
 from histocodec.normalise import ChannelStats, tissue_stats
 from histocodec.quantiser import Quantiser
+from histocodec.slide import Slide
 from histocodec.sources.array import ArraySlide
 from histocodec.synthetic import GLASS, synthetic_slide
 from histocodec.transform import Transform
@@ -97,6 +100,41 @@ def test_a_slide_may_be_coded_as_a_fainter_one_or_a_stronger_one(container: Cont
         found.append(refined_stats(source, QUALITY, transform(), coder, workers, effort=1)[1])
     assert found[1] <= QUALITY <= found[0]
     assert found[1] < found[0]
+
+
+def test_without_effort_only_a_large_slide_is_taken_for_another(
+    container: Container, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slide, coder = ArraySlide(synthetic_slide(256, 256, seed=2)), HyperCoder(tiny_weights())
+    source = source_of(slide, tissue_stats(slide).fainter(GLASS, 2.5), container)
+    before = source.stats, QUALITY
+    assert refined_stats(source, QUALITY, transform(), coder, workers, effort=0) == before
+    monkeypatch.setattr("histocodec.formats.refine.LARGE", 0.2)  # chunks: a quarter of one is this slide
+    stats, quality = refined_stats(source, QUALITY, transform(), coder, workers, effort=0)
+    assert quality < QUALITY
+    assert np.ptp(stats.std / source.stats.std) < 1e-6  # no directions
+
+
+def test_many_places_are_tried_instead_of_few_chunks(
+    container: Container, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Region] = []
+    read = Surroundings.of
+
+    def remembered(slide: Slide, level: int, chunk: Region, config: ModelConfig) -> Surroundings:
+        tried.append(chunk)
+        return read(slide, level, chunk, config)
+
+    monkeypatch.setattr(Surroundings, "of", remembered)
+    monkeypatch.setattr("histocodec.formats.refine.TRIES", 0)
+    coder = HyperCoder(tiny_weights())
+    for height, width, sizes in ((512, 700, {(512, 512), (188, 512)}), (1024, 1536, {(256, 256)})):
+        tried.clear()
+        slide = ArraySlide(synthetic_slide(width, height, seed=2))
+        source = source_of(slide, tissue_stats(slide), container)
+        refined_stats(source, QUALITY, transform(), coder, workers, effort=1)
+        assert {(region.width, region.height) for region in tried} <= sizes
+        assert len(tried) == len(set(map(str, tried))) == (2 if height == 512 else PIECES)
 
 
 def test_a_curve_is_read_between_its_points_and_beyond() -> None:
