@@ -29,8 +29,9 @@ STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "m
     "--quality",
     type=click.FloatRange(0, 100),
     metavar="Q",
-    help="From 0 to 100, in parts too; what is stored is a whole one that is worth as much. With effort, a faint slide "
-    "may be coded at a lower one, a strong one at a higher.  [default: 50, or the model's own ratio]",
+    help="From 0 to 100, in parts too; what is stored is a whole one that is worth as much. With effort, or where "
+    "it is large, a faint slide may be coded at a lower one, a strong one at a higher.  [default: 50, or the model's "
+    "own ratio]",
 )
 @click.option("--target-psnr", type=float, metavar="DB", help="Aim at this PSNR of level 0.")
 @click.option("--target-bpp", type=float, metavar="BITS", help="Aim at this many bits per pixel of level 0.")
@@ -45,7 +46,8 @@ STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "m
     "--effort",
     type=click.IntRange(0, 9),
     help="How long to look for statistics that the slide is coded best with, and for latents that cost less for what"
-    " they lose. 0 looks for neither, and is several times as fast as 1, the default of a model that can.",
+    " they lose. 0 looks for neither, or on large slides for the former in a second or two, and is several times as fast"
+    " as 1, the default of a model that can.",
 )
 @click.option(
     "--model",

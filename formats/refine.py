@@ -3,7 +3,7 @@
 Standard scores make a slide look to the model like the slides it learnt from, and so they need not be exactly its
 own mean and deviation: what counts is how many bits it takes and what is lost. First the slide is taken for a fainter
 one coded at a lower quality, or a stronger one at a higher: mean and deviations move towards the glass in proportion,
-as long as a sample of chunks becomes cheaper at equal error. Then mean and deviations change at random, these relative
+as long as a sample of its tissue becomes cheaper at equal error. Then mean and deviations change at random, these relative
 to each other, in steps that grow with success and shrink with failure (a (1+1) evolution strategy; Schumer and
 Steiglitz 1968).
 """
@@ -27,7 +27,7 @@ from histocodec.window import Surroundings
 from histocodec.workers import Workers
 
 PIECES, SIDE = 12, 256  # of chunks, in pixels, that are tried: many places say more than few whole chunks
-FEW = 3  # chunks, which are tried whole
+FEW = 6  # chunks, which are tried whole
 LARGE = 256  # chunks of tissue: a slide to which it is worth the time without effort, too, but for the directions
 TRIES, MOST_TRIES = 12, 24  # directions a level of effort, and at most; each is tried both ways
 FIRST_STEP, LEAST_STEP, MOST_STEP = 0.05, 0.004, 0.15  # standard deviations, and octaves of them
