@@ -28,7 +28,7 @@ from histocodec.workers import Workers
 
 PIECES, SIDE = 12, 256  # of chunks, in pixels, that are tried: many places say more than few whole chunks
 FEW = 6  # chunks, which are tried whole
-LARGE = 256  # chunks of tissue: a slide to which it is worth the time without effort, too, but for the directions
+LARGE = 256  # chunks: a slide to which it is worth a second or two without effort, too, but for the directions
 TRIES, MOST_TRIES = 12, 24  # directions a level of effort, and at most; each is tried both ways
 FIRST_STEP, LEAST_STEP, MOST_STEP = 0.05, 0.004, 0.15  # standard deviations, and octaves of them
 LONGER, SHORTER = 1.3, 0.85  # so that one success balances about two failures
@@ -64,8 +64,6 @@ def refined_stats(
         return best
     grid, finer = (Grid(level.height, level.width, side) for side in (CHUNK_PIXELS, SIDE))
     places = [place for place in places_of(source) if place.level == number and not place.bare]
-    if not effort and sum(place.weight for place in places) < LARGE:
-        return best
     regions = [grid.region(place.row, place.column) for place in places]
     if len(regions) > FEW:
         regions = spread([finer.region(*piece) for region in regions for piece in finer.blocks_in(region)], PIECES)
