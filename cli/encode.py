@@ -46,8 +46,8 @@ STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "m
     "--effort",
     type=click.IntRange(0, 9),
     help="How long to look for statistics that the slide is coded best with, and for latents that cost less for what"
-    " they lose. 0 looks for neither, or on large slides for the former in a second or two, and is several times as fast"
-    " as 1, the default of a model that can.",
+    " they lose. 0 looks for neither, or on large slides for the former in a second or two, and is several times as"
+    " fast as 1, the default of a model that can.",
 )
 @click.option(
     "--model",

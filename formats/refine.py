@@ -3,9 +3,9 @@
 Standard scores make a slide look to the model like the slides it learnt from, and so they need not be exactly its
 own mean and deviation: what counts is how many bits it takes and what is lost. First the slide is taken for a fainter
 one coded at a lower quality, or a stronger one at a higher: mean and deviations move towards the glass in proportion,
-as long as a sample of its tissue becomes cheaper at equal error. Then mean and deviations change at random, these relative
-to each other, in steps that grow with success and shrink with failure (a (1+1) evolution strategy; Schumer and
-Steiglitz 1968).
+as long as a sample of its tissue becomes cheaper at equal error. Then mean and deviations change at random, these
+relative to each other, in steps that grow with success and shrink with failure (a (1+1) evolution strategy; Schumer
+and Steiglitz 1968).
 """
 
 import math
