@@ -58,7 +58,8 @@ def refined_stats(
     """`source.stats` and `quality`, or better ones that exchange bits for error alike. The same in every run. What
     is tried is what `align` makes of it at its quality. A slide that shows no tissue keeps its own, and without effort
     one that is not large."""
-    number, best = source.levels[0], (source.stats, quality)
+    best, least = (source.stats, quality), 0.0
+    number = source.levels[0]
     level = source.slide.levels[number]
     if not effort and level.region.area < LARGE * CHUNK_PIXELS**2:
         return best
@@ -67,17 +68,16 @@ def refined_stats(
     regions = [grid.region(place.row, place.column) for place in places]
     if len(regions) > FEW:
         regions = spread([finer.region(*piece) for region in regions for piece in finer.blocks_in(region)], PIECES)
-    chunks = [Surroundings.of(source.slide, number, region, transform.weights.config) for region in regions]
+    sample = [Surroundings.of(source.slide, number, region, transform.weights.config) for region in regions]
+    if not sample:
+        return best
 
     def cost(stats: ChannelStats, quality: int) -> _Cost:
-        plain = Quantiser(transform, coder, stats, lambda: chunks[0].analysed(transform, stats), effort=0)
-        pairs = workers.map(lambda chunk: plain.rounded_cost(chunk.analysed(transform, stats), quality), chunks)
+        plain = Quantiser(transform, coder, stats, lambda: sample[0].analysed(transform, stats), effort=0)
+        pairs = workers.map(lambda piece: plain.rounded_cost(piece.analysed(transform, stats), quality), sample)
         bits, errors = zip(*pairs, strict=True)
         return _Cost(sum(bits), sum(errors))
 
-    if not chunks:
-        return best
-    least = 0.0
     qualities = sorted({min(max(0, quality + away), QUALITIES - 1) for away in CURVE})
     own = _curve([cost(align(source.stats, q), q) for q in qualities])
     if len(own) < 2:
