@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -62,10 +63,11 @@ _Total = Callable[[Sequence[_Sample], int, Quantiser, Workers], float]
 
 
 def choose_quality(
-    options: EncodeOptions, source: SampleSource, quantiser: Quantiser, workers: Workers
+    options: EncodeOptions, source: SampleSource, quantiser: Quantiser, workers: Workers, *, near: int | None = None
 ) -> float:
     """The quality that the options name, or the one whose sample meets their target: the highest within a rate, the
-    lowest that reaches a PSNR; of a `vae` a whole one. Raises UsageError where none does."""
+    lowest that reaches a PSNR; of a `vae` a whole one. It is sought around `near` first, which met it under statistics
+    that hardly differ. Raises UsageError where none does."""
     config = quantiser.weights.config
     wanted_bpp, nominal = options.wanted_bpp, config.ratio
     parts = isinstance(config, HyperConfig)
@@ -87,7 +89,7 @@ def choose_quality(
     def bracket(holds: Callable[[int, float], bool], total: _Total) -> tuple[int, int, float]:
         """The last quality for which `holds` does, and the next, for which it does not, given by what factor effort
         changes the total there, which is the third; -1 and QUALITIES were not tried."""
-        quality = _last(lambda quality: holds(quality, 1.0))
+        quality = last_that_holds(lambda quality: holds(quality, 1.0), near)
         if not quantiser.effort:
             return quality, quality + 1, 1.0
         below, above, tries, factor = -1, QUALITIES, 0, 1.0
@@ -98,7 +100,7 @@ def choose_quality(
             below, above = (quality, above) if holds(quality, factor) else (below, quality)
             quality = (below + above) // 2
             if tries < LIKELY_SEARCHES:  # the factor of one quality tells about those around it
-                quality = _last(lambda quality, factor=factor: holds(quality, factor))  # type: ignore[misc]
+                quality = last_that_holds(lambda q, factor=factor: holds(q, factor), quality)  # type: ignore[misc]
                 above = below + 1 if quality == below else above
         return below, above, factor
 
@@ -107,8 +109,10 @@ def choose_quality(
         finest = [sample for sample in samples if sample.level == source.levels[0]]
         area = sum(sample.weight * sample.window.pixels.size for sample in finest)
 
+        rounded_error = cache(lambda quality: _error(finest, quality, rounding, workers))
+
         def reached(quality: int, factor: float) -> float:
-            return psnr(_error(finest, quality, rounding, workers) * factor, area)
+            return psnr(rounded_error(quality) * factor, area)
 
         below, above, factor = bracket(lambda quality, factor: reached(quality, factor) < wanted_psnr, _error)
         if above == QUALITIES:
@@ -119,9 +123,10 @@ def choose_quality(
         return min(below + part + SPARE, above)
     pixels = source.slide.levels[source.levels[0]].region.area
     least_bits = 8 * _bytes_beside_chunks(source)
+    rounded_bits = cache(lambda quality: _bits(samples, quality, rounding, workers))
 
     def bpp(quality: int, factor: float = 1.0) -> float:
-        return (_bits(samples, quality, rounding, workers) * factor * OVERHEAD + least_bits) / pixels
+        return (rounded_bits(quality) * factor * OVERHEAD + least_bits) / pixels
 
     below, above, factor = bracket(lambda quality, factor: bpp(quality, factor) <= wanted_bpp, _bits)
     if below < 0:
@@ -152,12 +157,21 @@ def _bytes_beside_chunks(source: SampleSource) -> int:
     return shared + described + LEVEL_BYTES * len(grids) + MAP_BYTES * chunks + PLACE_BYTES * places
 
 
-def _last(holds: Callable[[int], bool]) -> int:
-    """The last quality for which `holds` does, true up to some quality and false beyond; -1 where there is none."""
-    low, high = -1, QUALITIES - 1
+def last_that_holds(holds: Callable[[int], bool], near: int | None = None) -> int:
+    """The last quality for which `holds` does, true up to some quality and false beyond; -1 where there is none. By
+    bisection; where a guess is given, in growing steps from there until it lies between two that were tried."""
+    low, high, step = -1, QUALITIES - 1, 1
+    held = failed = near is None
+    tried = (low + high + 1) // 2 if near is None else near
     while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle - 1)
+        if holds(tried):
+            low, held, following = tried, True, tried + step
+        else:
+            high, failed, following = tried - 1, True, tried - step
+        if held and failed:
+            tried = (low + high + 1) // 2
+        else:
+            tried, step = min(max(following, low + 1), high), 2 * step
     return low
 
 

@@ -157,7 +157,8 @@ class _Encoder:
         measured = self.stats
         for _ in range(MOST_CHOSEN):
             before = self.quality
-            wanted = choose_quality(self.options, self._sampled(), self._quantiser(effort), self.workers)
+            near = before if before >= 0 else None
+            wanted = choose_quality(self.options, self._sampled(), self._quantiser(effort), self.workers, near=near)
             self.quality = int(wanted)
             if self.glass is None or self.quality == before:
                 break
