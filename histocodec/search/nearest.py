@@ -40,7 +40,9 @@ def nearest_patches(index: Index, queries: Vectors, slides: Sequence[IndexedSlid
     rows, distances = np.empty(0, np.int64), np.empty(0, np.float32)
     for first, end in _blocks(slides):
         found = _distances(queries, vectors[first:end]).min(axis=0)
-        near = np.flatnonzero(found <= np.partition(found, min(k, len(found)) - 1)[min(k, len(found)) - 1])
+        last = min(k, len(found)) - 1
+        farthest = distances[-1] if len(distances) == k else np.partition(found, last)[last]
+        near = np.flatnonzero(found <= farthest)
         rows = np.concatenate([rows, first + near])
         distances = np.concatenate([distances, found[near]])
         best = np.lexsort((rows, distances))[:k]
