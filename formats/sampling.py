@@ -86,40 +86,43 @@ def choose_quality(
     rounding = quantiser.rounding()
     few = spread([sample for sample in samples if not sample.bare] or samples, EFFORT_CHUNKS)
 
-    def bracket(holds: Callable[[int, float], bool], total: _Total) -> tuple[int, int, float]:
-        """The last quality for which `holds` does, and the next, for which it does not, given by what factor effort
-        changes the total there, which is the third; -1 and QUALITIES were not tried."""
+    def bracket(
+        holds: Callable[[int, float], bool], total: _Total, *, both: bool
+    ) -> tuple[tuple[int, float], tuple[int, float]]:
+        """The last quality for which `holds` does, and the next, for which it does not, each with the factor by which
+        effort changes the total there; -1 and QUALITIES were not tried. With effort the first was, and where `both` are
+        wanted the second, too."""
         quality = last_that_holds(lambda quality: holds(quality, 1.0), near)
         if not quantiser.effort:
-            return quality, quality + 1, 1.0
-        below, above, tries, factor = -1, QUALITIES, 0, 1.0
+            return (quality, 1.0), (quality + 1, 1.0)
+        below, above, factor, known = -1, QUALITIES, 1.0, dict[int, float]()
         while above - below > 1:
-            quality, tries = min(max(quality, below + 1), above - 1), tries + 1
+            quality = min(max(quality, below + 1), above - 1)
             rounded = total(few, quality, rounding, workers)
-            factor = total(few, quality, quantiser, workers) / rounded if rounded else 1.0
+            known[quality] = factor = total(few, quality, quantiser, workers) / rounded if rounded else 1.0
             below, above = (quality, above) if holds(quality, factor) else (below, quality)
             quality = (below + above) // 2
-            if tries < LIKELY_SEARCHES:  # the factor of one quality tells about those around it
+            if len(known) < LIKELY_SEARCHES:  # the factor of one quality tells about those around it
                 quality = last_that_holds(lambda q, factor=factor: holds(q, factor), quality)  # type: ignore[misc]
-                above = below + 1 if quality == below else above
-        return below, above, factor
+                above = below + 1 if quality == below and not both else above
+        return (below, known.get(below, factor)), (above, known.get(above, factor))
 
     if wanted_bpp is None:
         wanted_psnr = options.target_psnr or 0.0
         finest = [sample for sample in samples if sample.level == source.levels[0]]
         area = sum(sample.weight * sample.window.pixels.size for sample in finest)
-
         rounded_error = cache(lambda quality: _error(finest, quality, rounding, workers))
 
         def reached(quality: int, factor: float) -> float:
             return psnr(rounded_error(quality) * factor, area)
 
-        below, above, factor = bracket(lambda quality, factor: reached(quality, factor) < wanted_psnr, _error)
+        last, first = bracket(lambda quality, factor: reached(quality, factor) < wanted_psnr, _error, both=True)
+        below, above = last[0], first[0]
         if above == QUALITIES:
             raise UsageError(f"--target-psnr {wanted_psnr:g} dB is beyond quality {QUALITIES - 1} on this slide")
-        if below < 0 or not parts:
+        if below < 0 or not parts or quantiser.glass is not None:  # beside glass, what lies between is not foretold
             return above
-        part = _part(reached(below, factor), wanted_psnr, reached(above, factor))
+        part = _part(reached(*last), wanted_psnr, reached(*first))
         return min(below + part + SPARE, above)
     pixels = source.slide.levels[source.levels[0]].region.area
     least_bits = 8 * _bytes_beside_chunks(source)
@@ -128,7 +131,8 @@ def choose_quality(
     def bpp(quality: int, factor: float = 1.0) -> float:
         return (rounded_bits(quality) * factor * OVERHEAD + least_bits) / pixels
 
-    below, above, factor = bracket(lambda quality, factor: bpp(quality, factor) <= wanted_bpp, _bits)
+    last, first = bracket(lambda quality, factor: bpp(quality, factor) <= wanted_bpp, _bits, both=False)
+    below, above = last[0], first[0]
     if below < 0:
         asked = "" if options.wanted_bpp is not None else f", at which model {quantiser.weights.id} aims,"
         raise UsageError(
@@ -137,7 +141,7 @@ def choose_quality(
         )
     if above == QUALITIES or not parts:
         return below
-    part = _part(*(math.log(rate) for rate in (bpp(below, factor), wanted_bpp, bpp(above, factor))))
+    part = _part(*(math.log(rate) for rate in (bpp(*last), wanted_bpp, bpp(*first))))
     return max(below + part - SPARE, below)
 
 
