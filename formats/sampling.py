@@ -63,11 +63,10 @@ _Total = Callable[[Sequence[_Sample], int, Quantiser, Workers], float]
 
 
 def choose_quality(
-    options: EncodeOptions, source: SampleSource, quantiser: Quantiser, workers: Workers, *, near: int | None = None
+    options: EncodeOptions, source: SampleSource, quantiser: Quantiser, workers: Workers
 ) -> float:
     """The quality that the options name, or the one whose sample meets their target: the highest within a rate, the
-    lowest that reaches a PSNR; of a `vae` a whole one. It is sought around `near` first, which met it under statistics
-    that hardly differ. Raises UsageError where none does."""
+    lowest that reaches a PSNR; of a `vae` a whole one. Raises UsageError where none does."""
     config = quantiser.weights.config
     wanted_bpp, nominal = options.wanted_bpp, config.ratio
     parts = isinstance(config, HyperConfig)
@@ -86,26 +85,23 @@ def choose_quality(
     rounding = quantiser.rounding()
     few = spread([sample for sample in samples if not sample.bare] or samples, EFFORT_CHUNKS)
 
-    def bracket(
-        holds: Callable[[int, float], bool], total: _Total, *, both: bool
-    ) -> tuple[tuple[int, float], tuple[int, float]]:
-        """The last quality for which `holds` does, and the next, for which it does not, each with the factor by which
-        effort changes the total there; -1 and QUALITIES were not tried. With effort the first was, and where `both` are
-        wanted the second, too."""
-        quality = last_that_holds(lambda quality: holds(quality, 1.0), near)
+    def bracket(holds: Callable[[int, float], bool], total: _Total) -> tuple[int, int, float]:
+        """The last quality for which `holds` does, and the next, for which it does not, given by what factor effort
+        changes the total there, which is the third; -1 and QUALITIES were not tried."""
+        quality = _last(lambda quality: holds(quality, 1.0))
         if not quantiser.effort:
-            return (quality, 1.0), (quality + 1, 1.0)
-        below, above, factor, known = -1, QUALITIES, 1.0, dict[int, float]()
+            return quality, quality + 1, 1.0
+        below, above, tries, factor = -1, QUALITIES, 0, 1.0
         while above - below > 1:
-            quality = min(max(quality, below + 1), above - 1)
+            quality, tries = min(max(quality, below + 1), above - 1), tries + 1
             rounded = total(few, quality, rounding, workers)
-            known[quality] = factor = total(few, quality, quantiser, workers) / rounded if rounded else 1.0
+            factor = total(few, quality, quantiser, workers) / rounded if rounded else 1.0
             below, above = (quality, above) if holds(quality, factor) else (below, quality)
             quality = (below + above) // 2
-            if len(known) < LIKELY_SEARCHES:  # the factor of one quality tells about those around it
-                quality = last_that_holds(lambda q, factor=factor: holds(q, factor), quality)  # type: ignore[misc]
-                above = below + 1 if quality == below and not both else above
-        return (below, known.get(below, factor)), (above, known.get(above, factor))
+            if tries < LIKELY_SEARCHES:  # the factor of one quality tells about those around it
+                quality = _last(lambda quality, factor=factor: holds(quality, factor))  # type: ignore[misc]
+                above = below + 1 if quality == below else above
+        return below, above, factor
 
     if wanted_bpp is None:
         wanted_psnr = options.target_psnr or 0.0
@@ -116,13 +112,12 @@ def choose_quality(
         def reached(quality: int, factor: float) -> float:
             return psnr(rounded_error(quality) * factor, area)
 
-        last, first = bracket(lambda quality, factor: reached(quality, factor) < wanted_psnr, _error, both=True)
-        below, above = last[0], first[0]
+        below, above, factor = bracket(lambda quality, factor: reached(quality, factor) < wanted_psnr, _error)
         if above == QUALITIES:
             raise UsageError(f"--target-psnr {wanted_psnr:g} dB is beyond quality {QUALITIES - 1} on this slide")
-        if below < 0 or not parts or quantiser.glass is not None:  # beside glass, what lies between is not foretold
+        if below < 0 or not parts:
             return above
-        part = _part(reached(*last), wanted_psnr, reached(*first))
+        part = _part(reached(below, factor), wanted_psnr, reached(above, factor))
         return min(below + part + SPARE, above)
     pixels = source.slide.levels[source.levels[0]].region.area
     least_bits = 8 * _bytes_beside_chunks(source)
@@ -131,8 +126,7 @@ def choose_quality(
     def bpp(quality: int, factor: float = 1.0) -> float:
         return (rounded_bits(quality) * factor * OVERHEAD + least_bits) / pixels
 
-    last, first = bracket(lambda quality, factor: bpp(quality, factor) <= wanted_bpp, _bits, both=False)
-    below, above = last[0], first[0]
+    below, above, factor = bracket(lambda quality, factor: bpp(quality, factor) <= wanted_bpp, _bits)
     if below < 0:
         asked = "" if options.wanted_bpp is not None else f", at which model {quantiser.weights.id} aims,"
         raise UsageError(
@@ -141,7 +135,7 @@ def choose_quality(
         )
     if above == QUALITIES or not parts:
         return below
-    part = _part(*(math.log(rate) for rate in (bpp(*last), wanted_bpp, bpp(*first))))
+    part = _part(*(math.log(rate) for rate in (bpp(below, factor), wanted_bpp, bpp(above, factor))))
     return max(below + part - SPARE, below)
 
 
@@ -161,21 +155,12 @@ def _bytes_beside_chunks(source: SampleSource) -> int:
     return shared + described + LEVEL_BYTES * len(grids) + MAP_BYTES * chunks + PLACE_BYTES * places
 
 
-def last_that_holds(holds: Callable[[int], bool], near: int | None = None) -> int:
-    """The last quality for which `holds` does, true up to some quality and false beyond; -1 where there is none. By
-    bisection; where a guess is given, in growing steps from there until it lies between two that were tried."""
-    low, high, step = -1, QUALITIES - 1, 1
-    held = failed = near is None
-    tried = (low + high + 1) // 2 if near is None else near
+def _last(holds: Callable[[int], bool]) -> int:
+    """The last quality for which `holds` does, true up to some quality and false beyond; -1 where there is none."""
+    low, high = -1, QUALITIES - 1
     while low < high:
-        if holds(tried):
-            low, held, following = tried, True, tried + step
-        else:
-            high, failed, following = tried - 1, True, tried - step
-        if held and failed:
-            tried = (low + high + 1) // 2
-        else:
-            tried, step = min(max(following, low + 1), high), 2 * step
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle - 1)
     return low
 
 

@@ -41,7 +41,7 @@ from histocodec.formats.options import EncodeOptions, EncodeProgress, EncodeRepo
 from histocodec.formats.privacy import without_private
 from histocodec.formats.progress import Clock
 from histocodec.formats.refine import refined_stats
-from histocodec.formats.sampling import SPARE, SampleSource, choose_quality, tissue_example
+from histocodec.formats.sampling import SampleSource, choose_quality, tissue_example
 from histocodec.geometry import Grid, Level, Region, ceil_div
 from histocodec.models.config import CHUNK_PIXELS, QUALITIES, HyperConfig
 from histocodec.models.weights import ModelWeights, find_model
@@ -153,25 +153,15 @@ class _Encoder:
 
     def _settle(self, *, effort: int) -> None:
         """Chooses the quality. Another one decodes glass exactly with other statistics, which change rate and PSNR a
-        little, so that a target is sought again, until it is met by the quality that they belong to: best by the one
-        found. A quality between two whole ones is the lower of a fainter slide."""
-        measured, met = self.stats, dict[int, tuple[ChannelStats, float]]()
-        reached = self.options.target_psnr is not None  # by the lowest that will do; a rate is kept to by the highest
+        little, so that a target is sought again. A quality between two whole ones is the lower of a fainter slide."""
+        measured = self.stats
         for _ in range(MOST_CHOSEN):
             before = self.quality
-            near = before if before >= 0 else None
-            wanted = choose_quality(self.options, self._sampled(), self._quantiser(effort), self.workers, near=near)
+            wanted = choose_quality(self.options, self._sampled(), self._quantiser(effort), self.workers)
             self.quality = int(wanted)
             if self.glass is None or self.quality == before:
                 break
-            if near is not None and (wanted <= before if reached else wanted >= before):
-                met[before] = self.stats, wanted
             self.stats = self._aligned(measured, self.quality)
-        else:
-            if met:
-                self.quality = min(met) if reached else max(met)
-                self.stats, wanted = met[self.quality]
-                wanted = min(wanted, self.quality + 1 - SPARE)
         if wanted > self.quality:
             factor = self.weights.hyper.fainter_by(wanted, self.quality)
             self.stats = self._aligned(self.stats.fainter(self.background, factor), self.quality)

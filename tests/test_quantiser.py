@@ -13,7 +13,6 @@ from histocodec.errors import UsageError
 from histocodec.fidelity import squared_error
 from histocodec.formats.options import EncodeOptions
 from histocodec.formats.reader import open_compressed
-from histocodec.formats.sampling import last_that_holds
 from histocodec.formats.writer import encode_slide
 from histocodec.models.transforms import Margin
 from histocodec.normalise import ChannelStats
@@ -130,20 +129,6 @@ def test_a_target_is_met_by_what_effort_makes_of_it(tmp_path: Path) -> None:
     options = EncodeOptions(target_psnr=26, effort=2, model=model, levels=(0,), device="cpu")
     report = encode_slide(slide, tmp_path / "a.zarr", options)
     assert 26 <= report.psnr < 27.5
-
-
-@pytest.mark.parametrize("last", [-1, 0, 1, 49, 50, 51, 99, 100])
-@pytest.mark.parametrize("near", [None, 0, 1, 50, 100])
-def test_the_last_quality_is_found_wherever_it_is_sought_first(last: int, near: int | None) -> None:
-    tried: list[int] = []
-
-    def holds(quality: int) -> bool:
-        tried.append(quality)
-        return quality <= last
-
-    assert last_that_holds(holds, near) == last
-    assert len(set(tried)) == len(tried) <= 14 and set(tried) <= set(range(101))
-    assert near is None or abs(last - near) > 1 or len(tried) <= 4
 
 
 def test_a_rate_is_kept_to_by_what_effort_makes_of_it(tmp_path: Path) -> None:

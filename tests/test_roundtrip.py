@@ -588,7 +588,7 @@ def test_a_quality_between_two_is_between_them(tmp_path: Path, tiny_file: Path) 
 
 def test_a_target_psnr_is_reached_and_hardly_exceeded(tmp_path: Path, tiny_file: Path, source: ArraySlide) -> None:
     report = encoded(source, tmp_path / "a.zarr", tiny_file, target_psnr=31.0)
-    assert 31.0 <= report.psnr < 31.3  # beside glass by a whole quality
+    assert 31.0 <= report.psnr < 31.2
 
 
 @pytest.mark.parametrize(("option", "value", "bpp"), [("target_bpp", 0.3, 0.3), ("ratio", 40.0, 0.6)])
