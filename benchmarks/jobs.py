@@ -87,7 +87,7 @@ class Ours:
     device: str
     threads: int
     folder: Path
-    effort: int | None = None
+    effort: float | None = None
 
     @property
     def whole(self) -> Region:

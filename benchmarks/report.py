@@ -86,7 +86,7 @@ def headline(result: BenchResult) -> Iterator[str]:
 
 
 def _effort(result: BenchResult) -> str:
-    return "" if result.options.effort is None else f", effort {result.options.effort}"
+    return "" if result.options.effort is None else f", effort {result.options.effort:g}"
 
 
 def _title(name: str, variant: str) -> str:

@@ -51,7 +51,7 @@ class BenchOptions:
     model: str
     device: str
     threads: int  # what "all" means
-    effort: int | None = None
+    effort: float | None = None
     timing: bool = True
 
     def __post_init__(self) -> None:
@@ -93,7 +93,7 @@ class _Bench:
     ) -> None:
         self.picture, self.options, self.store, self.tell = picture, options, store, tell
         self.done = 0  # curves
-        effort = "" if options.effort is None else f" effort {options.effort}"
+        effort = "" if options.effort is None else f" effort {options.effort:g}"
         tool = f"histocodec {VERSION}, method {METHOD}"
         device = str(choose_device(options.device))
         self.ours = Coder(OURS, f"{OURS}{effort}", weights.id, weights.sha256, device, tool)

@@ -112,7 +112,7 @@ def measure_speed(
     devices: Sequence[str],
     threads: Sequence[int],
     repeat: int,
-    effort: int | None = None,
+    effort: float | None = None,
 ) -> Measured:
     """Everything, for pixels (H, W, 3) in memory. A GPU is timed with the largest number of threads alone."""
     area, most = pixels.shape[0] * pixels.shape[1], max(threads)
@@ -176,7 +176,7 @@ def ratios(timings: Sequence[Timing]) -> list[Ratio]:
 
 
 def speed_of_slide(
-    path: Path, *, model: Model, threads: int, device: str, effort: int | None = None, repeat: int = REPEAT
+    path: Path, *, model: Model, threads: int, device: str, effort: float | None = None, repeat: int = REPEAT
 ) -> SpeedResult:
     """A square full of tissue, on one thread and on all. `model` is at hand by its id; `device` auto is the CPU, and
     the GPU where there is one."""

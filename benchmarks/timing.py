@@ -74,7 +74,7 @@ def jobs_of_peer(peer: Contender, pixels: Pixels, setting: float) -> JobsWith:
     return jobs
 
 
-def jobs_of_ours(pixels: Pixels, quality: float, *, model: str, device: str, effort: int | None) -> JobsWith:
+def jobs_of_ours(pixels: Pixels, quality: float, *, model: str, device: str, effort: float | None) -> JobsWith:
     """As users read: a container on disk, opened, and asked for its pixels."""
 
     @contextmanager

@@ -52,7 +52,7 @@ def ratios(text: str) -> tuple[int, ...]:
     help="The folder for rows, plots and report; a run goes on from what is there.",
 )
 @click.option("--model", default="hyper-6", show_default=True, metavar="ID|FILE")
-@click.option("--effort", type=click.IntRange(0, 9), help="As in encode.")
+@click.option("--effort", type=click.FloatRange(0, 9), help="As in encode.")
 @click.option("--qualities", type=qualities, default="0,10,20,30,40,50,60,70,80,90,100", metavar="N,…", help="Ours.")
 @click.option("--points", type=click.IntRange(min=2), default=12, show_default=True, help="Of each peer's curve.")
 @click.option(
@@ -92,7 +92,7 @@ def command(
     against: tuple[str, ...],
     out: Path | None,
     model: str,
-    effort: int | None,
+    effort: float | None,
     qualities: tuple[int, ...],
     points: int,
     ratios: tuple[int, ...],

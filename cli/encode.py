@@ -44,10 +44,10 @@ STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "m
 )
 @click.option(
     "--effort",
-    type=click.IntRange(0, 9),
+    type=click.FloatRange(0, 9),
     help="How long to look for statistics that the slide is coded best with, and for latents that cost less for what"
-    " they lose. 0 looks for neither, or on large slides for the former in a second or two, and is several times as"
-    " fast as 1, the default of a model that can.",
+    " they lose, from 0 to 9, in parts too: each tenth is a step. 0 looks for neither, or on large slides for the"
+    " former in a second or two, and is many times as fast as 1, the default of a model that can.",
 )
 @click.option(
     "--model",
@@ -90,7 +90,7 @@ def command(
     target_bpp: float | None,
     ratio: float | None,
     min_psnr: float | None,
-    effort: int | None,
+    effort: float | None,
     model: str,
     levels: tuple[int, ...] | None,
     background: str,

@@ -20,7 +20,7 @@ class EncodeOptions:
     target_bpp: float | None = None  # bits of the whole container per pixel of level 0
     ratio: float | None = None  # raw RGB bytes of level 0 over the container's bytes
     min_psnr: float | None = None  # dB that every chunk of every level must have, whatever it takes
-    effort: int | None = None  # of the search for cheaper latents, 0: none; None: DEFAULT_EFFORT where it can be
+    effort: float | None = None  # of the search for cheaper latents, 0: none; None: DEFAULT_EFFORT where it can be
     model: str = DEFAULT_MODEL  # an id, or the path of a .safetensors file
     levels: tuple[int, ...] | None = None  # None: all
     background: str = "skip"  # or "code"
@@ -54,7 +54,7 @@ class EncodeOptions:
         if self.ratio is not None and not 1 <= self.ratio <= 10_000:
             raise UsageError(f"--ratio {self.ratio:g}: 1 to 10000 is allowed")
         if self.effort is not None and not 0 <= self.effort <= MOST_EFFORT:
-            raise UsageError(f"--effort {self.effort}: 0 to {MOST_EFFORT} is allowed")
+            raise UsageError(f"--effort {self.effort:g}: 0 to {MOST_EFFORT} is allowed")
         if self.background not in ("skip", "code"):
             raise UsageError(f"--background {self.background}: skip or code is allowed")
         if self.workers is not None and not 1 <= self.workers <= 1024:
@@ -62,12 +62,12 @@ class EncodeOptions:
         if self.overwrite and self.resume:
             raise UsageError("--overwrite and --resume exclude each other: one starts anew, one goes on")
 
-    def effort_with(self, model: ModelWeights) -> int:
+    def effort_with(self, model: ModelWeights) -> float:
         """Raises UsageError where more is asked for than the model's family knows."""
         searches = isinstance(model.config, HyperConfig)
         if self.effort and not searches:
             raise UsageError(
-                f"--effort {self.effort}: model {model.id} is of the family {model.config.family}; only "
+                f"--effort {self.effort:g}: model {model.id} is of the family {model.config.family}; only "
                 f"{HyperConfig.family} models have cheaper latents to look for"
             )
         default = DEFAULT_EFFORT if searches else 0

@@ -52,7 +52,7 @@ def refined_stats(
     coder: LatentCoder,
     workers: Workers,
     *,
-    effort: int,
+    effort: float,
     align: Callable[[ChannelStats, int], ChannelStats] = lambda stats, _: stats,
 ) -> tuple[ChannelStats, int]:
     """`source.stats` and `quality`, or better ones that exchange bits for error alike. The same in every run. What
@@ -100,7 +100,7 @@ def refined_stats(
             if not better(source.stats.fainter(source.background, factor), other, LEAST_OF_NEXT):
                 break
     rng, step = np.random.default_rng(0), FIRST_STEP
-    for _ in range(min(TRIES * effort, MOST_TRIES)):
+    for _ in range(min(round(TRIES * effort), MOST_TRIES)):
         shift, stretch = rng.normal(0, step, 3), rng.normal(0, step, 3)
         stats, quality = best
         if any(better(_moved(stats, sign * shift, sign * stretch), quality) for sign in (1, -1)):

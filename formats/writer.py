@@ -151,7 +151,7 @@ class _Encoder:
         self.growing = Growing(journal, self.attributes)
         self.block = min(BLOCK, self.attributes.shard)
 
-    def _settle(self, *, effort: int) -> None:
+    def _settle(self, *, effort: float) -> None:
         """Chooses the quality. Another one decodes glass exactly with other statistics, which change rate and PSNR a
         little, so that a target is sought again. A quality between two whole ones is the lower of a fainter slide."""
         measured = self.stats
@@ -166,7 +166,7 @@ class _Encoder:
             factor = self.weights.hyper.fainter_by(wanted, self.quality)
             self.stats = self._aligned(self.stats.fainter(self.background, factor), self.quality)
 
-    def _refine(self, *, effort: int) -> None:
+    def _refine(self, *, effort: float) -> None:
         """Takes the statistics that this slide is coded best with, and the quality that goes with them; glass stays
         exact."""
         source = self._sampled()
@@ -194,7 +194,7 @@ class _Encoder:
             self.slide, self.source_levels, self.background, self.stats, self._skips, attributes
         )
 
-    def _quantiser(self, effort: int) -> Quantiser:
+    def _quantiser(self, effort: float) -> Quantiser:
         example = partial(tissue_example, self._sampled(), self.transform)
         return Quantiser(self.transform, self.coder, self.stats, example, effort=effort, glass=self.glass)
 

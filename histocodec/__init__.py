@@ -85,7 +85,7 @@ class EncodeChoices(TypedDict, total=False):
     target_bpp: float | None
     ratio: float | None
     min_psnr: float | None
-    effort: int | None
+    effort: float | None
     model: str
     levels: tuple[int, ...] | None
     background: str

@@ -18,7 +18,7 @@ STEPS = 10  # a level of effort
 
 
 class Quantiser:
-    """Quantises chunks of a slide. Thread-safe. `effort` is 0 … 9; 0 rounds.
+    """Quantises chunks of a slide. Thread-safe. `effort` is 0 … 9, in parts too; 0 rounds.
 
     `example` gives a piece of the slide's tissue, on which the curvature is measured once a quality; `glass` is the
     colour that the statistics decode exactly, if there is one."""
@@ -30,7 +30,7 @@ class Quantiser:
         stats: ChannelStats,
         example: Callable[[], Window],
         *,
-        effort: int,
+        effort: float,
         glass: Colour | None = None,
     ) -> None:
         self.transform, self.coder, self.stats = transform, coder, stats
@@ -57,7 +57,7 @@ class Quantiser:
         rounded = quantise(window.y, self.weights.gain(quality), dtype)
         if self.effort and rounded[window.own].any():
             terms = self._terms(quality)
-            rounded[window.own] = self._descent.cheaper(rounded, window, terms, STEPS * self.effort)
+            rounded[window.own] = self._descent.cheaper(rounded, window, terms, max(1, round(STEPS * self.effort)))
         return rounded
 
     @property

@@ -1,5 +1,6 @@
 """Rate–distortion optimised quantisation: cheaper chunks for the same decoder."""
 
+import math
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from histocodec.codec import HyperCoder
+from histocodec.descent import Descent, Latents, Terms
 from histocodec.errors import UsageError
 from histocodec.fidelity import squared_error
 from histocodec.formats.options import EncodeOptions
@@ -41,7 +43,7 @@ def window() -> Window:
     return Window(y, Margin(0, HALO, HALO, HALO), pixels[: 160 - 5, HALO * 16 : (9 + HALO) * 16 - 3])
 
 
-def quantiser(effort: int) -> Quantiser:
+def quantiser(effort: float) -> Quantiser:
     return Quantiser(transform(), HyperCoder(tiny_weights()), STATS, window, effort=effort)
 
 
@@ -86,6 +88,25 @@ def test_effort_makes_a_chunk_cheaper(quality: int) -> None:
     plain, little, much = (bits + exchange(quality) * error for bits, error in found)
     assert little < 0.99 * plain
     assert much < 1.01 * little  # as the search itself weighs them, which is over more qualities
+
+
+def test_a_part_of_an_effort_is_so_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def cheaper(self: Descent, rounded: Latents, window: Window, terms: Terms, steps: int) -> Latents:
+        asked.append(steps)
+        return rounded[window.own]
+
+    monkeypatch.setattr(Descent, "cheaper", cheaper)
+    for effort in (0.01, 0.1, 0.34, 1, 1.2):
+        quantiser(effort).window(window(), 60, INT16)
+    assert asked == [1, 1, 3, 10, 12]
+
+
+def test_a_tenth_of_an_effort_lies_between_none_and_all() -> None:
+    found = [priced(quantiser(e).coded(window(), 60, 12, INT16), 60) for e in (0, 0.1, 1)]
+    none, tenth, whole = (bits + exchange(60) * error for bits, error in found)
+    assert whole < tenth < none
 
 
 def test_a_move_goes_towards_zero_or_to_the_other_side_of_where_y_was() -> None:
@@ -139,7 +160,7 @@ def test_a_rate_is_kept_to_by_what_effort_makes_of_it(tmp_path: Path) -> None:
     assert 0.9 * bpp < encode_slide(slide, tmp_path / "b.zarr", asked).bpp <= bpp
 
 
-@pytest.mark.parametrize("effort", [-1, 10])
-def test_an_effort_that_does_not_exist_is_refused(effort: int) -> None:
+@pytest.mark.parametrize("effort", [-1, 9.5, 10, math.nan])
+def test_an_effort_that_does_not_exist_is_refused(effort: float) -> None:
     with pytest.raises(UsageError, match="--effort"):
         EncodeOptions(effort=effort)
