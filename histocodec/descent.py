@@ -48,14 +48,11 @@ Floats = NDArray[np.float64]
 @dataclass(frozen=True)
 class Terms:
     """What holds for all chunks of a slide at one `quality`: the `curvature`, the second derivative of the squared
-    error in one latent of each channel, (C,); and the quality `below` from which a chunk's exchange of squared error
-    for bits is taken, with the statistics under which glass is right at that one, and how far they move y, (C,)."""
+    error in one latent of each channel, (C,), and the `weight`, bits that a unit of squared error is worth."""
 
     quality: int
     curvature: NDArray[np.float32]
-    below: int
-    stats: ChannelStats
-    moved: NDArray[np.float32]
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -81,27 +78,20 @@ class Descent:
 
     def terms(self, example: Window, quality: int) -> Terms:
         """From a piece of the slide's tissue."""
-        below, curvature = max(0, quality - BELOW), self._curvature(example, quality)
-        if self.glass is None:
-            return Terms(quality, curvature, below, self.stats, np.zeros(len(example.y), np.float32))
-        stats = self.transform.aligned(self.stats, self.glass, below)
-        moved = self.transform.flat(self.glass, stats) - self.transform.flat(self.glass, self.stats)
-        return Terms(quality, curvature, below, stats, moved)
+        return Terms(quality, self._curvature(example, quality), self._weight(example, quality))
 
     def cheaper(self, rounded: Latents, window: Window, terms: Terms, steps: int) -> Latents:
         """The cheapest latents of the chunk itself that so many steps found, (C, h, w); `rounded` is the whole
         window."""
         whole, own, limits = rounded.copy(), window.own, np.iinfo(rounded.dtype)
-        quality, curvature = terms.quality, terms.curvature
+        quality, curvature, weight = terms.quality, terms.curvature, terms.weight
         exact = window.y[own] * self.weights.gain(quality)[:, None, None]
         z = self.coder.hyper_latents(whole_cells(rounded[own]), quality)  # a new one would hide what moves do
         now = rounded[own]
         flat = _flat(window.pixels, self.weights.config.stride)
         error, slope = self._difference(whole, window, quality, self.stats)
-        bits = self._bits(now, quality, z)
-        weight = self._weight(window, terms, bits, error, ~flat)
         damping = np.ones(exact.shape[1:], np.float32)
-        cost = first = bits + weight * error
+        cost = first = self._bits(now, quality, z) + weight * error
         for left in reversed(range(steps)):
             judge = _Judge(exact, np.float32(weight) * slope, np.float32(weight) * curvature, damping)
             moves = np.where(flat, 0, self._moves(now, quality, z, judge)).astype(np.int32)  # which cannot overflow
@@ -133,22 +123,35 @@ class Descent:
             total += (bent * field).mean(axis=(1, 2)) * self.weights.inverse_gain(quality)
         return np.maximum(2 * total / PROBES, 0)
 
-    def _weight(self, window: Window, terms: Terms, bits: Floats, error: Floats, shown: NDArray[np.bool_]) -> float:
-        """Bits that a unit of squared error is worth on this chunk, whose rounded latents have these: what it costs to
-        come from a lower quality to this one, relative to the λ of training between them, which is off by up to
-        threefold, times that of a little below this quality. A move at a better rate pays. Only what is `shown`
-        counts."""
-        below, scale = terms.below, DEVIATION**2 / float(np.square(self.stats.std).mean()) / 3
-        latents = quantise(window.y + terms.moved[:, None, None], self.weights.gain(below), np.dtype(np.int16))
-        z = self.coder.hyper_latents(whole_cells(latents[window.own]), below)
-        fewer = (bits - self._bits(latents[window.own], below, z))[shown].sum()
-        more = (self._difference(latents, window, below, terms.stats, slope=False)[0] - error)[shown].sum()
-        between, wanted = (
-            scale * self.weights.hyper.rate_weight(q) for q in ((below + terms.quality) / 2, terms.quality - LOWER)
+    def _weight(self, example: Window, quality: int) -> float:
+        """Bits that a unit of squared error is worth: what the example pays to come from a lower quality to this one,
+        relative to the λ of training between them, which is off by up to threefold, times that of a little below this
+        quality. A move at a better rate pays."""
+        below, scale = max(0, quality - BELOW), DEVIATION**2 / float(np.square(self.stats.std).mean()) / 3
+        right = self.stats if self.glass is None else self.transform.aligned(self.stats, self.glass, below)
+        (few, much), (many, little) = (
+            self._rounded(example, q, stats) for q, stats in ((below, right), (quality, self.stats))
         )
-        if fewer <= 0 or more <= 0:
+        shown = ~_flat(example.pixels, self.weights.config.stride)
+        more, less = (many - few)[shown].sum(), (much - little)[shown].sum()
+        between, wanted = (
+            scale * self.weights.hyper.rate_weight(q) for q in ((below + quality) / 2, quality - LOWER)
+        )
+        if more <= 0 or less <= 0:
             return wanted
-        return wanted * min(max(float(fewer / more) / between, SLOPES[0]), SLOPES[1])
+        return wanted * min(max(float(more / less) / between, SLOPES[0]), SLOPES[1])
+
+    def _rounded(self, window: Window, quality: int, stats: ChannelStats) -> tuple[Floats, Floats]:
+        """Bits and squared error of a chunk by its latents' position, (h, w) each, if it is rounded at this quality and
+        under statistics that move all of y as they move glass."""
+        y = window.y
+        if self.glass is not None:
+            moved = self.transform.flat(self.glass, stats) - self.transform.flat(self.glass, self.stats)
+            y = y + moved[:, None, None]
+        latents = quantise(y, self.weights.gain(quality), np.dtype(np.int16))
+        z = self.coder.hyper_latents(whole_cells(latents[window.own]), quality)
+        bits = self._bits(latents[window.own], quality, z)
+        return bits, self._difference(latents, window, quality, stats, slope=False)[0]
 
     def _difference(
         self, latents: Latents, window: Window, quality: int, stats: ChannelStats, *, slope: bool = True

@@ -15,6 +15,7 @@ from histocodec.transform import Transform, quantise
 from histocodec.window import Window
 
 STEPS = 10  # a level of effort
+WHOLE = 1  # effort, from which on z is searched, too: 0.1 % of the bits, for as long as two to four steps take
 
 
 class Quantiser:
@@ -48,7 +49,7 @@ class Quantiser:
         whole = self.window(window, quality, dtype)[window.own]
         chunk = np.zeros((len(whole), side, side), dtype)
         chunk[:, : whole.shape[1], : whole.shape[2]] = whole
-        if not self.effort or not chunk.any():
+        if self.effort < WHOLE or not chunk.any():
             return self.coder.encode(chunk, quality)
         return self.coder.encode(chunk, quality, z=cheapest_hyper_latents(self._hyper_coder, chunk, quality))
 

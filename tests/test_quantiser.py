@@ -103,6 +103,13 @@ def test_a_part_of_an_effort_is_so_many_steps(monkeypatch: pytest.MonkeyPatch) -
     assert asked == [1, 1, 3, 10, 12]
 
 
+def test_z_is_searched_from_a_whole_effort_on() -> None:
+    coder = HyperCoder(tiny_weights())
+    for effort, proposed in ((0.9, True), (1, False)):
+        data = quantiser(effort).coded(window(), 20, 12, INT16)
+        assert (data == coder.encode(decoded(data), 20)) == proposed
+
+
 def test_a_tenth_of_an_effort_lies_between_none_and_all() -> None:
     found = [priced(quantiser(e).coded(window(), 60, 12, INT16), 60) for e in (0, 0.1, 1)]
     none, tenth, whole = (bits + exchange(60) * error for bits, error in found)
