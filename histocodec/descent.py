@@ -1,12 +1,12 @@
 """Cheaper latents for the same decoder: rate–distortion optimised quantisation by gradient.
 
 Every latent may go to the integer on the other side of where it was, or one step towards zero, if that lowers error and
-bits at the rate at which the chunk exchanges them. What a move costs in pixels comes from the gradient of the synthesis
-and its curvature, what it saves in bits from the coder's own tables. Moves are judged one by one and made all together,
-so that not all promises are kept: each position of latents keeps its moves only where the pixels and bits that are its
-own have become cheaper, or hardly dearer, since what moves around it changes them, too. How much the error bent along a
-step, over what each move alone would have done, is how much more curvature counts from then on, around each position
-and in each channel (a secant method; the damping is that of Levenberg and Marquardt).
+bits at the rate at which the slide's tissue exchanges them. What a move costs in pixels comes from the gradient of the
+synthesis and its curvature, what it saves in bits from the coder's own tables. Moves are judged one by one and made all
+together, so that not all promises are kept: each position of latents keeps its moves only where the pixels and bits
+that are its own have become cheaper, or hardly dearer, since what moves around it changes them, too. How much the error
+bent along a step, over what each move alone would have done, is how much more curvature counts from then on, around
+each position and in each channel (a secant method; the damping is that of Levenberg and Marquardt).
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ SLACK = 1.0  # bits by which a position may become dearer and keep its moves; mo
 DAMPED, RELIEVED, DAMPINGS = 1.2, 0.8, (0.3, 10.0)  # factors of the curvature where a step failed, where not; limits
 BENDS = (0.2, 5.0)  # between which one step may change a channel's curvature
 TRUSTED = 20.0  # moves of a channel that count as much as what was known of its curvature
-BELOW = 12  # qualities, over which a chunk's own exchange of squared error for bits is taken
+BELOW = 12  # qualities, over which the slide's own exchange of squared error for bits is taken
 LOWER = 3  # and so far below the quality itself it is wanted
 SLOPES = (0.5, 4.0)  # times the λ of training, between which it must lie
 DEVIATION = 30.0  # grey values, that colours typically have: λ weights the error of standard scores

@@ -21,8 +21,8 @@ WHOLE = 1  # effort, from which on z is searched, too: 0.1 % of the bits, for as
 class Quantiser:
     """Quantises chunks of a slide. Thread-safe. `effort` is 0 … 9, in parts too; 0 rounds.
 
-    `example` gives a piece of the slide's tissue, on which the curvature is measured once a quality; `glass` is the
-    colour that the statistics decode exactly, if there is one."""
+    `example` gives a piece of the slide's tissue, which is asked once a quality for the curvature and for what a bit is
+    worth; `glass` is the colour that the statistics decode exactly, if there is one."""
 
     def __init__(
         self,
