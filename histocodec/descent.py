@@ -129,9 +129,8 @@ class Descent:
         quality. A move at a better rate pays."""
         below, scale = max(0, quality - BELOW), DEVIATION**2 / float(np.square(self.stats.std).mean()) / 3
         right = self.stats if self.glass is None else self.transform.aligned(self.stats, self.glass, below)
-        (few, much), (many, little) = (
-            self._rounded(example, q, stats) for q, stats in ((below, right), (quality, self.stats))
-        )
+        few, much = self._rounded(example, below, right)
+        many, little = self._rounded(example, quality, self.stats)
         shown = ~_flat(example.pixels, self.weights.config.stride)
         more, less = (many - few)[shown].sum(), (much - little)[shown].sum()
         between, wanted = (
