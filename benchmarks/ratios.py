@@ -22,9 +22,7 @@ def raw_bytes_over(ratio: int, pixels: int) -> int:
     return 3 * pixels // ratio
 
 
-def finest_within(
-    wanted: int, known: dict[float, int], bytes_at: Callable[[float], int], *, parts: int = 1
-) -> float:
+def finest_within(wanted: int, known: dict[float, int], bytes_at: Callable[[float], int], *, parts: int = 1) -> float:
     """The highest quality of at most so many bytes, in so many parts of a whole one; 0 where even that has more.
     `known` are bytes by quality, and grows by what had to be tried."""
     low, high = -1, parts * (QUALITIES - 1) + 1

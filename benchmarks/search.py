@@ -265,14 +265,16 @@ def report(rows: Sequence[Row], size: Bytes, fast: Speed, machine: Machine, mode
         "| vector | values | other cases @1 | @5 | other sources @1 | @5 |",
         "|---|---|---|---|---|---|",
         *(
-            f"| {row.method} | {row.values or ''} | " + " | ".join(
+            f"| {row.method} | {row.values or ''} | "
+            + " | ".join(
                 (
                     _share(row.other_cases.at_1, row.other_cases.at_1_by_organ),
                     _share(row.other_cases.at_5, row.other_cases.at_5_by_organ),
                     _share(row.other_sources.at_1, row.other_sources.at_1_by_organ),
                     _share(row.other_sources.at_5, row.other_sources.at_5_by_organ),
                 )
-            ) + " |"
+            )
+            + " |"
             for row in rows
         ),
         "",

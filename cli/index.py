@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from histocodec.search.database import Entry, IndexedSlide
     from histocodec.search.index import Index
 
-slides_argument = click.argument(
-    "slides", metavar="SLIDE...", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+slides_argument = click.argument("slides", metavar="SLIDE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 
 
 @click.group("index", short_help="Bring the vectors of many slides together.")

@@ -156,9 +156,7 @@ def _report_slides(
     print_facts([(f"{hit.distance:.4f}", f"{hit.slide.path}{_labels(hit.slide)}") for hit in hits])
 
 
-def _report_patches(
-    index: "Index", name: str, queries: "Vectors", hits: "list[PatchHit]", *, as_json: bool
-) -> None:
+def _report_patches(index: "Index", name: str, queries: "Vectors", hits: "list[PatchHit]", *, as_json: bool) -> None:
     places = [index.position(hit.slide, hit.row) for hit in hits]
     if as_json:
         found = [

@@ -107,9 +107,7 @@ def check_metadata(folder: Path, expected: Json) -> None:
     for key in (*expected, *found):
         if key not in found or key not in expected or not _same(found[key], expected[key]):
             wanted = _short(expected.get(key))
-            raise FormatError(
-                f"{node.where}: {str(key)[:80]} is {_short(found.get(key))}; {wanted} is needed"
-            )
+            raise FormatError(f"{node.where}: {str(key)[:80]} is {_short(found.get(key))}; {wanted} is needed")
 
 
 def _same(found: object, expected: object) -> bool:
@@ -139,9 +137,7 @@ def chunk_path(folder: Path, coordinates: tuple[int, ...]) -> Path:
 def pack_values(values: Values, form: Form) -> bytes:
     """The bytes of one chunk. The same values always give the same bytes: no time, no name."""
     if values.shape != form.chunk_shape or values.dtype != np.dtype(form.dtype):
-        raise UsageError(
-            f"an array of {values.dtype} {values.shape}, where {form.dtype} {form.chunk_shape} is stored"
-        )
+        raise UsageError(f"an array of {values.dtype} {values.shape}, where {form.dtype} {form.chunk_shape} is stored")
     packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, GZIP_WINDOW)
     raw = np.ascontiguousarray(values, form.stored)
     return packer.compress(raw.tobytes()) + packer.flush()
@@ -156,8 +152,7 @@ def unpack_values(data: bytes, form: Form, name: str) -> Values:
         raise FormatError(f"{name}: is not sound gzip data: {exc}") from exc
     if len(raw) != form.chunk_bytes or not unpacker.eof or unpacker.unused_data:
         raise FormatError(
-            f"{name}: is cut short, or does not hold {form.dtype} {form.chunk_shape} "
-            f"({form.chunk_bytes} bytes)"
+            f"{name}: is cut short, or does not hold {form.dtype} {form.chunk_shape} ({form.chunk_bytes} bytes)"
         )
     return np.frombuffer(raw, form.stored).reshape(form.chunk_shape).astype(form.dtype)
 

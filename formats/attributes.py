@@ -182,9 +182,7 @@ class Attributes:
             "properties": dict(self.properties),
             "icc": self.icc,
             "overview": None if self.overview is None else list(self.overview),
-            "associated": [
-                {"name": name, "width": w, "height": h} for name, (w, h) in self.associated.items()
-            ],
+            "associated": [{"name": name, "width": w, "height": h} for name, (w, h) in self.associated.items()],
             "dropped": list(self.dropped),
         }
 

@@ -122,9 +122,7 @@ def write_block_error(root: Path, attributes: Attributes, level: int, values: ND
     _write_group_of(root, f"block_error/{level}", attributes)
 
 
-def write_lossless(
-    root: Path, attributes: Attributes, level: int, row: int, column: int, pixels: Pixels
-) -> None:
+def write_lossless(root: Path, attributes: Attributes, level: int, row: int, column: int, pixels: Pixels) -> None:
     """The pixels of one chunk, cut at the level's edge: (h, w, 3)."""
     form = lossless_form(attributes, level)
     if pixels.shape != (*chunk_size(attributes, level, row, column), 3):
@@ -175,9 +173,7 @@ def _write_group_of(root: Path, name: str, attributes: Attributes) -> None:
     group = name.split("/", maxsplit=1)[0]
     if group in GROUPS or (root / group / METADATA).exists():
         return
-    write_metadata(
-        root / group, group_metadata(ome_attributes(attributes, "0") if group == "overview" else None)
-    )
+    write_metadata(root / group, group_metadata(ome_attributes(attributes, "0") if group == "overview" else None))
 
 
 def _files(root: Path) -> Iterator[str]:
@@ -276,9 +272,7 @@ class Container:
 
     def stats(self) -> Stats:
         mean, std = self.array("stats/mean"), self.array("stats/std")
-        return Stats(
-            ChannelStats(mean, std), self.array("stats/background"), self.array("stats/background_latent")
-        )
+        return Stats(ChannelStats(mean, std), self.array("stats/background"), self.array("stats/background_latent"))
 
     def overview(self) -> Pixels | None:
         """(H, W, 3), or None where there is none."""
@@ -298,9 +292,7 @@ class Container:
             return None
         data = self.array("model/weights").tobytes()
         if hashlib.sha256(data).hexdigest() != self.attributes.model.sha256:
-            raise FormatError(
-                f"{self.path / 'model/weights'}: is not the model that the attributes name by SHA-256"
-            )
+            raise FormatError(f"{self.path / 'model/weights'}: is not the model that the attributes name by SHA-256")
         return data
 
     def array(self, name: str) -> NDArray[Any]:
@@ -347,9 +339,7 @@ class Container:
 
     def check_latent_metadata(self, level: int) -> None:
         """FormatError where latents/<level> does not say what the attributes imply."""
-        check_metadata(
-            self.path / "latents" / str(self._checked(level)), latent_metadata(self.attributes, level)
-        )
+        check_metadata(self.path / "latents" / str(self._checked(level)), latent_metadata(self.attributes, level))
 
     def problems(self) -> Iterator[FormatError]:
         """Everything in the container that is not as it was written, file by file. Nothing is decoded."""

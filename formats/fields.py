@@ -27,9 +27,7 @@ class Node:
             raise FormatError(f"{self.where}: field {missing[0]!r} is missing")
         unknown = sorted(found.keys() - set(names))
         if unknown:
-            raise FormatError(
-                f"{self.where}: field {unknown[0][:80]!r} is unknown; allowed are {', '.join(names)}"
-            )
+            raise FormatError(f"{self.where}: field {unknown[0][:80]!r} is unknown; allowed are {', '.join(names)}")
         return {name: Node(found[name], f"{self.where}.{name}") for name in names}
 
     def member(self, name: str) -> "Node":
@@ -89,9 +87,7 @@ class Node:
 
     def _refusal(self, allowed: str) -> FormatError:
         text = repr(self.value)
-        return FormatError(
-            f"{self.where}: found {text[:80]}{'…' if len(text) > 80 else ''}; allowed is {allowed}"
-        )
+        return FormatError(f"{self.where}: found {text[:80]}{'…' if len(text) > 80 else ''}; allowed is {allowed}")
 
 
 def parse_json(data: bytes, where: str) -> Node:

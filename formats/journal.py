@@ -55,9 +55,7 @@ class ShardRecord:
     quality: bytes
 
     @classmethod
-    def of(
-        cls, level: int, place: tuple[int, int], data: bytes, tiles: bytes, quality: bytes
-    ) -> "ShardRecord":
+    def of(cls, level: int, place: tuple[int, int], data: bytes, tiles: bytes, quality: bytes) -> "ShardRecord":
         """The record of the shard at `place` (row, column); `data` is empty where nothing is stored."""
         digest = hashlib.sha256(data).hexdigest() if data else ""
         return cls(level, *place, len(data), digest, tiles, quality)
@@ -119,9 +117,7 @@ class Journal:
     """The one encode that works on `dst`. Use as a context manager: leaving it without `commit` or `discard`
     keeps everything for a later `resume`."""
 
-    def __init__(
-        self, dst: Path, file: IO[bytes], records: dict[Place, ShardRecord], rounds: list[Round]
-    ) -> None:
+    def __init__(self, dst: Path, file: IO[bytes], records: dict[Place, ShardRecord], rounds: list[Round]) -> None:
         self.dst, self._file, self._records, self._rounds = dst, file, records, rounds
 
     @classmethod
@@ -160,9 +156,7 @@ class Journal:
             raise
 
     @classmethod
-    def _resumed(
-        cls, dst: Path, file: IO[bytes], lines: list[bytes], fingerprint: Mapping[str, Json]
-    ) -> "Journal":
+    def _resumed(cls, dst: Path, file: IO[bytes], lines: list[bytes], fingerprint: Mapping[str, Json]) -> "Journal":
         name = str(journal_path(dst))
         head = parse_json(lines[0], f"{name}: line 1").fields("journal", "fingerprint")
         head["journal"].integer(JOURNAL_VERSION, JOURNAL_VERSION)

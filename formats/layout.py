@@ -127,6 +127,4 @@ def check_values(name: str, values: NDArray[Any], where: str) -> None:
     else:
         return
     if not sound:
-        raise FormatError(
-            f"{where}: has values that are not allowed there (from {values.min()} to {values.max()})"
-        )
+        raise FormatError(f"{where}: has values that are not allowed there (from {values.min()} to {values.max()})")

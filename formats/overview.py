@@ -25,9 +25,7 @@ def ome_attributes(attributes: Attributes, path: str) -> dict[str, object]:
     dataset = {"path": path, "coordinateTransformations": [{"type": "scale", "scale": scale}]}
     axes = [{"name": "c", "type": "channel"}, *({"name": name, "type": "space", **unit} for name in "yx")]
     window = {"start": 0, "end": 255, "min": 0, "max": 255}
-    channels = [
-        {"label": label, "color": colour, "window": window, "active": True} for label, colour in CHANNELS
-    ]
+    channels = [{"label": label, "color": colour, "window": window, "active": True} for label, colour in CHANNELS]
     return {
         "ome": {
             "version": NGFF_VERSION,

@@ -159,9 +159,7 @@ class CompressedSlide(openslide.AbstractSlide):
         if mpp is None:
             return self.read(self._region((x, y), self._checked_level(level), (width, height)), level)
         if self.mpp is None:
-            raise UsageError(
-                f"{self.name}: its resolution is not known, so --mpp cannot be used; name a level"
-            )
+            raise UsageError(f"{self.name}: its resolution is not known, so --mpp cannot be used; name a level")
         if not mpp > 0:
             raise UsageError(f"mpp {mpp}; a resolution above 0 is needed")
         factors = (mpp / self.mpp[0], mpp / self.mpp[1])
@@ -171,9 +169,7 @@ class CompressedSlide(openslide.AbstractSlide):
         pixels = self.read(self._region((x, y), level, size), level)
         if size == (width, height):
             return pixels
-        filtered = Image.fromarray(pixels).resize(
-            (width, height), Image.Resampling.LANCZOS, reducing_gap=None
-        )
+        filtered = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS, reducing_gap=None)
         return np.asarray(filtered)
 
     def read_tensor(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> "torch.Tensor":
@@ -194,9 +190,7 @@ class CompressedSlide(openslide.AbstractSlide):
             pixels[inside.within(region)] = on_gpu.region(level, inside)
         return pixels
 
-    def read_batch(
-        self, locations: Sequence[tuple[int, int]], size: tuple[int, int], *, level: int = 0
-    ) -> Pixels:
+    def read_batch(self, locations: Sequence[tuple[int, int]], size: tuple[int, int], *, level: int = 0) -> Pixels:
         """(N, height, width, 3) uint8: one region of `size` (width, height) at each location (x, y in level-0
         pixels). Blocks that several regions share are decoded once; memory beside the result is bounded."""
         level = self._checked_level(level)
@@ -274,13 +268,9 @@ class CompressedSlide(openslide.AbstractSlide):
         return Region(round(location[0] / down), round(location[1] / down), *size)
 
     def _grid(self, level: int) -> Grid:
-        return Grid(
-            self.levels[level].height, self.levels[level].width, self.container.attributes.chunk_side
-        )
+        return Grid(self.levels[level].height, self.levels[level].width, self.container.attributes.chunk_side)
 
-    def _blocks(
-        self, level: int, places: Iterable[tuple[int, int]]
-    ) -> Iterator[tuple[tuple[int, int], Pixels]]:
+    def _blocks(self, level: int, places: Iterable[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], Pixels]]:
         """((row, column), pixels) of each block, in order."""
         from histocodec.formats.decoder import BlockKey
 

@@ -62,9 +62,7 @@ class _Sample:
 _Total = Callable[[Sequence[_Sample], int, Quantiser, Workers], float]
 
 
-def choose_quality(
-    options: EncodeOptions, source: SampleSource, quantiser: Quantiser, workers: Workers
-) -> float:
+def choose_quality(options: EncodeOptions, source: SampleSource, quantiser: Quantiser, workers: Workers) -> float:
     """The quality that the options name, or the one whose sample meets their target: the highest within a rate, the
     lowest that reaches a PSNR; of a `vae` a whole one. Raises UsageError where none does."""
     config = quantiser.weights.config

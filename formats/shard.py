@@ -113,9 +113,7 @@ def read_index(path: Path, count: int) -> ShardIndex:
         size = os.fstat(descriptor).st_size
         if size < wanted:
             raise FormatError(f"{path}: has {size} bytes; the index of a shard alone has {wanted}")
-        return ShardIndex.parse(
-            _pread(descriptor, wanted, size - wanted, path), file_bytes=size, name=str(path)
-        )
+        return ShardIndex.parse(_pread(descriptor, wanted, size - wanted, path), file_bytes=size, name=str(path))
     finally:
         os.close(descriptor)
 

@@ -199,9 +199,7 @@ class _Check:
             _extreme(min, [one.psnr for one in bare]),
         ), found
 
-    def _differences(
-        self, level: int, measured: "LevelFidelity", measure: Callable[..., "LevelFidelity"]
-    ) -> list[str]:
+    def _differences(self, level: int, measured: "LevelFidelity", measure: Callable[..., "LevelFidelity"]) -> list[str]:
         """Where the stored maps of a level are not what is measured, in neither arithmetic."""
         from histocodec.transform import other_dtype
 

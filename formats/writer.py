@@ -190,9 +190,7 @@ class _Encoder:
 
     def _sampled(self) -> SampleSource:
         attributes = _attributes(self, 0, "int8")
-        return SampleSource(
-            self.slide, self.source_levels, self.background, self.stats, self._skips, attributes
-        )
+        return SampleSource(self.slide, self.source_levels, self.background, self.stats, self._skips, attributes)
 
     def _quantiser(self, effort: float) -> Quantiser:
         example = partial(tissue_example, self._sampled(), self.transform)

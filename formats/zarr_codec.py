@@ -65,25 +65,17 @@ class LatentCodec(ArrayBytesCodec):
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not re.fullmatch(MODEL_ID, self.model):
-            raise UsageError(
-                f"{CODEC_NAME}: model {self.model!r}; a string that matches {MODEL_ID} is needed"
-            )
+            raise UsageError(f"{CODEC_NAME}: model {self.model!r}; a string that matches {MODEL_ID} is needed")
         if not isinstance(self.sha256, str) or not re.fullmatch(SHA256, self.sha256):
-            raise UsageError(
-                f"{CODEC_NAME}: sha256 {self.sha256!r}; 64 lower-case hexadecimal digits are needed"
-            )
+            raise UsageError(f"{CODEC_NAME}: sha256 {self.sha256!r}; 64 lower-case hexadecimal digits are needed")
         if type(self.quality) is not int or not 0 <= self.quality < QUALITIES:
-            raise UsageError(
-                f"{CODEC_NAME}: quality {self.quality!r}; an integer from 0 to {QUALITIES - 1} is needed"
-            )
+            raise UsageError(f"{CODEC_NAME}: quality {self.quality!r}; an integer from 0 to {QUALITIES - 1} is needed")
 
     @classmethod
     def from_dict(cls, data: dict[str, JSON]) -> Self:
         configuration = data.get("configuration")
         if not isinstance(configuration, dict) or set(configuration) != {"model", "sha256", "quality"}:
-            raise UsageError(
-                f"{CODEC_NAME}: its configuration must have model, sha256 and quality, and no more"
-            )
+            raise UsageError(f"{CODEC_NAME}: its configuration must have model, sha256 and quality, and no more")
         values = cast(dict[str, Any], configuration)
         return cls(model=values["model"], sha256=values["sha256"], quality=values["quality"])
 
@@ -100,9 +92,7 @@ class LatentCodec(ArrayBytesCodec):
     def validate(self, *, shape: tuple[int, ...], dtype: AnyZDType, chunk_grid: ChunkGrid) -> None:
         _check_dtype(dtype)
         if not isinstance(chunk_grid, RegularChunkGrid):
-            raise UsageError(
-                f"{CODEC_NAME}: chunk grid {type(chunk_grid).__name__}; only a regular one is allowed"
-            )
+            raise UsageError(f"{CODEC_NAME}: chunk grid {type(chunk_grid).__name__}; only a regular one is allowed")
         _check_shape(chunk_grid.chunk_shape)
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
@@ -125,16 +115,12 @@ class LatentCodec(ArrayBytesCodec):
         _check_shape(values.shape)
         return _coder(self.model, self.sha256).encode(np.ascontiguousarray(values), self.quality)
 
-    def decode_chunk(
-        self, data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any]
-    ) -> NDArray[np.integer[Any]]:
+    def decode_chunk(self, data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[np.integer[Any]]:
         """The bytes of a chunk -> (C, n, n) of `dtype`."""
         coder = _coder(self.model, self.sha256)
         channels = coder.weights.config.latent_channels
         if _check_shape(shape)[0] != channels:
-            raise FormatError(
-                f"{CODEC_NAME}: chunks of {shape[0]} channels; model {self.model} has {channels}"
-            )
+            raise FormatError(f"{CODEC_NAME}: chunks of {shape[0]} channels; model {self.model} has {channels}")
         values = coder.decode(data, shape)  # int16
         limits = np.iinfo(dtype)
         low, high = int(values.min()), int(values.max())

@@ -1,10 +1,10 @@
 """The latent chunk: integers (C, n, n) to bytes and back, exactly, on every machine. Follows SPEC's "latent chunk".
 
-    0  1  quality index, 0 … 100
-    1  1  channel quads: channels of index ≥ 4·quads are zero throughout the chunk     } all three zero: the chunk
-    2  1  cell rows:     rows of index ≥ 2·(cell rows) are zero                        } is zero, and nothing
-    3  1  cell columns:  likewise                                                      } follows
-    4  …  one rANS stream. `hyper`: five segments, z, then the four quadtree steps. `vae`: one, channel by channel
+0  1  quality index, 0 … 100
+1  1  channel quads: channels of index ≥ 4·quads are zero throughout the chunk     } all three zero: the chunk
+2  1  cell rows:     rows of index ≥ 2·(cell rows) are zero                        } is zero, and nothing
+3  1  cell columns:  likewise                                                      } follows
+4  …  one rANS stream. `hyper`: five segments, z, then the four quadtree steps. `vae`: one, channel by channel
 """
 
 from abc import ABC, abstractmethod
@@ -88,9 +88,7 @@ class LatentCoder(ABC):
     def __init__(self, weights: ModelWeights) -> None:
         self.weights = weights
 
-    def encode(
-        self, latents: NDArray[np.integer[Any]], quality: int, *, z: NDArray[np.int64] | None = None
-    ) -> bytes:
+    def encode(self, latents: NDArray[np.integer[Any]], quality: int, *, z: NDArray[np.int64] | None = None) -> bytes:
         """latents (C, n, n) int8 or int16 → bytes. Any values are coded; the prior only decides how briefly, and so
         does `z` (Cz, n/4, n/4) of a `hyper` model, by default `hyper_latents`."""
         self._checked_shape(latents.shape)

@@ -133,9 +133,7 @@ class Descent:
         many, little = self._rounded(example, quality, self.stats)
         shown = ~_flat(example.pixels, self.weights.config.stride)
         more, less = (many - few)[shown].sum(), (much - little)[shown].sum()
-        between, wanted = (
-            scale * self.weights.hyper.rate_weight(q) for q in ((below + quality) / 2, quality - LOWER)
-        )
+        between, wanted = (scale * self.weights.hyper.rate_weight(q) for q in ((below + quality) / 2, quality - LOWER))
         if more <= 0 or less <= 0:
             return wanted
         return wanted * min(max(float(more / less) / between, SLOPES[0]), SLOPES[1])

@@ -49,9 +49,7 @@ def cheapest_hyper_latents(coder: HyperCoder, latents: NDArray[np.signedinteger]
     return z
 
 
-def _bits(
-    coder: HyperCoder, latents: NDArray[np.signedinteger], quality: int, z: HyperLatents
-) -> tuple[Bits, Bits]:
+def _bits(coder: HyperCoder, latents: NDArray[np.signedinteger], quality: int, z: HyperLatents) -> tuple[Bits, Bits]:
     """The bits of each z that is coded (Cz, rows, columns), and of the latents of each of their places."""
     tables = coder.weights.tables
     first, *steps = coder.segments(latents, quality, z=z)

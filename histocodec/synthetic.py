@@ -365,9 +365,7 @@ def _pen(scene: _Scene, y: Plane) -> Plane:
     radius = np.hypot(y[:, np.newaxis] - 0.16 * scene.height, x[np.newaxis] - 0.84 * scene.width)
     thickness = max(3.0, size / 70)
     edge = thickness * (1 + 0.03 * scene.fine[0].rows(y, scene.width)) - np.abs(radius - 0.13 * size)
-    return np.asarray(
-        np.clip(edge / 6, 0, 1) * (0.85 + 0.03 * scene.fine[1].rows(y, scene.width)), np.float32
-    )
+    return np.asarray(np.clip(edge / 6, 0, 1) * (0.85 + 0.03 * scene.fine[1].rows(y, scene.width)), np.float32)
 
 
 def _steps(coordinates: Plane, cell: float) -> tuple[NDArray[np.int64], Plane]:

@@ -140,9 +140,7 @@ def test_altered_vectors_are_found_by_verify(slide: Path) -> None:
         ("model", {"id": "tiny-0", "sha256": "0" * 64}, "is of model"),
     ],
 )
-def test_a_description_that_does_not_fit_is_a_format_error(
-    slide: Path, member: str, value: object, words: str
-) -> None:
+def test_a_description_that_does_not_fit_is_a_format_error(slide: Path, member: str, value: object, words: str) -> None:
     file = slide / WHERE / "zarr.json"
     node = json.loads(file.read_bytes())
     node["attributes"]["histocodec_embedding"][member] = value

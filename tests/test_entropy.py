@@ -69,8 +69,7 @@ def segments_of(draw: st.DrawFn, table_count: int) -> list[Segment]:
     pairs = st.lists(st.tuples(values, st.integers(0, table_count - 1)), max_size=70)
     drawn_segments = draw(st.lists(pairs, max_size=4))
     return [
-        (np.array([v for v, _ in part], np.int32), np.array([t for _, t in part], np.uint16))
-        for part in drawn_segments
+        (np.array([v for v, _ in part], np.int32), np.array([t for _, t in part], np.uint16)) for part in drawn_segments
     ]
 
 
@@ -205,9 +204,7 @@ def test_a_flipped_bit_is_refused_or_gives_as_many_symbols() -> None:
 
 @given(st.binary(max_size=200), segments_of(len(SMALL)))
 @settings(deadline=None)
-def test_arbitrary_bytes_are_refused_exactly_where_the_reference_refuses(
-    data: bytes, segments: list[Segment]
-) -> None:
+def test_arbitrary_bytes_are_refused_exactly_where_the_reference_refuses(data: bytes, segments: list[Segment]) -> None:
     tables = [numbers for _, numbers in segments]
 
     def fast() -> list[NDArray[np.int32]]:
@@ -317,9 +314,7 @@ def test_a_table_set_cannot_be_altered() -> None:
 
 
 def test_the_largest_tables_hold() -> None:
-    uniform = TableSet(
-        np.array([-16382, 0], np.int16), np.array([16383, 16383], np.uint16), np.ones(32768, np.uint16)
-    )
+    uniform = TableSet(np.array([-16382, 0], np.int16), np.array([16383, 16383], np.uint16), np.ones(32768, np.uint16))
     symbols = np.array([-16382, 0, 1, -1, 0, 16382, 16383, -1], np.int32)
     tables = np.array([0, 0, 0, 0, 1, 1, 1, 1], np.uint16)
     np.testing.assert_array_equal(decode(encode(symbols, tables, uniform), tables, uniform), symbols)

@@ -227,9 +227,7 @@ def test_a_note_that_was_made_for_a_shard_that_is_lost_is_made_again(
     assert contents(path) == undisturbed
 
 
-def test_another_floor_is_not_resumed(
-    tmp_path: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_floor_is_not_resumed(tmp_path: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = ArraySlide(synthetic_slide(600, 500, seed=1))
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Guarantee, "_searched", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -167,9 +167,7 @@ def test_two_encoders_do_not_share_a_target(dst: Path) -> None:
             "try: Journal.start(Path(sys.argv[1]), {}, overwrite=True)\n"
             "except Exception as exc: print(type(exc).__name__)"
         )
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(dst)], capture_output=True, text=True, check=True
-        )
+        done = subprocess.run([sys.executable, "-c", code, str(dst)], capture_output=True, text=True, check=True)
         assert done.stdout.strip() == "OutputError"
     Journal.start(dst, FINGERPRINT, resume=True).close()
 
@@ -299,9 +297,7 @@ def test_a_full_disk_is_a_clear_error(dst: Path, monkeypatch: pytest.MonkeyPatch
 
     with Journal.start(dst, FINGERPRINT) as journal:
         monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(
-            OutputError, match=r"a\.zarr\.journal: cannot be written: No space left on device"
-        ):
+        with pytest.raises(OutputError, match=r"a\.zarr\.journal: cannot be written: No space left on device"):
             record(journal, 0, b"")
 
 

@@ -30,9 +30,7 @@ def test_sixteen_threads_and_two_processes_get_the_right_pixels(source: ArraySli
         assert found.wrong == 0, found
 
 
-def test_a_wrong_region_is_counted(
-    source: ArraySlide, container: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_region_is_counted(source: ArraySlide, container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from histocodec.benchmarks import load as module
 
     monkeypatch.setattr(module, "_crop", lambda right, region: np.zeros(3))

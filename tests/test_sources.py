@@ -94,9 +94,7 @@ def test_grey_becomes_rgb(tmp_path: Path) -> None:
 
 def test_a_palette_is_looked_up(tmp_path: Path) -> None:
     index, table = picture()[..., 0], np.random.default_rng(1).integers(0, 256, (3, 256))
-    tifffile.imwrite(
-        tmp_path / "a.tif", index, photometric="palette", colormap=(table * 257).astype(np.uint16)
-    )
+    tifffile.imwrite(tmp_path / "a.tif", index, photometric="palette", colormap=(table * 257).astype(np.uint16))
     with TiffSlide(tmp_path / "a.tif") as slide:
         assert np.array_equal(whole(slide), table.T.astype(np.uint8)[index])
 
@@ -137,9 +135,7 @@ def test_a_pyramid_in_subifds_is_found(tmp_path: Path) -> None:
 
 def test_ome_channels_are_joined(tmp_path: Path) -> None:
     path, image = tmp_path / "a.ome.tif", picture()
-    tifffile.imwrite(
-        path, np.moveaxis(image, 2, 0), photometric="minisblack", metadata={"axes": "CYX"}, tile=(32, 32)
-    )
+    tifffile.imwrite(path, np.moveaxis(image, 2, 0), photometric="minisblack", metadata={"axes": "CYX"}, tile=(32, 32))
     with open_slide(path) as slide:
         assert np.array_equal(whole(slide), image)
         assert slide.mpp is None
@@ -193,17 +189,13 @@ def test_16_bits_are_refused_by_name(tmp_path: Path, tile: tuple[int, int] | Non
 
 
 def test_a_stack_is_refused(tmp_path: Path) -> None:
-    tifffile.imwrite(
-        tmp_path / "a.tif", np.stack([picture()] * 5), photometric="rgb", metadata={"axes": "ZYXS"}
-    )
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([picture()] * 5), photometric="rgb", metadata={"axes": "ZYXS"})
     with pytest.raises(UnsupportedError, match="not a stack"):
         open_slide(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("tile", [None, (64, 64)], ids=["strips", "tiles"])
-def test_a_damaged_part_is_named_and_the_rest_stays_readable(
-    tmp_path: Path, tile: tuple[int, int] | None
-) -> None:
+def test_a_damaged_part_is_named_and_the_rest_stays_readable(tmp_path: Path, tile: tuple[int, int] | None) -> None:
     path, image = tmp_path / "a.tif", picture(256, 64)
     options: dict[str, Any] = {"tile": tile} if tile else {"rowsperstrip": 64}
     tifffile.imwrite(path, image, photometric="rgb", compression="zlib", **options)

@@ -93,9 +93,7 @@ def test_a_batch_depends_on_the_step_alone(sampler: PatchSampler) -> None:
     assert not torch.equal(sampler(7).pixels, sampler(8).pixels)
 
 
-@pytest.mark.parametrize(
-    ("step", "factor"), [(0, 0.5), (1, 1.0), (5, 1.0), (8, 0.5), (10, 0.0)]
-)
+@pytest.mark.parametrize(("step", "factor"), [(0, 0.5), (1, 1.0), (5, 1.0), (8, 0.5), (10, 0.0)])
 def test_the_schedule_warms_up_holds_and_decays(step: int, factor: float) -> None:
     assert Schedule(10, warmup=2, decay=4).factor(step) == pytest.approx(factor)
 

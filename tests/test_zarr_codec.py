@@ -107,18 +107,14 @@ def test_values_beyond_int8_are_not_read_as_int8(codec: LatentCodec) -> None:
         codec.decode_chunk(data, values.shape, np.dtype("int8"))
 
 
-@pytest.mark.parametrize(
-    "shape", [(CHANNELS, 6, 6), (CHANNELS, 4, 8), (CHANNELS, 4), (6, 4, 4), (CHANNELS, 0, 0)]
-)
+@pytest.mark.parametrize("shape", [(CHANNELS, 6, 6), (CHANNELS, 4, 8), (CHANNELS, 4), (6, 4, 4), (CHANNELS, 0, 0)])
 def test_other_chunk_shapes_are_refused(codec: LatentCodec, shape: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match="multiples of 4"):
         codec.encode_chunk(np.zeros(shape, np.int8))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "int32"])
-def test_other_dtypes_are_refused_when_the_array_is_made(
-    tmp_path: Path, codec: LatentCodec, dtype: str
-) -> None:
+def test_other_dtypes_are_refused_when_the_array_is_made(tmp_path: Path, codec: LatentCodec, dtype: str) -> None:
     with pytest.raises(UsageError, match=f"arrays of {dtype}"):
         created(tmp_path / "a", codec, dtype=dtype)
 
@@ -206,10 +202,7 @@ def test_chunks_are_decoded_off_the_event_loop(
 
 
 def test_importing_the_codec_imports_no_torch() -> None:
-    code = (
-        "import sys, histocodec.formats.zarr_codec, histocodec.formats.container\n"
-        "print('torch' in sys.modules)"
-    )
+    code = "import sys, histocodec.formats.zarr_codec, histocodec.formats.container\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -1,6 +1,6 @@
 """Batch size and latent dimension: validation loss and PSNR over the same number of patches.
 
-    python -m histocodec.benchmarks.paper.hyperparameters DATA --out benchmarks/paper/results
+python -m histocodec.benchmarks.paper.hyperparameters DATA --out benchmarks/paper/results
 """
 
 from dataclasses import replace

@@ -87,9 +87,7 @@ def steps(pixels: Pixels, image: str, ratio: int) -> Iterator[Step]:
         size, decoded = decoded_at(pixels, codec, model_of(codec, ratio), wanted)
         found = fidelity(pixels, decoded)
         f1 = agreement(pixels, decoded).f1
-        yield Step(
-            image, codec, ratio, wanted, size, size <= wanted, found.psnr, found.ssim, found.ms_ssim_db, f1
-        )
+        yield Step(image, codec, ratio, wanted, size, size <= wanted, found.psnr, found.ssim, found.ms_ssim_db, f1)
 
 
 def model_of(codec: str, ratio: int) -> str:
@@ -130,9 +128,7 @@ def mean_of(rows: list[Step], codec: str, ratio: int, metric: str) -> float:
         one.image for one in rows if one.ratio == ratio and not one.fits
     }
     values = [
-        float(getattr(one, metric))
-        for one in rows
-        if (one.codec, one.ratio) == (codec, ratio) and one.image in fitting
+        float(getattr(one, metric)) for one in rows if (one.codec, one.ratio) == (codec, ratio) and one.image in fitting
     ]
     return fmean(values) if values else float("nan")
 

@@ -83,9 +83,7 @@ class Results:
         self.path = out / f"{name}.json"
         self.found: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {"runs": {}}
 
-    def run(
-        self, setup: Setup, training: Sequence[TrainingImage], validation: Sequence[TrainingImage]
-    ) -> Outcome:
+    def run(self, setup: Setup, training: Sequence[TrainingImage], validation: Sequence[TrainingImage]) -> Outcome:
         known, self.trainer = self.found["runs"].get(setup.name), None
         if known is None or known["setup"] != asdict(setup):
             self.trainer = train(setup, training, validation)

@@ -275,9 +275,7 @@ def encode(symbols: NDArray[np.integer[Any]], tables: NDArray[np.uint16], table_
     return encoder.finish()
 
 
-def decode(
-    data: bytes | bytearray | memoryview, tables: NDArray[np.uint16], table_set: TableSet
-) -> NDArray[np.int32]:
+def decode(data: bytes | bytearray | memoryview, tables: NDArray[np.uint16], table_set: TableSet) -> NDArray[np.int32]:
     """The symbols of a stream of one segment."""
     decoder = Decoder(data, table_set)
     symbols = decoder.read(tables)

@@ -40,9 +40,7 @@ def encode(segments: Sequence[Segment], table_set: TableSet, *, lanes: int) -> b
     )
 
 
-def decode(
-    data: bytes, segments: Sequence[NDArray[np.uint16]], table_set: TableSet
-) -> list[NDArray[np.int32]]:
+def decode(data: bytes, segments: Sequence[NDArray[np.uint16]], table_set: TableSet) -> list[NDArray[np.int32]]:
     """The symbols of each segment, given the table numbers of each segment."""
     if not data or data[-1] > 5 or len(data) <= 4 << data[-1]:
         raise FormatError("not an entropy-coded stream")

@@ -78,9 +78,7 @@ class TableSet:
         high = self.low + self.size.astype(np.int64) - 1
         _refuse((self.low > 0) | (high < 0), self.low, "symbol 0 is outside it; low")
         if int(entries.sum()) != len(self.freq):
-            raise FormatError(
-                f"frequency tables: {len(self.freq)} frequencies where the sizes ask for {entries.sum()}"
-            )
+            raise FormatError(f"frequency tables: {len(self.freq)} frequencies where the sizes ask for {entries.sum()}")
         _refuse(np.minimum.reduceat(self.freq, starts) < 1, self.low, "a symbol has frequency 0; low")
         sums = np.add.reduceat(self.freq.astype(np.int64), starts)
         _refuse(sums != TOTAL, sums, f"frequencies do not sum to {TOTAL}: sum")

@@ -91,9 +91,7 @@ def _real(layer: nn.Conv2d) -> tuple[NDArray[Any], NDArray[Any]]:
     return weight.float().numpy(), layer.bias.float().numpy()
 
 
-def _byte_layer(
-    weight: NDArray[Any], bias: NDArray[Any], unit: NDArray[Any], *, raised: bool
-) -> ByteLayer:
+def _byte_layer(weight: NDArray[Any], bias: NDArray[Any], unit: NDArray[Any], *, raised: bool) -> ByteLayer:
     """A layer whose output is `unit` (O,) times as large as weight and bias say; each row has its own largest byte."""
     rows = np.abs(weight).reshape(len(weight), -1).max(axis=1)
     step = np.maximum(rows, LEAST**2) / 127

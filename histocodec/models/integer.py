@@ -153,9 +153,7 @@ class IntegerOps:
         return outputs[:, :, 0], outputs[:, :, 1]
 
     def cells(self, x: Array, step: int) -> Array:
-        return self.prior.xp.stack(
-            [x[:, p ^ step :: GROUPS, i::2, j::2] for p, (i, j) in enumerate(POSITIONS)], 1
-        )
+        return self.prior.xp.stack([x[:, p ^ step :: GROUPS, i::2, j::2] for p, (i, j) in enumerate(POSITIONS)], 1)
 
     def place(self, y: Array, cells: Array, step: int) -> None:
         """The opposite of `cells`, into `y` (B, C, h, w) itself."""
@@ -237,4 +235,3 @@ def accumulator_peak(layer: Layer, weight: NDArray[Any], bias: NDArray[Any]) -> 
     """The largest |accumulator| that any input within the layer's range can give."""
     sums = np.abs(weight.astype(np.int64)).reshape(layer.outputs, -1).sum(axis=1)
     return int((sums * layer.input_peak + np.abs(bias.astype(np.int64)).max(axis=0)).max())
-

@@ -157,4 +157,3 @@ def step_mask(step: int, channels: int, rows: int, columns: int) -> Tensor:
         for p, (i, j) in enumerate(POSITIONS):
             mask[p ^ earlier :: GROUPS, i::2, j::2] = 1
     return mask
-

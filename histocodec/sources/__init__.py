@@ -55,9 +55,7 @@ def _slide_in(folder: Path) -> Path:
     for file in sorted(folder.glob("*.dcm")):
         if OpenSlideSlide.detect(file) == "dicom":
             return file
-    raise UnsupportedError(
-        f"{folder}: is a directory and no slide: no Zarr metadata, no DICOM. Read are: {READABLE}"
-    )
+    raise UnsupportedError(f"{folder}: is a directory and no slide: no Zarr metadata, no DICOM. Read are: {READABLE}")
 
 
 def _starts_as_tiff(path: Path) -> bool:

@@ -107,9 +107,7 @@ def _checked_plane(array: ArrayLike, axes: str | None, name: str) -> _Plane:
     if len(axes) != len(shape) or len(sizes) != len(axes) or not {"y", "x"} <= set(axes) or 0 in shape:
         raise UnsupportedError(f"{name}: shape {shape} with axes {axes!r} is no image; (height, width, 3) is")
     if sizes.get("c", 1) not in (1, 3) or any(size != 1 for size in others.values()):
-        raise UnsupportedError(
-            f"{name}: shape {shape} with axes {axes!r}; one or three channels of one image are read"
-        )
+        raise UnsupportedError(f"{name}: shape {shape} with axes {axes!r}; one or three channels of one image are read")
     return _Plane(array, axes)
 
 
@@ -131,9 +129,7 @@ def open_zarr(path: Path, *, mpp: Mpp | None = None, background: Colour | None =
     if isinstance(node, zarr.Array):
         return ArraySlide(node, name=name, mpp=mpp, background=background)
     if "histocodec" in node.attrs:
-        raise UnsupportedError(
-            f"{name}: is a compressed slide already; open it as a container, not as a source"
-        )
+        raise UnsupportedError(f"{name}: is a compressed slide already; open it as a container, not as a source")
     try:
         group = node
         if "bioformats2raw.layout" in _ome(node.attrs):

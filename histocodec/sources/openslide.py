@@ -35,9 +35,7 @@ class OpenSlideSlide(BaseSlide):
         self._handle = self._opened()
         self._handle_lock = threading.Lock()
         handle, stated = self._handle, dict(self._handle.properties)
-        own = stated_mpp(
-            _number(stated, openslide.PROPERTY_NAME_MPP_X), _number(stated, openslide.PROPERTY_NAME_MPP_Y)
-        )
+        own = stated_mpp(_number(stated, openslide.PROPERTY_NAME_MPP_X), _number(stated, openslide.PROPERTY_NAME_MPP_Y))
         if stated.get(openslide.PROPERTY_NAME_VENDOR) == "generic-tiff":
             own = printed_mpp(own)  # OpenSlide reports the resolution tags, 72 dpi included
         profile = handle.color_profile
@@ -102,9 +100,7 @@ class OpenSlideSlide(BaseSlide):
                 image = fresh.read_region(*request)
             except (OpenSlideError, OSError) as exc:
                 fresh.close()
-                raise SourceError(
-                    f"{self.name}: level {level}, region {region} cannot be read: {exc}"
-                ) from exc
+                raise SourceError(f"{self.name}: level {level}, region {region} cannot be read: {exc}") from exc
             with self._handle_lock:
                 self._handle = fresh  # the broken one is freed when no thread uses it any more
         return composited(np.asarray(image), self.fill)

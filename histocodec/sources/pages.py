@@ -54,9 +54,7 @@ class SegmentCache:
 class PageReader:
     """One 8-bit page as RGB: grey is replicated, palettes are looked up, alpha is laid over `fill`."""
 
-    def __init__(
-        self, file: TiffFile, page: TiffPage, *, name: str, fill: Colour, cache: SegmentCache
-    ) -> None:
+    def __init__(self, file: TiffFile, page: TiffPage, *, name: str, fill: Colour, cache: SegmentCache) -> None:
         self.width, self.height = page.imagewidth, page.imagelength
         self._file, self._page, self._name, self._fill, self._cache = file, page, name, fill, cache
         _check_pixels(page, name)
@@ -166,8 +164,7 @@ def _check_pixels(page: TiffPage, name: str) -> None:
     colours = {MINISWHITE: 1, MINISBLACK: 1, PALETTE: 1, RGB: 3, YCBCR: 3}.get(page.photometric)
     if colours is None:
         raise UnsupportedError(
-            f"{name}: photometric interpretation {page.photometric} is not read; "
-            "allowed are RGB, grey and palette"
+            f"{name}: photometric interpretation {page.photometric} is not read; allowed are RGB, grey and palette"
         )
     if page.photometric == YCBCR and page.compression not in RGB_DECODERS:
         raise UnsupportedError(f"{name}: YCbCr pixels are read only from JPEG and JPEG 2000")
@@ -177,6 +174,4 @@ def _check_pixels(page: TiffPage, name: str) -> None:
             f"where {colours} are colours"
         )
     if page.imagedepth != 1:
-        raise UnsupportedError(
-            f"{name}: the page is {page.imagedepth} images deep; only flat images are read"
-        )
+        raise UnsupportedError(f"{name}: the page is {page.imagedepth} images deep; only flat images are read")

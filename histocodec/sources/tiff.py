@@ -55,9 +55,7 @@ class TiffSlide(BaseSlide):
                 for other in series
                 if other is not main and other.name.lower() in ASSOCIATED_NAMES
             }
-            ome = (
-                _ome_facts(self._file.ome_metadata, series.index(main)) if self._file.is_ome else _OmeFacts()
-            )
+            ome = _ome_facts(self._file.ome_metadata, series.index(main)) if self._file.is_ome else _OmeFacts()
             super().__init__(
                 name=name,
                 levels=pyramid_levels([planes.size for planes in self._planes]),
@@ -148,17 +146,13 @@ def _planes(level: TiffPageSeries, reader: Callable[[TiffPage], PageReader], nam
     stacked = {axis: size for axis, size in zip(level.axes, level.shape, strict=True) if axis not in "YXS"}
     found = " ".join(f"{axis}={size}" for axis, size in stacked.items())
     if any(size != 1 for axis, size in stacked.items() if axis not in "CQI") or len(pages) not in (1, 3):
-        raise UnsupportedError(
-            f"{name}: {len(pages)} pages ({found or 'no axes'}); one RGB image is read, not a stack"
-        )
+        raise UnsupportedError(f"{name}: {len(pages)} pages ({found or 'no axes'}); one RGB image is read, not a stack")
     if len(pages) == 3 and (pages[0].samplesperpixel != 1 or stacked.get("C") != 3):
         raise UnsupportedError(f"{name}: three pages that are not the channels of one image ({found})")
     return _Planes(tuple(reader(page) for page in pages))
 
 
-def _loader(
-    series: TiffPageSeries, reader: Callable[[TiffPage], PageReader], name: str
-) -> Callable[[], Pixels]:
+def _loader(series: TiffPageSeries, reader: Callable[[TiffPage], PageReader], name: str) -> Callable[[], Pixels]:
     def load() -> Pixels:
         planes = _planes(series.levels[0], reader, f"{name} ({series.name})")
         return planes.read(Region(0, 0, *planes.size))
@@ -224,7 +218,5 @@ def _properties(page: TiffPage) -> dict[str, str]:
             found[f"tiff.{tag_name}"] = repr(tag.value[0] / tag.value[1])
     unit = page.tags.get("ResolutionUnit")
     if unit is not None:
-        found["tiff.ResolutionUnit"] = {1: "none", 2: "inch", 3: "centimeter"}.get(
-            int(unit.value), str(unit.value)
-        )
+        found["tiff.ResolutionUnit"] = {1: "none", 2: "inch", 3: "centimeter"}.get(int(unit.value), str(unit.value))
     return found

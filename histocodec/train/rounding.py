@@ -38,9 +38,7 @@ def round_weights(synthesis: QuantisedSynthesis, latents: Sequence[Tensor]) -> N
         synthesis.biases[key].copy_(wanted[name] - torch.einsum("ok,ok->o", weight, mean.expand_as(weight)))
 
 
-def _moments(
-    synthesis: QuantisedSynthesis, layer: SynthesisLayer, latents: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def _moments(synthesis: QuantisedSynthesis, layer: SynthesisLayer, latents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean (G, K) and covariance (G, K, K) of what each output of a layer sees, float64; G is 1 where that is all the
     same."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())

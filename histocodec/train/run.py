@@ -97,9 +97,7 @@ def run_training(options: TrainOptions, report: Callable[[str], None], *, config
 
     def refine_decoder(model: HyperModel, stored: Callable[[int], Sequence[Seen]] = lambda step: ()) -> None:
         after = _after_each("decoder", decoder_steps, out, report)
-        refine_synthesis(
-            model, sampler, steps=decoder_steps, rate=options.decoder_rate, report=after, stored=stored
-        )
+        refine_synthesis(model, sampler, steps=decoder_steps, rate=options.decoder_rate, report=after, stored=stored)
 
     whole = start is not None and start.hyper.integer_synthesis
     if options.stored and not (whole and finished and options.hidden16 is None):

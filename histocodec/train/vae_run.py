@@ -54,9 +54,7 @@ class VaeTrainOptions(RunOptions):
             raise UsageError(f"--latent-dim {self.latent_dim}: a multiple of 4 from 4 to {MOST_LATENTS} is needed")
         nominal = 24 * self.patch**2 / (BITS_PER_DIMENSION * self.latent_dim)  # at least 16
         ratio = min(nominal, MOST_RATIO) if self.ratio is None else self.ratio
-        config = VaeConfig(
-            latent_channels=self.latent_dim, stride=self.patch, ratio=round(ratio), shortcut=self.klt
-        )
+        config = VaeConfig(latent_channels=self.latent_dim, stride=self.patch, ratio=round(ratio), shortcut=self.klt)
         if self.klt and self.latent_dim > config.features:
             raise UsageError(
                 f"--latent-dim {self.latent_dim}: with --klt, {config.features} are the most for --patch {self.patch}"
@@ -96,8 +94,10 @@ def run_vae_training(
     def after_epoch(result: EpochResult) -> None:
         trainer.save(checkpoint)
         _write_log(out / "log.csv", trainer.history)
-        validated = "" if result.validation_loss is None else (
-            f"  validation loss {result.validation_loss:.4f}, {result.validation_psnr:.2f} dB"
+        validated = (
+            ""
+            if result.validation_loss is None
+            else (f"  validation loss {result.validation_loss:.4f}, {result.validation_psnr:.2f} dB")
         )
         report(f"epoch {result.epoch}, step {result.step}/{options.steps}  loss {result.loss:.4f}{validated}  "
                f"{result.seconds:.0f} s")  # fmt: skip

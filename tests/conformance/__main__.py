@@ -1,6 +1,6 @@
 """Decodes the kit in every variant of this machine, and lets each decode what each other one encodes.
 
-    python -m tests.conformance
+python -m tests.conformance
 """
 
 import json

@@ -1,6 +1,6 @@
 """Makes the conformance kit. Run once: what it wrote is never rewritten.
 
-    python -m tests.conformance.make
+python -m tests.conformance.make
 """
 
 import gzip
@@ -84,9 +84,7 @@ def _tables() -> TableSet:
         weights = np.exp(-np.abs(values - mean) / max(scale, 0.05))
         rows.append(quantise_pmf(np.append(weights, weights.sum() * min(0.2, scale / 200))))
     count = len(rows)
-    return TableSet(
-        np.full(count, -REACH, np.int16), np.full(count, 2 * REACH + 1, np.uint16), np.concatenate(rows)
-    )
+    return TableSet(np.full(count, -REACH, np.int16), np.full(count, 2 * REACH + 1, np.uint16), np.concatenate(rows))
 
 
 def images() -> dict[str, tuple[Pixels, EncodeOptions]]:
