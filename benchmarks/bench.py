@@ -15,22 +15,22 @@ from pathlib import Path
 
 import numpy as np
 
-from histocodec.benchmarks.crops import crop_sheet
+from histocodec.benchmarks.compare.crops import crop_sheet
+from histocodec.benchmarks.compare.plots import plots
+from histocodec.benchmarks.compare.report import CROPS, report
+from histocodec.benchmarks.compare.result import BenchResult
+from histocodec.benchmarks.compare.summary import summarise
 from histocodec.benchmarks.extra import bench_extra
-from histocodec.benchmarks.images import LEAST, Sample, choose
-from histocodec.benchmarks.peers import PEERS
-from histocodec.benchmarks.plots import plots
+from histocodec.benchmarks.measure.images import LEAST, Sample, choose
+from histocodec.benchmarks.measure.rows import RowStore, as_csv, flat
+from histocodec.benchmarks.measure.runner import BenchOptions, measure
+from histocodec.benchmarks.peers.codecs import PEERS
 from histocodec.benchmarks.provenance import Machine, Model, at_hand, versions
-from histocodec.benchmarks.report import CROPS, report
-from histocodec.benchmarks.result import BenchResult
-from histocodec.benchmarks.rows import RowStore, as_csv, flat
-from histocodec.benchmarks.runner import BenchOptions, measure
-from histocodec.benchmarks.speed import speed_of_slide
-from histocodec.benchmarks.summary import summarise
-from histocodec.cli.report import Progress, plain
+from histocodec.benchmarks.studies.speed import speed_of_slide
 from histocodec.errors import OutputError
-from histocodec.formats.files import write_atomically
-from histocodec.formats.source import open_slide
+from histocodec.formats.container.files import write_atomically
+from histocodec.formats.decode.open import open_slide
+from histocodec.report import Progress, plain
 
 JOURNAL = "rows.jsonl"
 

@@ -12,10 +12,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from histocodec.benchmarks.contender import Contender
+from histocodec.benchmarks.peers.contender import Contender
 from histocodec.models.weights import MODELS_VARIABLE, ModelWeights, find_model
+from histocodec.threads import default_workers
 from histocodec.version import VERSION
-from histocodec.workers import default_workers
 
 PACKAGES = ("imagecodecs", "numba", "numpy", "pillow", "torch", "zarr")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from histocodec.cli.options import device_option, json_option
-from histocodec.cli.report import print_json, progress_bar, say
+from histocodec.report import print_json, progress_bar, say
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -120,9 +120,9 @@ def command(
     """
     from histocodec.benchmarks.bench import Subjects, run_bench
     from histocodec.benchmarks.bench import as_json as bench_json
-    from histocodec.benchmarks.report import headline
-    from histocodec.benchmarks.runner import BenchOptions
-    from histocodec.workers import default_workers
+    from histocodec.benchmarks.compare.report import headline
+    from histocodec.benchmarks.measure.runner import BenchOptions
+    from histocodec.threads import default_workers
 
     options = BenchOptions(
         against=against,

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import click
 
 from histocodec.cli.options import box, device_option, json_option, path_argument, positive
-from histocodec.cli.report import Progress, print_facts, print_json, progress_bar, size_text, time_text
 from histocodec.errors import UsageError
+from histocodec.report import Progress, print_facts, print_json, progress_bar, size_text, time_text
 
 if TYPE_CHECKING:
-    from histocodec.formats.reader import CompressedSlide
+    from histocodec.formats.decode.slide import CompressedSlide
     from histocodec.slide import Mpp, Pixels
 
 STRIP = 512  # rows decoded at once where a whole level is wanted in one array
@@ -64,8 +64,8 @@ def command(
     if level is not None and mpp is not None:
         raise click.UsageError("--level and --mpp exclude each other; give one")
 
-    from histocodec.formats.images import TIFF_SUFFIXES, check_output, write_pyramid, write_region
-    from histocodec.formats.reader import open_compressed
+    from histocodec.formats.decode.images import TIFF_SUFFIXES, check_output, write_pyramid, write_region
+    from histocodec.formats.decode.slide import open_compressed
 
     check_output(out, overwrite=overwrite)
     start = time.perf_counter()
@@ -118,7 +118,7 @@ def command(
 
 
 def _region(slide: "CompressedSlide", place: tuple[int, int, int, int], level: int, out: Path) -> "Pixels":
-    from histocodec.formats.images import check_size
+    from histocodec.formats.decode.images import check_size
 
     x, y, width, height = place
     down = slide.levels[level].downsample
@@ -131,7 +131,7 @@ def _whole_level(slide: "CompressedSlide", level: int, out: Path, progress: Prog
     """In strips, so that there is something to show and something to interrupt."""
     import numpy as np
 
-    from histocodec.formats.images import check_size
+    from histocodec.formats.decode.images import check_size
     from histocodec.geometry import Region
 
     size = slide.levels[level]
@@ -145,7 +145,7 @@ def _whole_level(slide: "CompressedSlide", level: int, out: Path, progress: Prog
 
 
 def _resampled(slide: "CompressedSlide", place: tuple[int, int, int, int] | None, mpp: float, out: Path) -> "Pixels":
-    from histocodec.formats.images import check_size
+    from histocodec.formats.decode.images import check_size
 
     if slide.mpp is None:
         raise UsageError(f"{slide.name}: does not say its resolution, so --mpp means nothing; name a --level")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from histocodec.cli.options import device_option, json_option
-from histocodec.cli.report import (
+from histocodec.errors import FormatError
+from histocodec.report import (
     decibel_text,
     print_facts,
     print_json,
@@ -20,12 +21,11 @@ from histocodec.cli.report import (
     size_text,
     time_text,
 )
-from histocodec.errors import FormatError
 
 if TYPE_CHECKING:
-    from histocodec.cli.picture import Panel
-    from histocodec.formats.options import EncodeReport
+    from histocodec.formats.encode.options import EncodeReport
     from histocodec.geometry import Region
+    from histocodec.picture import Panel
     from histocodec.slide import Mpp, Pixels, Slide
 
 SYNTHETIC_MPP = 0.5
@@ -95,13 +95,13 @@ def command(*, own: Path | None, out: Path, quality: int, model: str, size: int,
       histocodec demo
       histocodec demo --slide slide.svs --quality 60
     """
-    from histocodec.cli.picture import side_by_side
-    from histocodec.formats.images import write_region
-    from histocodec.formats.options import EncodeOptions
-    from histocodec.formats.reader import open_compressed
-    from histocodec.formats.source import open_slide
-    from histocodec.formats.verify import verify
-    from histocodec.formats.writer import encode_slide
+    from histocodec.formats.decode.images import write_region
+    from histocodec.formats.decode.open import open_slide
+    from histocodec.formats.decode.slide import open_compressed
+    from histocodec.formats.decode.verify import verify
+    from histocodec.formats.encode.encode import encode_slide
+    from histocodec.formats.encode.options import EncodeOptions
+    from histocodec.picture import side_by_side
     from histocodec.sources import with_pyramid
     from histocodec.tissue import busiest_region
 
@@ -148,9 +148,9 @@ def command(*, own: Path | None, out: Path, quality: int, model: str, size: int,
 
 
 def _made_up_slide(path: Path, size: int) -> Path:
-    from histocodec.formats.images import write_pyramid
+    from histocodec.formats.decode.images import write_pyramid
     from histocodec.sources import ArraySlide
-    from histocodec.synthetic import synthetic_slide
+    from histocodec.sources.synthetic import synthetic_slide
 
     say(f"drawing a made-up slide of {size} x {size} pixels")
     slide = ArraySlide(synthetic_slide(size, size), name="made-up slide", mpp=SYNTHETIC_MPP)
@@ -172,11 +172,11 @@ def _panels(pixels: "Pixels", mpp: "Mpp | None", *, quality: int, model: str, de
     that the bits in the captions are those of just these pixels."""
     import numpy as np
 
-    from histocodec.cli.picture import Panel
-    from histocodec.formats.options import EncodeOptions
-    from histocodec.formats.reader import open_compressed
-    from histocodec.formats.writer import encode_slide
+    from histocodec.formats.decode.slide import open_compressed
+    from histocodec.formats.encode.encode import encode_slide
+    from histocodec.formats.encode.options import EncodeOptions
     from histocodec.geometry import Region
+    from histocodec.picture import Panel
     from histocodec.sources import ArraySlide
 
     height, width = pixels.shape[:2]

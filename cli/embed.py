@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from histocodec.cli.options import json_option
-from histocodec.cli.report import print_facts, print_json, progress_bar, size_text, time_text
+from histocodec.report import print_facts, print_json, progress_bar, size_text, time_text
 
 
 @click.command("embed", short_help="Add vectors for search to containers.")
@@ -31,8 +31,8 @@ def command(slides: tuple[Path, ...], *, level: int, workers: int | None, overwr
       histocodec embed slide.zarr
       histocodec embed slides/*.zarr --level 1 --json
     """
+    from histocodec.formats.container.embeddings import check_absent, write_embeddings
     from histocodec.formats.embed import embed
-    from histocodec.formats.embeddings import check_absent, write_embeddings
 
     if not overwrite:
         for path in slides:

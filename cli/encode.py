@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from histocodec.cli.options import device_option, json_option, level_list, path_argument, positive, ratio
-from histocodec.cli.report import (
+from histocodec.report import (
     decibel_text,
     print_facts,
     print_json,
@@ -17,7 +17,7 @@ from histocodec.cli.report import (
 )
 
 if TYPE_CHECKING:
-    from histocodec.formats.options import EncodeProgress, EncodeReport
+    from histocodec.formats.encode.options import EncodeProgress, EncodeReport
 
 STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "measuring", "raise": "raising"}
 
@@ -117,9 +117,9 @@ def command(
       histocodec encode slide.svs slide.zarr --ratio 1:64 --json
       histocodec encode slide.svs slide.zarr --min-psnr 30
     """
-    from histocodec.formats.options import EncodeOptions
-    from histocodec.formats.source import open_slide
-    from histocodec.formats.writer import encode_slide
+    from histocodec.formats.decode.open import open_slide
+    from histocodec.formats.encode.encode import encode_slide
+    from histocodec.formats.encode.options import EncodeOptions
 
     options = EncodeOptions(
         quality=quality,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from histocodec.cli.options import json_option, label_option, path_argument
-from histocodec.cli.report import mpp_text, print_facts, print_json, progress_bar, say, size_text
 from histocodec.errors import FormatError
+from histocodec.report import mpp_text, print_facts, print_json, progress_bar, say, size_text
 
 if TYPE_CHECKING:
     from histocodec.search.database import Entry, IndexedSlide
@@ -128,7 +128,7 @@ def _name(path: Path) -> str:
 
 
 def _entries(slides: Sequence[Path], labels: dict[str, str]) -> "list[Entry]":
-    from histocodec.formats.embeddings import read_embeddings
+    from histocodec.formats.container.embeddings import read_embeddings
     from histocodec.search.database import Entry
 
     entries = []

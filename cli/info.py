@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from histocodec.cli.options import json_option, path_argument
-from histocodec.cli.report import decibel_text, mpp_text, print_facts, print_json, ratio_text, size_text
+from histocodec.report import decibel_text, mpp_text, print_facts, print_json, ratio_text, size_text
 
 if TYPE_CHECKING:
     from histocodec.slide import Slide
@@ -37,13 +37,13 @@ def command(src: Path, *, picture: Path | None, overwrite: bool, as_json: bool) 
       histocodec info slide.svs --json
       histocodec info slide.zarr --map fidelity.png
     """
-    from histocodec.formats.container import is_container
+    from histocodec.formats.container.read import is_container
 
     if picture is not None and picture.suffix.lower() != ".png":
         raise click.UsageError(f"--map {picture}: its name has to end in .png")
     if is_container(src):
-        from histocodec.formats.describe import describe
-        from histocodec.formats.images import check_output
+        from histocodec.formats.decode.describe import describe
+        from histocodec.formats.decode.images import check_output
 
         if picture is not None:
             check_output(picture, overwrite=overwrite)
@@ -64,9 +64,9 @@ def command(src: Path, *, picture: Path | None, overwrite: bool, as_json: bool) 
 
 
 def draw_map(src: Path, picture: Path) -> None:
-    from histocodec.cli.fidelity import fidelity_map
-    from histocodec.formats.container import Container
-    from histocodec.formats.images import write_region
+    from histocodec.cli.fidelity_map import fidelity_map
+    from histocodec.formats.container.read import Container
+    from histocodec.formats.decode.images import write_region
 
     write_region(picture, fidelity_map(Container.open(src)), mpp=None, icc=None)
 

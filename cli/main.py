@@ -12,8 +12,8 @@ from types import FrameType
 
 import click
 
-from histocodec.cli.report import printable
 from histocodec.errors import HistocodecError
+from histocodec.report import printable
 
 COMMANDS = (
     "encode", "decode", "info", "verify", "embed", "index", "search", "umap", "train", "bench", "demo",

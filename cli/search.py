@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from histocodec.cli.options import box, device_option, json_option, label, path_argument
-from histocodec.cli.report import mpp_text, print_facts, print_json, say
 from histocodec.errors import UsageError
+from histocodec.report import mpp_text, print_facts, print_json, say
 
 if TYPE_CHECKING:
     from histocodec.search.database import IndexedSlide
@@ -75,8 +75,8 @@ def command(
     if whole and sheet is not None:
         raise click.UsageError("--sheet shows patches; give --image, or --slide with --region")
 
-    from histocodec.formats.embeddings import read_embeddings
-    from histocodec.formats.images import check_output
+    from histocodec.formats.container.embeddings import read_embeddings
+    from histocodec.formats.decode.images import check_output
     from histocodec.search.index import Index
 
     if sheet is not None:
@@ -188,9 +188,9 @@ def _labels(slide: "IndexedSlide") -> str:
 
 def _draw(path: Path, index: "Index", hits: "list[PatchHit]", device: str) -> None:
     """The patches found, decoded, best first."""
-    from histocodec.cli.picture import Panel, in_rows
-    from histocodec.formats.images import write_region
-    from histocodec.formats.reader import open_compressed
+    from histocodec.formats.decode.images import write_region
+    from histocodec.formats.decode.slide import open_compressed
+    from histocodec.picture import Panel, in_rows
 
     panels = []
     for hit in hits:

@@ -7,8 +7,8 @@ import click
 from click.core import ParameterSource
 
 from histocodec.cli.options import device_option, json_option, positive, ratio
-from histocodec.cli.report import print_facts, print_json, say
 from histocodec.errors import UsageError
+from histocodec.report import print_facts, print_json, say
 
 ONLY = {
     **dict.fromkeys(("size", "schedule", "enlarged", "prior_steps", "start", "checkpoint_every", "compiled"), "hyper"),
@@ -198,7 +198,7 @@ def command(
     }  # fmt: skip
     given = {name: value for name, value in shared.items() if value is not None}  # others have each family's default
     if family == "vae":
-        from histocodec.train.vae_run import VaeTrainOptions, run_vae_training
+        from histocodec.train.vae.run import VaeTrainOptions, run_vae_training
 
         wanted = VaeTrainOptions(
             **given, latent_dim=latent_dim, patch=int(patch), ratio=ratio, klt=klt, patience=patience

@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from histocodec.cli.options import json_option, path_argument
-from histocodec.cli.report import print_facts, print_json, say
 from histocodec.errors import OutputError, UsageError
+from histocodec.report import print_facts, print_json, say
 
 LEAST = 4  # patches; fewer have no neighbourhood
 
@@ -41,7 +41,7 @@ def command(index: Path, out: Path, *, colour: str, seed: int, overwrite: bool, 
     import csv
     import io
 
-    from histocodec.formats.files import write_atomically
+    from histocodec.formats.container.files import write_atomically
     from histocodec.search.index import Index
     from histocodec.search.plot import check_installed, coordinates, scatter
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 
 from histocodec.cli.options import device_option, json_option, path_argument
-from histocodec.cli.report import decibel_text, print_facts, print_json, progress_bar, say, time_text
 from histocodec.errors import FormatError
+from histocodec.report import decibel_text, print_facts, print_json, progress_bar, say, time_text
 
 SHOWN = 20  # problems that are listed for people; --json has all
 
@@ -39,8 +39,8 @@ def command(
     if quick and against is not None:
         raise click.UsageError("--quick decodes nothing, so it cannot compare --against; give one")
 
-    from histocodec.formats.source import open_slide
-    from histocodec.formats.verify import verify
+    from histocodec.formats.decode.open import open_slide
+    from histocodec.formats.decode.verify import verify
     from histocodec.sources import with_pyramid
 
     with (

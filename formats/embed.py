@@ -9,17 +9,17 @@ import torch
 from numpy.typing import NDArray
 
 from histocodec.errors import UnsupportedError
-from histocodec.formats.container import Container
-from histocodec.formats.decoder import BlockDecoder, BlockKey
-from histocodec.formats.embeddings import latents_digest
-from histocodec.formats.layout import BACKGROUND
-from histocodec.formats.options import DEFAULT_QUALITY, EncodeOptions
-from histocodec.formats.reader import model_of
-from histocodec.formats.source import open_slide
-from histocodec.formats.writer import encode_slide
+from histocodec.formats.container.embeddings import latents_digest
+from histocodec.formats.container.layout import BACKGROUND
+from histocodec.formats.container.read import Container
+from histocodec.formats.decode.blocks import BlockDecoder, BlockKey
+from histocodec.formats.decode.open import open_slide
+from histocodec.formats.decode.slide import model_of
+from histocodec.formats.encode.encode import encode_slide
+from histocodec.formats.encode.options import DEFAULT_QUALITY, EncodeOptions
 from histocodec.models.weights import find_model
 from histocodec.search.embedding import LEAST_TISSUE, Embedder, Embeddings, Kind, Latents, embedder_of
-from histocodec.workers import Workers
+from histocodec.threads import Workers
 
 Place = tuple[int, int]  # x, y
 Vector = NDArray[np.float32]

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
         UnsupportedError,
         UsageError,
     )
-    from histocodec.formats.options import EncodeOptions, EncodeProgress, EncodeReport
-    from histocodec.formats.reader import CompressedSlide
-    from histocodec.formats.source import open_slide
+    from histocodec.formats.decode.open import open_slide
+    from histocodec.formats.decode.slide import CompressedSlide
+    from histocodec.formats.encode.options import EncodeOptions, EncodeProgress, EncodeReport
     from histocodec.geometry import Level, Region
     from histocodec.slide import Slide
     from histocodec.sources.array import ArraySlide
@@ -59,10 +59,10 @@ __all__ = [
 
 _HOMES = {
     "ArraySlide": "histocodec.sources.array",
-    "CompressedSlide": "histocodec.formats.reader",
-    "EncodeOptions": "histocodec.formats.options",
-    "EncodeProgress": "histocodec.formats.options",
-    "EncodeReport": "histocodec.formats.options",
+    "CompressedSlide": "histocodec.formats.decode.slide",
+    "EncodeOptions": "histocodec.formats.encode.options",
+    "EncodeProgress": "histocodec.formats.encode.options",
+    "EncodeReport": "histocodec.formats.encode.options",
     "FormatError": "histocodec.errors",
     "HistocodecError": "histocodec.errors",
     "Level": "histocodec.geometry",
@@ -73,7 +73,7 @@ _HOMES = {
     "SourceError": "histocodec.errors",
     "UnsupportedError": "histocodec.errors",
     "UsageError": "histocodec.errors",
-    "open_slide": "histocodec.formats.source",
+    "open_slide": "histocodec.formats.decode.open",
 }
 
 
@@ -102,7 +102,7 @@ class EncodeChoices(TypedDict, total=False):
 def open(path: str | Path, *, device: str = "auto", cache_bytes: int = 256 << 20) -> CompressedSlide:
     """A compressed slide, ready to be read. Pixels are decoded on `device`; at most `cache_bytes` of what was
     decoded are kept."""
-    from histocodec.formats.reader import open_compressed
+    from histocodec.formats.decode.slide import open_compressed
 
     return open_compressed(path, device=device, cache_bytes=cache_bytes)
 
@@ -116,13 +116,13 @@ def encode(
 ) -> EncodeReport:
     """Compress a slide, given by its path or opened, into a new container `dst`. The options are those of
     `histocodec encode`. A slide that the caller opened stays open."""
-    from histocodec.formats.options import EncodeOptions
-    from histocodec.formats.writer import encode_slide
+    from histocodec.formats.encode.encode import encode_slide
+    from histocodec.formats.encode.options import EncodeOptions
 
     chosen = EncodeOptions(**options)
     if not isinstance(source, (str, Path)):
         return encode_slide(source, Path(dst), chosen, progress=progress)
-    from histocodec.formats.source import open_slide
+    from histocodec.formats.decode.open import open_slide
 
     with open_slide(source) as slide:
         return encode_slide(slide, Path(dst), chosen, progress=progress)

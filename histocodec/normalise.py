@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.compiled import jit
 from histocodec.errors import UsageError
 from histocodec.geometry import Grid
+from histocodec.kernels.jit import jit
 from histocodec.slide import Colour, Pixels, Slide
 from histocodec.tissue import Mask, cell_of, coarse_view, estimate_background, is_background, stained
 

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.compiled import jit
 from histocodec.geometry import Grid, Level, Region
+from histocodec.kernels.jit import jit
 from histocodec.slide import WHITE, Colour, Pixels, Slide
 
 Mask = NDArray[np.bool_]

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from histocodec.benchmarks.paper.training import RATE, Results, Setup, bits_of, curves, images_of
 from histocodec.errors import HistocodecError, UnsupportedError
-from histocodec.formats.files import write_atomically
-from histocodec.train.patches import TrainingImage
-from histocodec.train.vae_data import grid_patches, non_blank
+from histocodec.formats.container.files import write_atomically
+from histocodec.train.data.patches import TrainingImage
+from histocodec.train.vae.patches import grid_patches, non_blank
 
 SIDE = 32
 DIMENSION = 32  # of 3,072 values: 1:96 as the paper counts

@@ -10,7 +10,7 @@ import click
 
 from histocodec.benchmarks.paper.training import RATE, Results, Setup, bits_of, curves, images_of
 from histocodec.errors import HistocodecError
-from histocodec.formats.files import write_atomically
+from histocodec.formats.container.files import write_atomically
 
 BATCHES = (32, 64, 128, 256)
 DIMENSIONS = (8, 16, 32, 64, 128, 256)

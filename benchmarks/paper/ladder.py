@@ -19,24 +19,24 @@ import click
 import numpy as np
 from PIL import Image
 
-from histocodec.benchmarks.crops import ours_within
+from histocodec.benchmarks.compare.crops import ours_within
+from histocodec.benchmarks.compare.ratios import RATIOS, raw_bytes_over
 from histocodec.benchmarks.extra import bench_extra
-from histocodec.benchmarks.metrics import fidelity
-from histocodec.benchmarks.nuclei import agreement
-from histocodec.benchmarks.peers import JPEG2000, coded_at_bytes
+from histocodec.benchmarks.measure.metrics import fidelity
+from histocodec.benchmarks.measure.nuclei import agreement
+from histocodec.benchmarks.measure.runner import BenchOptions
+from histocodec.benchmarks.peers.codecs import JPEG2000, coded_at_bytes
 from histocodec.benchmarks.provenance import Machine, Model
-from histocodec.benchmarks.ratios import RATIOS, raw_bytes_over
-from histocodec.benchmarks.runner import BenchOptions
-from histocodec.cli.picture import Panel, in_rows
-from histocodec.cli.report import plain, progress_bar
 from histocodec.errors import HistocodecError
-from histocodec.formats.files import write_atomically
-from histocodec.formats.options import EncodeOptions
-from histocodec.formats.source import open_slide
-from histocodec.formats.writer import encode_slide
+from histocodec.formats.container.files import write_atomically
+from histocodec.formats.decode.open import open_slide
+from histocodec.formats.encode.encode import encode_slide
+from histocodec.formats.encode.options import EncodeOptions
 from histocodec.models.weights import DEFAULT_MODEL, MODELS_VARIABLE, find_model
+from histocodec.picture import Panel, in_rows
+from histocodec.report import plain, progress_bar
 from histocodec.slide import Pixels
-from histocodec.synthetic import synthetic_slide
+from histocodec.sources.synthetic import synthetic_slide
 
 VAE, FLAGSHIP, PEER = "vae", DEFAULT_MODEL, "jpeg2000"
 NAMES = {VAE: "VAE", FLAGSHIP: "flagship", PEER: "JPEG 2000"}

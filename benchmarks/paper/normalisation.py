@@ -18,14 +18,14 @@ import torch
 from PIL import Image
 
 from histocodec.benchmarks.paper.training import RATE, Results, Setup, curves, images_of, train
-from histocodec.cli.picture import Panel, side_by_side
 from histocodec.errors import HistocodecError
-from histocodec.formats.files import write_atomically
+from histocodec.formats.container.files import write_atomically
+from histocodec.picture import Panel, side_by_side
 from histocodec.slide import Pixels
-from histocodec.synthetic import synthetic_slide
-from histocodec.train.patches import TrainingImage, training_image
-from histocodec.train.vae import VaeTrainer
-from histocodec.train.vae_data import Normalise, grid_patches, normalised
+from histocodec.sources.synthetic import synthetic_slide
+from histocodec.train.data.patches import TrainingImage, training_image
+from histocodec.train.vae.loop import VaeTrainer
+from histocodec.train.vae.patches import Normalise, grid_patches, normalised
 
 KINDS: dict[str, Normalise] = {"per slide": "slide", "one for all": "fixed", "none": "none", "per patch": "patch"}
 SHOWN = 256  # pixels a side of the made-up tissue that is shown

@@ -21,14 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histocodec.benchmarks.provenance import Machine, Model
-from histocodec.cli.report import plain, progress_bar
 from histocodec.errors import HistocodecError, UnsupportedError
+from histocodec.formats.container.files import write_atomically
+from histocodec.formats.decode.open import open_slide
 from histocodec.formats.embed import embed
-from histocodec.formats.files import write_atomically
-from histocodec.formats.options import DEFAULT_QUALITY, EncodeOptions
-from histocodec.formats.source import open_slide
-from histocodec.formats.writer import encode_slide
+from histocodec.formats.encode.encode import encode_slide
+from histocodec.formats.encode.options import DEFAULT_QUALITY, EncodeOptions
 from histocodec.models.weights import find_model
+from histocodec.report import plain, progress_bar
 from histocodec.search.extra import extra
 from histocodec.search.plot import COLOURS, MARKERS, coordinates
 from histocodec.search.whitening import Vectors, Whitening

@@ -11,15 +11,15 @@ import torch
 
 from histocodec.benchmarks.extra import bench_extra
 from histocodec.benchmarks.provenance import Machine
-from histocodec.cli.report import plain, say
-from histocodec.formats.files import write_atomically
+from histocodec.formats.container.files import write_atomically
 from histocodec.models.config import VaeConfig
-from histocodec.models.vae import VaeModel
-from histocodec.train.data import load_images, training_files
+from histocodec.models.vae.network import VaeModel
+from histocodec.report import plain, say
+from histocodec.train.data.images import load_images, training_files
+from histocodec.train.data.patches import TrainingImage
 from histocodec.train.loop import Schedule
-from histocodec.train.patches import TrainingImage
-from histocodec.train.vae import EpochResult, VaeTrainer
-from histocodec.train.vae_data import Normalise, PatchEpochs
+from histocodec.train.vae.loop import EpochResult, VaeTrainer
+from histocodec.train.vae.patches import Normalise, PatchEpochs
 
 WIDTHS = (16, 32, 64, 128)  # a quarter of ResNet-18's: one run takes minutes on two cores
 RATE = 1e-3  # ten times the paper's: these runs have hundreds of steps, not days

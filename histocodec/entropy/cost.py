@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.compiled import jit
 from histocodec.entropy.tables import COST_UNIT, ESCAPE_BITS, TableSet
+from histocodec.kernels.jit import jit
 
 Row = NDArray[Any]  # for the kernels, whose types numba infers
 

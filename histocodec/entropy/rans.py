@@ -40,9 +40,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.compiled import jit
 from histocodec.entropy.tables import COARSE_SHIFT, COST_UNIT, PRECISION, TOTAL, TableSet
 from histocodec.errors import FormatError, UsageError
+from histocodec.kernels.jit import jit
 
 LOWER = 1 << 16  # L: the smallest state between symbols, and the state that the writer starts with
 MAX_LANES = 32  # a GPU warp

@@ -13,8 +13,8 @@ from torch import nn
 from histocodec.entropy import TableSet, gaussian_tables
 from histocodec.models.config import QUALITIES, HyperConfig
 from histocodec.models.hyper import HyperModel
-from histocodec.models.prior import INPUT_BITS, LINEAR_CLIP, MEAN_BITS, SCALE_BITS, SCALES, SMALLEST_SCALE
-from histocodec.models.quantised_synthesis import QuantisedSynthesis
+from histocodec.models.prior.graph import INPUT_BITS, LINEAR_CLIP, MEAN_BITS, SCALE_BITS, SCALES, SMALLEST_SCALE
+from histocodec.models.transforms.training import QuantisedSynthesis
 from histocodec.models.weights import FORMAT, ModelWeights, parse_model
 
 
@@ -34,7 +34,7 @@ def export_model(
 ) -> ModelWeights:
     """The model file of a trained model, parsed and checked; `.data` holds its bytes.
 
-    `reaches` let encoders run `g_a` in bytes (`histocodec.train.reaches`). `notes` become metadata beside the id
+    `reaches` let encoders run `g_a` in bytes (`histocodec.train.finish.reaches`). `notes` become metadata beside the id
     (training steps, commit). Transforms are stored as float16, but for a synthesis in whole numbers.
     """
     prior = model.prior

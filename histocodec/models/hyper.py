@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from histocodec.errors import UsageError
 from histocodec.models.config import GROUPS, HyperConfig
-from histocodec.models.prior import MEAN_BITS
-from histocodec.models.quantised import QuantisedPrior, scale_of, step_mask, straight_round
-from histocodec.models.quantised_synthesis import QuantisedSynthesis
-from histocodec.models.transforms import Analysis, Gains, Synthesis
+from histocodec.models.prior.graph import MEAN_BITS
+from histocodec.models.prior.training import QuantisedPrior, scale_of, step_mask, straight_round
+from histocodec.models.transforms.network import Analysis, Gains, Synthesis
+from histocodec.models.transforms.training import QuantisedSynthesis
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from safetensors.numpy import load as parse_safetensors
 from histocodec.entropy import TableSet
 from histocodec.errors import FormatError, MissingModelError, UnsupportedError, UsageError
 from histocodec.models.config import QUALITIES, HyperConfig, ModelConfig, VaeConfig
-from histocodec.models.integer import check_accumulators
-from histocodec.models.prior import HYPER_CLIP, LINEAR_CLIP, MEAN_BITS, SCALES, layers
-from histocodec.models.synthesis_layers import check_synthesis, synthesis_tensors
+from histocodec.models.prior.exact import check_accumulators
+from histocodec.models.prior.graph import HYPER_CLIP, LINEAR_CLIP, MEAN_BITS, SCALES, layers
+from histocodec.models.transforms.integer import check_synthesis, synthesis_tensors
 
 DEFAULT_MODEL = "hyper-6"
 MODELS_VARIABLE = "HISTOCODEC_MODELS"  # further folders with model files, as in PATH

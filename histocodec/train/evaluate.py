@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from histocodec.models.hyper import HyperModel
-from histocodec.train.patches import TrainingImage
+from histocodec.train.data.patches import TrainingImage
 
 QUALITIES_TRIED = (0, 20, 40, 60, 80, 100)
 LARGEST = 1024  # pixels a side; the middle of a larger image

@@ -15,9 +15,9 @@ from histocodec.errors import FormatError, UsageError
 from histocodec.models.config import QUALITIES, HyperConfig
 from histocodec.models.hyper import HyperModel
 from histocodec.models.weights import ModelWeights
-from histocodec.train.finetune import start_from_model
-from histocodec.train.klt import start_from_klt
-from histocodec.train.patches import Batch, PatchSampler
+from histocodec.train.data.patches import Batch, PatchSampler
+from histocodec.train.start.finetune import start_from_model
+from histocodec.train.start.klt import start_from_klt
 
 BALANCE = 0.005  # λ at which the loss has weight 1; see `Loss`
 GAIN_RATE = 10.0  # the gains learn this much faster: their gradients are those of a logarithm

@@ -14,18 +14,18 @@ from histocodec.models.config import HyperConfig
 from histocodec.models.export import export_model, model_file
 from histocodec.models.hyper import HyperModel
 from histocodec.models.weights import ModelWeights, find_model
-from histocodec.train.data import case_of, held_out, load_images, training_files
-from histocodec.train.decoder import RATE, refine_synthesis
+from histocodec.train.data.images import case_of, held_out, load_images, training_files
+from histocodec.train.data.latents import Seen, seen_in_step, stored_crops, tables_of_stored
+from histocodec.train.data.patches import PatchSampler, TrainingImage
 from histocodec.train.evaluate import rate_distortion_points
-from histocodec.train.finetune import deepened
+from histocodec.train.finish.decoder import RATE, refine_synthesis
+from histocodec.train.finish.prior import refine_prior
+from histocodec.train.finish.reaches import analysis_reaches
+from histocodec.train.finish.synthesis import in_whole_numbers, quantised_synthesis
+from histocodec.train.finish.tables import refitted_tables, symbol_counts
 from histocodec.train.loop import Progress, Schedule, Trainer, TrainingLog
-from histocodec.train.narrow import narrow
-from histocodec.train.patches import PatchSampler, TrainingImage
-from histocodec.train.prior import refine_prior
-from histocodec.train.reaches import analysis_reaches
-from histocodec.train.stored import Seen, seen_in_step, stored_crops, tables_of_stored
-from histocodec.train.synthesis import in_whole_numbers, quantised_synthesis
-from histocodec.train.tables import refitted_tables, symbol_counts
+from histocodec.train.start.finetune import deepened
+from histocodec.train.start.narrow import narrow
 
 TABLE_BATCHES = 200  # for the refitted tables: 8 × 256² each, some 100 million symbols
 
@@ -61,7 +61,7 @@ class TrainOptions(RunOptions):
     decoder_steps: int | None = None  # then, of the synthesis alone, in whole numbers; None: a tenth of `steps`
     decoder_rate: float = RATE
     stored: int = 0  # crops of each image whose latents as the encoder leaves them are learnt from, too
-    prior_steps: int = 0  # a last stretch for the prior alone; see `histocodec.train.prior`
+    prior_steps: int = 0  # a last stretch for the prior alone; see `histocodec.train.finish.prior`
     prior_rate: float = 8e-4
     start: str | None = None  # a finished model's id or file; None: the KLT
     checkpoint_every: int = 500
@@ -211,7 +211,7 @@ class Begun:
 def begin(options: RunOptions, report: Callable[[str], None]) -> Begun:
     """Makes the folder of a run and loads its images. Raises UsageError where a run is there already and `resume` is
     not set, where a case would serve for training and validation, or where there is nothing to train on."""
-    from histocodec.transform import choose_device
+    from histocodec.codec.transform import choose_device
 
     device, checkpoint = choose_device(options.device), options.out / "last.pt"
     if options.threads:

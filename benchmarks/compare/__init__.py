@@ -1,0 +1,1 @@
+"""What many measurements come to: rate differences, tables, plots and the report."""

@@ -1,0 +1,93 @@
+"""The crop sheet: the middle of one image a group, as it was and as every codec leaves it, in the same bytes.
+
+It shows tissue: where that may not be shown, `--no-crops` leaves the sheet out.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from PIL import Image
+
+from histocodec.benchmarks.compare.ratios import finest_within
+from histocodec.benchmarks.measure.images import Picture, Sample, read
+from histocodec.benchmarks.measure.jobs import Ours
+from histocodec.benchmarks.measure.rows import OURS
+from histocodec.benchmarks.measure.runner import BenchOptions
+from histocodec.benchmarks.peers.codecs import PEERS
+from histocodec.benchmarks.peers.contender import coded_at_bytes
+from histocodec.fidelity import psnr, squared_error
+from histocodec.geometry import Region
+from histocodec.picture import PAPER, Panel, side_by_side
+from histocodec.report import decibel_text
+from histocodec.slide import Pixels
+
+SIDE = 256  # pixels of an image that are shown
+BPP = 0.25  # low enough to see what goes first
+
+
+def crop_sheet(samples: Sequence[Sample], options: BenchOptions) -> bytes:
+    """A PNG with a row for the first sample of each group and variant."""
+    first = {(sample.variant, sample.group): sample for sample in reversed(samples)}
+    bands = [side_by_side(_panels(read(sample), options)) for sample in reversed(first.values())]
+    width = max(band.shape[1] for band in bands)
+    sheet = np.full((sum(len(band) for band in bands), width, 3), PAPER, np.uint8)
+    top = 0
+    for band in bands:
+        sheet[top : top + len(band), : band.shape[1]] = band
+        top += len(band)
+    file = io.BytesIO()
+    Image.fromarray(sheet).save(file, "PNG")
+    return file.getvalue()
+
+
+def _panels(picture: Picture, options: BenchOptions) -> list[Panel]:
+    """The original, ours, and the peers on whole images."""
+    pixels, wanted = picture.pixels, int(BPP * picture.area / 8)
+    height, width = pixels.shape[:2]
+    whole = Region(0, 0, width, height)
+    middle = Region((width - SIDE) // 2, (height - SIDE) // 2, SIDE, SIDE).intersect(whole).within(whole)
+    size, decoded = ours_within(pixels, wanted, options)
+    panels = [
+        Panel(pixels[middle], "original", picture.subject.image),
+        Panel(decoded[middle], OURS, _note(size, decoded, picture)),
+    ]
+    for name in options.against:
+        peer = PEERS[name][0]
+        data = coded_at_bytes(peer, pixels, wanted).data
+        decoded = peer.decode(data)
+        panels.append(Panel(decoded[middle], peer.name, _note(len(data), decoded, picture)))
+    return panels
+
+
+def ours_within(pixels: Pixels, wanted: int, options: BenchOptions) -> tuple[int, Pixels]:
+    """Bytes and pixels of the highest quality of at most so many bytes, of quality 0 where even that has more."""
+    with TemporaryDirectory(prefix="histocodec-bench-") as folder:
+
+        def coded(quality: float) -> Ours:
+            return Ours(
+                pixels,
+                quality,
+                options.model,
+                options.device,
+                options.threads,
+                Path(folder) / str(quality),
+                options.effort,
+            )
+
+        def size(quality: float) -> int:
+            ours = coded(quality)
+            ours.folder.mkdir()
+            return ours.sizes(ours.prepare()).in_slide_bytes
+
+        known: dict[float, int] = {}
+        quality = finest_within(wanted, known, size)
+        found = known[quality] if quality in known else size(quality)
+        return found, coded(quality).read()
+
+
+def _note(size: int, decoded: Pixels, picture: Picture) -> str:
+    reached = psnr(squared_error(decoded, picture.pixels), picture.pixels.size)
+    return f"{8 * size / picture.area:.3f} bpp, {decibel_text(reached)}"

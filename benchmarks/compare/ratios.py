@@ -1,0 +1,93 @@
+"""The ladder of the paper: what is left of an image in a 32nd to a 512th of its bytes, ours beside JPEG 2000.
+
+The bytes are those of raw RGB over the ratio; 1:512 is 0.047 bits per pixel. Neither codec may use more. Nasr et al.
+2023, arXiv 2303.13332.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from histocodec.benchmarks.compare.groups import Group
+from histocodec.benchmarks.measure.images import Subject
+from histocodec.benchmarks.measure.rows import CURVE, Row
+from histocodec.models.config import QUALITIES
+
+RATIOS = (32, 64, 128, 256, 512)
+PARTS = 8  # of a quality, of which one changes the bytes by half a per cent
+SHOWN = ("psnr", "ms_ssim_db", "nuclei_f1")
+
+
+def raw_bytes_over(ratio: int, pixels: int) -> int:
+    return 3 * pixels // ratio
+
+
+def finest_within(wanted: int, known: dict[float, int], bytes_at: Callable[[float], int], *, parts: int = 1) -> float:
+    """The highest quality of at most so many bytes, in so many parts of a whole one; 0 where even that has more.
+    `known` are bytes by quality, and grows by what had to be tried."""
+    low, high = -1, parts * (QUALITIES - 1) + 1
+    for quality, size in known.items():
+        if size <= wanted:
+            low = max(low, round(parts * quality))
+        else:
+            high = min(high, round(parts * quality))
+    while high - low > 1:
+        middle = (low + high) // 2
+        size = known[middle / parts] = bytes_at(middle / parts)
+        low, high = (middle, high) if size <= wanted else (low, middle)
+    return max(low, 0) / parts
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A group at one ratio: means over those images where neither codec needs more bytes than there are."""
+
+    variant: str
+    group: str
+    ratio: int
+    bpp: float
+    images: int
+    of: int
+    ours: Mapping[str, float]  # by metric; empty where there are no such images
+    theirs: Mapping[str, float]
+
+
+def rungs(group: Group) -> tuple[Rung, ...]:
+    """From the coarsest ratio on; none where only one of both codecs was measured."""
+    found = []
+    for ratio in sorted({_ratio(row) for row in group.rows} - {0}):
+        pairs = [_pair(group, subject, ratio) for subject in group.subjects]
+        fitting = [pair for pair in pairs if pair is not None]
+        found.append(
+            Rung(
+                group.variant,
+                group.name,
+                ratio,
+                24 / ratio,
+                len(fitting),
+                len(pairs),
+                _means([ours for ours, _ in fitting]),
+                _means([theirs for _, theirs in fitting]),
+            )
+        )
+    return tuple(found)
+
+
+def _pair(group: Group, subject: Subject, ratio: int) -> tuple[Row, Row] | None:
+    rows = [row for row in group.rows if row.subject == subject and _ratio(row) == ratio and _fits(row)]
+    ours = [row for row in rows if row.is_ours]
+    theirs = [row for row in rows if not row.is_ours]
+    return (ours[0], theirs[0]) if ours and theirs else None
+
+
+def _means(rows: Sequence[Row]) -> dict[str, float]:
+    return {name: fmean(row.metric(name) for row in rows) for name in SHOWN} if rows else {}
+
+
+def _ratio(row: Row) -> int:
+    return 0 if row.point.kind == CURVE else int(row.point.kind.removeprefix("1:"))
+
+
+def _fits(row: Row) -> bool:
+    pixels = row.subject.width * row.subject.height
+    return row.sizes.in_slide_bytes <= raw_bytes_over(_ratio(row), pixels)

@@ -1,0 +1,133 @@
+"""What the rows come to: rate differences, the paper's ratios, every metric at a few rates, and speed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+import numpy as np
+
+from histocodec.benchmarks.compare.comparison import (
+    Comparison,
+    GroupComparison,
+    Loss,
+    comparisons,
+    curves_of,
+    losses,
+    not_monotone,
+    of_group,
+)
+from histocodec.benchmarks.compare.groups import Group, grouped
+from histocodec.benchmarks.compare.ratios import Rung, rungs
+from histocodec.benchmarks.measure.rows import CURVE, Row
+from histocodec.benchmarks.measure.timing import TIMED_BPP
+
+RATES = TIMED_BPP  # bits per pixel at which all metrics are shown, and near which times are taken
+SHOWN = {
+    "psnr": "PSNR, dB",
+    "ms_ssim_db": "MS-SSIM, dB",
+    "ssim": "SSIM",
+    "delta_e": "ΔE2000",
+    "hematoxylin_od": "hematoxylin, OD",
+    "eosin_od": "eosin, OD",
+    "nuclei_f1": "nuclei, F1",
+    "nuclei_count_error": "nuclei, count",
+}
+
+
+@dataclass(frozen=True)
+class AtRate:
+    """A codec at one rate: means over the images on which its curve has that rate, interpolated in log bpp."""
+
+    variant: str
+    group: str
+    bpp: float
+    codec: str
+    images: int
+    of: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Medians over all timed rows of a codec in a variant. Memory is the most of any."""
+
+    variant: str
+    codec: str
+    rows: int
+    encode_mps_1: float
+    decode_mps_1: float
+    encode_mps_all: float
+    decode_mps_all: float
+    encode_peak_bytes: int | None
+    decode_peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    groups: tuple[GroupComparison, ...]
+    losses: tuple[Loss, ...]
+    not_monotone: tuple[str, ...]
+    ratios: tuple[Rung, ...]
+    at_rates: tuple[AtRate, ...]
+    speeds: tuple[Speeds, ...]
+    images: tuple[Comparison, ...]
+
+
+def summarise(rows: Sequence[Row]) -> Summary:
+    groups, compared = grouped(rows), comparisons(rows)
+    return Summary(
+        groups=tuple(one for group in groups for one in of_group(group, compared)),
+        losses=losses(compared),
+        not_monotone=not_monotone(rows),
+        ratios=tuple(one for group in groups for one in rungs(group)),
+        at_rates=tuple(one for group in groups for one in at_rates(group)),
+        speeds=speeds(rows),
+        images=compared,
+    )
+
+
+def at_rates(group: Group) -> tuple[AtRate, ...]:
+    curves = [curves_of(group.rows, subject) for subject in group.subjects]
+    found = []
+    for bpp in RATES:
+        for codec in dict.fromkeys(name for one in curves for name in one):
+            values = [value for one in curves if codec in one and (value := _interpolated(one[codec], bpp))]
+            if values:
+                means = {metric: fmean(one[metric] for one in values) for metric in SHOWN}
+                found.append(AtRate(group.variant, group.name, bpp, codec, len(values), len(curves), means))
+    return tuple(found)
+
+
+def _interpolated(curve: Sequence[Row], bpp: float) -> dict[str, float]:
+    """Every metric at a rate; empty where the curve does not reach it."""
+    finite = sorted((row for row in curve if np.isfinite(row.fidelity.psnr)), key=lambda row: row.bpp)
+    if not finite or not finite[0].bpp <= bpp <= finite[-1].bpp:
+        return {}
+    rates = np.log([row.bpp for row in finite])
+    return {name: float(np.interp(np.log(bpp), rates, [row.metric(name) for row in finite])) for name in SHOWN}
+
+
+def speeds(rows: Sequence[Row]) -> tuple[Speeds, ...]:
+    """Of every codec that was timed."""
+    found = []
+    for variant, codec in dict.fromkeys((row.subject.variant, row.coder.name) for row in rows):
+        timed = [
+            row.speed
+            for row in rows
+            if (row.subject.variant, row.coder.name) == (variant, codec) and row.speed and row.point.kind == CURVE
+        ]
+        if timed:
+            found.append(
+                Speeds(
+                    variant,
+                    codec,
+                    len(timed),
+                    median(one.encode_mps_1 for one in timed),
+                    median(one.decode_mps_1 for one in timed),
+                    median(one.encode_mps_all for one in timed),
+                    median(one.decode_mps_all for one in timed),
+                    max((one.encode_peak_bytes for one in timed if one.encode_peak_bytes is not None), default=None),
+                    max((one.decode_peak_bytes for one in timed if one.decode_peak_bytes is not None), default=None),
+                )
+            )
+    return tuple(found)

@@ -1,0 +1,1 @@
+"""Measurements of one image, coded once."""

@@ -1,0 +1,1 @@
+"""The codecs that histocodec is compared with."""

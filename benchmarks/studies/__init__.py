@@ -1,0 +1,1 @@
+"""Benchmarks of one thing each: speed, GPU, load, search."""

@@ -1,0 +1,323 @@
+"""What a container says about itself: the root attribute "histocodec", to JSON and back, strictly checked.
+
+`schema.json` states the same rules for other programs, and `SPEC.md` in words.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from histocodec.errors import FormatError, UnsupportedError
+from histocodec.formats.container.fields import Node
+from histocodec.geometry import ceil_div
+from histocodec.models.config import MOST_LATENTS, PATCHES, QUALITIES, HyperConfig
+from histocodec.slide import Colour, Mpp
+
+VERSION = 1
+KEY = "histocodec"  # of the root group's attributes
+
+DType = Literal["int8", "int16"]
+BackgroundMode = Literal["skip", "code"]
+
+# No path and no file name: an id is looked up among installed models, so it must not lead anywhere else.
+MODEL_ID = r"(?!.*\.safetensors$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+SHA256 = r"[0-9a-f]{64}"
+IMAGE_NAME = r"(?!.*\.\.)(?!zarr\.json$)[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}"  # it becomes a folder's name
+STRIDES = {"hyper": (HyperConfig.stride,), "vae": PATCHES}  # by the model's family
+DTYPES: tuple[DType, ...] = ("int8", "int16")
+MODES: tuple[BackgroundMode, ...] = ("skip", "code")
+
+# Limits, so that a hostile container cannot make a reader allocate gigabytes. Reasons are in SPEC.md.
+MAX_SIDE = 2**31 - 1
+MAX_CHUNKS = 2**24  # of all levels together
+MAX_SHARDS = 2**20  # likewise
+MAX_CHUNK_SIDE = 1024  # pixels
+MAX_LEVELS = 64
+MAX_SIDE_OVERVIEW = 4096
+MAX_SIDE_ASSOCIATED = 8192
+MAX_ASSOCIATED = 64
+MAX_ICC = 16 << 20
+MAX_MODEL = 256 << 20
+MAX_TEXT = 1024
+MAX_DOWNSAMPLE = float(MAX_SIDE)
+MAX_MPP = 1e6
+
+Kept = TypeVar("Kept")
+Json = dict[str, object]
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """The weights that the latents need. `channels` is C, `stride` pixels per latent, `embedded` the size of
+    model/weights."""
+
+    id: str
+    sha256: str
+    channels: int
+    stride: int = HyperConfig.stride
+    family: str = HyperConfig.family
+    embedded: int | None = None
+
+
+@dataclass(frozen=True)
+class LevelAttributes:
+    """One coded level. `downsample` is source level-0 pixels per pixel; `quality` the gain index that was
+    asked for; `bytes` those of its shards; `psnr` in dB over all pixels, infinite where nothing was lost.
+    `bytes` is None until the level is finished, `psnr` where it was not measured."""
+
+    width: int
+    height: int
+    downsample: float
+    dtype: DType
+    quality: int
+    bytes: int | None = None
+    psnr: float | None = None
+
+    @property
+    def bpp(self) -> float | None:
+        """Bits of latents per pixel of the whole level, background included."""
+        return None if self.bytes is None else 8 * self.bytes / (self.width * self.height)
+
+
+@dataclass(frozen=True)
+class LevelGrid:
+    """How a level is cut up, in latents, chunks and shards."""
+
+    latent_rows: int
+    latent_columns: int
+    chunk_rows: int
+    chunk_columns: int
+    shard_rows: int
+    shard_columns: int
+
+    @property
+    def shards(self) -> int:
+        return self.shard_rows * self.shard_columns
+
+
+@dataclass(frozen=True)
+class BackgroundAttributes:
+    """`skip`: chunks of bare glass are absent and decode to `colour`; `code`: they are coded like others."""
+
+    mode: BackgroundMode
+    colour: Colour
+
+
+@dataclass(frozen=True)
+class SourceAttributes:
+    """Where the pixels came from. `bytes` is None where that was no file; `vendor` as OpenSlide names it, or
+    the kind of file."""
+
+    name: str
+    bytes: int | None
+    vendor: str
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """Everything. Values are checked at the border: by `from_json`, and by `checked` before writing."""
+
+    generator: str
+    model: ModelReference
+    levels: tuple[LevelAttributes, ...]
+    background: BackgroundAttributes
+    source: SourceAttributes
+    mpp: Mpp | None = None
+    objective_power: float | None = None
+    properties: Mapping[str, str] = field(default_factory=dict)
+    icc: int | None = None  # bytes of metadata/icc
+    overview: tuple[int, int] | None = None  # width, height of overview/0
+    associated: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # (width, height) of those kept
+    dropped: tuple[str, ...] = ()  # names of those left out, such as the label
+    chunk: int = HyperConfig.chunk  # latents a side
+    shard: int = 8  # chunks a side
+
+    @property
+    def chunk_side(self) -> int:
+        """Pixels a side of a chunk."""
+        return self.chunk * self.model.stride
+
+    def grid(self, level: int) -> LevelGrid:
+        size, stride = self.levels[level], self.model.stride
+        latents = ceil_div(size.height, stride), ceil_div(size.width, stride)
+        chunks = ceil_div(latents[0], self.chunk), ceil_div(latents[1], self.chunk)
+        return LevelGrid(*latents, *chunks, ceil_div(chunks[0], self.shard), ceil_div(chunks[1], self.shard))
+
+    def mpp_at(self, level: int) -> Mpp | None:
+        """Microns per pixel of a level; None where the source did not say."""
+        down = self.levels[level].downsample
+        return None if self.mpp is None else (self.mpp[0] * down, self.mpp[1] * down)
+
+    def to_json(self) -> Json:
+        return {
+            "version": VERSION,
+            "generator": self.generator,
+            "model": {
+                "id": self.model.id,
+                "sha256": self.model.sha256,
+                "family": self.model.family,
+                "stride": self.model.stride,
+                "channels": self.model.channels,
+                "embedded": self.model.embedded,
+            },
+            "chunk": self.chunk,
+            "shard": self.shard,
+            "levels": [
+                {
+                    "width": level.width,
+                    "height": level.height,
+                    "downsample": level.downsample,
+                    "dtype": level.dtype,
+                    "quality": level.quality,
+                    "bytes": level.bytes,
+                    "psnr": "Infinity" if level.psnr == math.inf else level.psnr,  # as Zarr writes it in JSON
+                }
+                for level in self.levels
+            ],
+            "mpp": None if self.mpp is None else list(self.mpp),
+            "objective_power": self.objective_power,
+            "background": {"mode": self.background.mode, "colour": list(self.background.colour)},
+            "source": {"name": self.source.name, "bytes": self.source.bytes, "vendor": self.source.vendor},
+            "properties": dict(self.properties),
+            "icc": self.icc,
+            "overview": None if self.overview is None else list(self.overview),
+            "associated": [{"name": name, "width": w, "height": h} for name, (w, h) in self.associated.items()],
+            "dropped": list(self.dropped),
+        }
+
+    @classmethod
+    def from_json(cls, node: Node) -> "Attributes":
+        """Raises UnsupportedError for a later version, FormatError for all else that is not allowed."""
+        version = node.member("version").integer(1, MAX_SIDE)
+        if version > VERSION:
+            raise UnsupportedError(
+                f"{node.where}: version {version}, written by a later version of histocodec; this one reads "
+                f"version {VERSION}"
+            )
+        f = node.fields(
+            "version", "generator", "model", "chunk", "shard", "levels", "mpp", "objective_power",
+            "background", "source", "properties", "icc", "overview", "associated", "dropped",
+        )  # fmt: skip
+        chunk = f["chunk"].integer(4, 64)
+        if chunk % 4:
+            raise FormatError(f"{f['chunk'].where}: found {chunk}; allowed is a multiple of 4 from 4 to 64")
+        model = _model(f["model"])
+        if chunk * model.stride > MAX_CHUNK_SIDE:
+            raise FormatError(
+                f"{f['chunk'].where}: {chunk} latents of {model.stride} pixels; at most {MAX_CHUNK_SIDE} pixels a side "
+                "are allowed"
+            )
+        attributes = cls(
+            generator=f["generator"].text(MAX_TEXT),
+            model=model,
+            levels=tuple(_level(item) for item in f["levels"].items(1, MAX_LEVELS)),
+            background=_background(f["background"]),
+            source=_source(f["source"]),
+            mpp=_optional(f["mpp"], _mpp),
+            objective_power=_optional(f["objective_power"], lambda n: n.number(1e-3, MAX_MPP)),
+            properties=f["properties"].strings(),
+            icc=_optional(f["icc"], lambda n: n.integer(1, MAX_ICC)),
+            overview=_optional(f["overview"], _overview),
+            associated=_associated(f["associated"]),
+            dropped=tuple(item.text(MAX_TEXT) for item in f["dropped"].items(0, MAX_ASSOCIATED)),
+            chunk=chunk,
+            shard=f["shard"].integer(1, 32),
+        )
+        chunks = shards = 0
+        for index in range(len(attributes.levels)):
+            grid = attributes.grid(index)
+            chunks, shards = chunks + grid.chunk_rows * grid.chunk_columns, shards + grid.shards
+            if chunks > MAX_CHUNKS or shards > MAX_SHARDS:
+                raise FormatError(
+                    f"{f['levels'].where}[{index}]: has {grid.chunk_rows} x {grid.chunk_columns} chunks; "
+                    f"at most {MAX_CHUNKS} and {MAX_SHARDS} shards are allowed in all levels together"
+                )
+        return attributes
+
+    def checked(self, where: str) -> Json:
+        """`to_json`, having made sure that `from_json` accepts it: nothing is written that cannot be read."""
+        written = self.to_json()
+        Attributes.from_json(Node(written, where))
+        return written
+
+
+def _optional(node: Node, read: Callable[[Node], Kept]) -> Kept | None:
+    return None if node.is_null else read(node)
+
+
+def _model(node: Node) -> ModelReference:
+    f = node.fields("id", "sha256", "family", "stride", "channels", "embedded")
+    family = f["family"].text(MAX_TEXT)
+    if family not in STRIDES:
+        raise UnsupportedError(f"{f['family'].where}: {family!r}; this version reads {', '.join(STRIDES)}")
+    stride = f["stride"].integer(1, MAX_CHUNK_SIDE)
+    if stride not in STRIDES[family]:
+        allowed = ", ".join(map(str, STRIDES[family]))
+        raise FormatError(f"{f['stride'].where}: found {stride}; {allowed} is allowed for the family {family}")
+    channels = f["channels"].integer(4, MOST_LATENTS)
+    if channels % 4:
+        raise FormatError(
+            f"{f['channels'].where}: found {channels}; allowed is a multiple of 4 from 4 to {MOST_LATENTS}"
+        )
+    return ModelReference(
+        id=f["id"].text(64, MODEL_ID),
+        sha256=f["sha256"].text(64, SHA256),
+        family=family,
+        stride=stride,
+        channels=channels,
+        embedded=_optional(f["embedded"], lambda n: n.integer(1, MAX_MODEL)),
+    )
+
+
+def _level(node: Node) -> LevelAttributes:
+    f = node.fields("width", "height", "downsample", "dtype", "quality", "bytes", "psnr")
+    return LevelAttributes(
+        width=f["width"].integer(1, MAX_SIDE),
+        height=f["height"].integer(1, MAX_SIDE),
+        downsample=f["downsample"].number(1e-3, MAX_DOWNSAMPLE),
+        dtype=f["dtype"].choice(DTYPES),
+        quality=f["quality"].integer(0, QUALITIES - 1),
+        bytes=_optional(f["bytes"], lambda n: n.integer(0, 2**53)),
+        psnr=_optional(f["psnr"], _psnr),
+    )
+
+
+def _psnr(node: Node) -> float:
+    return math.inf if node.value == "Infinity" else node.number(0, 200)
+
+
+def _background(node: Node) -> BackgroundAttributes:
+    f = node.fields("mode", "colour")
+    red, green, blue = (item.integer(0, 255) for item in f["colour"].items(3, 3))
+    return BackgroundAttributes(f["mode"].choice(MODES), (red, green, blue))
+
+
+def _source(node: Node) -> SourceAttributes:
+    f = node.fields("name", "bytes", "vendor")
+    size = _optional(f["bytes"], lambda n: n.integer(0, 2**53))
+    return SourceAttributes(f["name"].text(MAX_TEXT), size, f["vendor"].text(MAX_TEXT))
+
+
+def _mpp(node: Node) -> Mpp:
+    x, y = (item.number(1e-6, MAX_MPP) for item in node.items(2, 2))
+    return x, y
+
+
+def _overview(node: Node) -> tuple[int, int]:
+    width, height = (item.integer(1, MAX_SIDE_OVERVIEW) for item in node.items(2, 2))
+    return width, height
+
+
+def _associated(node: Node) -> dict[str, tuple[int, int]]:
+    images: dict[str, tuple[int, int]] = {}
+    for item in node.items(0, MAX_ASSOCIATED):
+        f = item.fields("name", "width", "height")
+        name = f["name"].text(64, IMAGE_NAME)
+        if name.casefold() in {other.casefold() for other in images}:  # folders, and disks may ignore case
+            raise FormatError(f"{item.where}: the name {name!r} occurs twice")
+        images[name] = (
+            f["width"].integer(1, MAX_SIDE_ASSOCIATED),
+            f["height"].integer(1, MAX_SIDE_ASSOCIATED),
+        )
+    return images

@@ -1,0 +1,170 @@
+"""The group `embeddings/MODEL` of a container: a vector for each patch of tissue, computed from latents alone.
+
+It is added to a finished container, in one step and on its own: nothing that was there changes, and its own list
+of SHA-256 stands in for `integrity/files`, which does not know of it. Follows SPEC's "Embeddings".
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from histocodec.errors import FormatError, OutputError, UnsupportedError
+from histocodec.formats.container.arrays import (
+    METADATA,
+    Form,
+    group_metadata,
+    read_metadata,
+    read_plain,
+    write_metadata,
+    write_plain,
+)
+from histocodec.formats.container.attributes import MODEL_ID, SHA256
+from histocodec.formats.container.files import sync_folder
+from histocodec.formats.container.read import Container, file_digest
+from histocodec.search.embedding import Embeddings, Kind
+
+GROUP = "embeddings"
+KEY = "histocodec_embedding"
+VERSION = 1
+DIGESTS = "digests"
+COVERED = (f"positions/{METADATA}", "positions/c/0/0", f"vectors/{METADATA}", "vectors/c/0/0", METADATA)
+DIGESTS_BYTES = sum(64 + 2 + len(name) + 1 for name in COVERED)
+MOST_LENGTH = 4096  # values of a vector
+MOST_VALUES = 1 << 28  # of all vectors: 512 MiB as float16
+VECTOR_NAMES, POSITION_NAMES = ("patch", "value"), ("patch", "xy")
+
+
+def check_absent(path: Path) -> None:
+    """OutputError where the container at `path` has embeddings of its model, before any work is done."""
+    target = path / GROUP / Container.open(path).attributes.model.id
+    if target.exists():
+        raise OutputError(f"{target}: exists already; --overwrite replaces it")
+
+
+def write_embeddings(path: Path, embeddings: Embeddings, *, overwrite: bool = False) -> int:
+    """Adds `embeddings` to the container at `path`, whole or not at all. The bytes that they take. Raises OutputError
+    where there are some already, unless `overwrite`."""
+    target = path / GROUP / embeddings.kind.model
+    if not overwrite:
+        check_absent(path)
+    count, length = embeddings.vectors.shape
+    try:
+        # Beside the container: within it a killed writer's remains would be taken for Zarr's.
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as folder:
+            made = Path(folder) / "new"
+            write_plain(made / "vectors", _vector_form(count, length), embeddings.vectors.astype(np.float16))
+            write_plain(made / "positions", _position_form(count), embeddings.positions)
+            write_metadata(made, group_metadata({KEY: _described(embeddings)}))
+            lines = "".join(f"{file_digest(made / name).hex()}  {name}\n" for name in sorted(COVERED))
+            write_plain(made / DIGESTS, _DIGESTS_FORM, np.frombuffer(lines.encode(), np.uint8))
+            write_metadata(path / GROUP, group_metadata())
+            if target.exists():
+                target.rename(Path(folder) / "old")
+            made.rename(target)
+            sync_folder(target.parent)
+            return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    except OSError as exc:
+        raise OutputError(f"{target}: cannot be written: {exc.strerror or exc}") from exc
+
+
+def read_embeddings(path: Path) -> Embeddings:
+    """What `write_embeddings` wrote, for the model that the container names. Raises UnsupportedError where there are
+    none, FormatError where they are damaged or were computed from other latents."""
+    container = Container.open(path)
+    folder = path / GROUP / container.attributes.model.id
+    if not (folder / METADATA).is_file():
+        raise UnsupportedError(f"{path}: has no embeddings; `histocodec embed {path}` adds them")
+    return _read(container, folder)
+
+
+def embedding_problems(container: Container) -> Iterator[FormatError]:
+    """Everything in `embeddings/` that is not as it was written. Groups of other programs are not looked at."""
+    group = container.path / GROUP
+    for folder in sorted(group.iterdir()) if group.is_dir() else ():
+        try:
+            if (folder / METADATA).is_file() and _is_ours(folder):
+                _check_digests(folder)
+                _read(container, folder)
+        except FormatError as exc:
+            yield exc
+
+
+def latents_digest(container: Container, level: int) -> str:
+    """SHA-256 of the SHA-256 of a level's shards: names the latents without reading them."""
+    return hashlib.sha256(container.integrity(level).tobytes()).hexdigest()
+
+
+_DIGESTS_FORM = Form((DIGESTS_BYTES,), "uint8")
+
+
+def _vector_form(count: int, length: int) -> Form:
+    return Form((count, length), "float16", VECTOR_NAMES)
+
+
+def _position_form(count: int) -> Form:
+    return Form((count, 2), "int32", POSITION_NAMES)
+
+
+def _described(embeddings: Embeddings) -> dict[str, object]:
+    kind = embeddings.kind
+    return {
+        "version": VERSION,
+        "model": {"id": kind.model, "sha256": kind.sha256},
+        "embedder": kind.embedder,
+        "count": len(embeddings.vectors),
+        "length": kind.length,
+        "level": embeddings.level,
+        "patch": embeddings.patch,
+        "latents": embeddings.latents,
+    }
+
+
+def _is_ours(folder: Path) -> bool:
+    node: object = read_metadata(folder).value
+    attributes = node.get("attributes") if isinstance(node, dict) else None
+    return isinstance(attributes, dict) and KEY in attributes
+
+
+def _read(container: Container, folder: Path) -> Embeddings:
+    """Everything checked, as SPEC says, but the digests."""
+    described = read_metadata(folder).member("attributes").member(KEY)
+    version = described.member("version").integer(1, 1 << 31)
+    if version > VERSION:
+        raise UnsupportedError(f"{folder}: embeddings of version {version}; up to {VERSION} can be read")
+    f = described.fields("version", "model", "embedder", "count", "length", "level", "patch", "latents")
+    model = f["model"].fields("id", "sha256")
+    kind = Kind(
+        model["id"].text(64, MODEL_ID),
+        model["sha256"].text(64, SHA256),
+        f["embedder"].text(64),
+        f["length"].integer(1, MOST_LENGTH),
+    )
+    named = container.attributes.model
+    if (kind.model, kind.sha256) != (named.id, named.sha256):
+        raise FormatError(f"{folder}: is of model {kind.model} ({kind.sha256[:12]}…); the container's is {named.id}")
+    level = f["level"].integer(0, len(container.attributes.levels) - 1)
+    digest = f["latents"].text(64, SHA256)
+    if digest != latents_digest(container, level):
+        raise FormatError(f"{folder}: was computed from other latents; `histocodec embed --overwrite` makes it anew")
+    count = f["count"].integer(1, MOST_VALUES // kind.length)
+    vectors = read_plain(folder / "vectors", _vector_form(count, kind.length)).astype(np.float32)
+    positions = read_plain(folder / "positions", _position_form(count))
+    if not np.isfinite(vectors).all():
+        raise FormatError(f"{folder / 'vectors'}: has values that are not finite")
+    size = container.attributes.levels[0]
+    if positions.min() < 0 or positions[:, 0].max() >= size.width or positions[:, 1].max() >= size.height:
+        raise FormatError(f"{folder / 'positions'}: has positions outside the slide's {size.width} x {size.height}")
+    patch = f["patch"].integer(1, 1 << 20)
+    span = patch * container.attributes.levels[level].downsample
+    mpp = container.attributes.mpp_at(level)
+    return Embeddings(kind, level, patch, span, mpp, digest, vectors, positions)
+
+
+def _check_digests(folder: Path) -> None:
+    lines = read_plain(folder / DIGESTS, _DIGESTS_FORM).tobytes().decode("utf-8", "replace").splitlines()
+    for number, name in enumerate(sorted(COVERED)):
+        if lines[number : number + 1] != [f"{file_digest(folder / name).hex()}  {name}"]:
+            raise FormatError(f"{folder / name}: was altered (its SHA-256 is not the one that was written)")

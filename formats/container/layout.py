@@ -1,0 +1,130 @@
+"""The container's layout: the name, shape and dtype of everything in it, all derived from the attributes.
+
+latents/N                         int8 or int16 (C, rows, columns), sharded, histocodec.latent
+tiles/N  quality/N  psnr/N        one value per chunk
+integrity/N  integrity/files      SHA-256 of every shard, and of every other file
+stats/mean std background background_latent
+overview/0  associated/<name>  metadata/icc  model/weights  lossless/N      where there are any
+block_error/N                     one value per chunk; containers of earlier versions lack it
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histocodec.errors import FormatError
+from histocodec.formats.container.arrays import Form, array_metadata, chunk_path
+from histocodec.formats.container.attributes import Attributes
+from histocodec.geometry import Grid
+from histocodec.models.config import QUALITIES
+
+# The values of tiles/N: how a chunk is stored.
+BACKGROUND = 0  # bare glass, absent on purpose
+CODED = 1  # as latents
+LOSSLESS = 2  # as latents, which its neighbours need, and as pixels in lossless/N
+
+DIGEST_BYTES = 32
+NO_SHARD = bytes(DIGEST_BYTES)  # in integrity/N, where all chunks of a shard are background
+LISTING = "integrity/files"
+GROUPS = ("latents", "tiles", "quality", "psnr", "stats", "integrity")  # those that every container has
+LATENT_NAMES = ("channel", "row", "column")
+GRID_NAMES = ("row", "column")
+PIXEL_NAMES = ("y", "x", "c")
+
+
+def plain_arrays(attributes: Attributes) -> dict[str, Form]:
+    """Every array of one chunk that a container with these attributes has, except `integrity/files`."""
+    forms: dict[str, Form] = {}
+    for n in range(len(attributes.levels)):
+        grid = attributes.grid(n)
+        chunks = (grid.chunk_rows, grid.chunk_columns)
+        forms[f"tiles/{n}"] = Form(chunks, "uint8", GRID_NAMES)
+        forms[f"quality/{n}"] = Form(chunks, "uint8", GRID_NAMES)
+        forms[f"psnr/{n}"] = Form(chunks, "float32", GRID_NAMES)
+        forms[f"integrity/{n}"] = Form((grid.shards, DIGEST_BYTES), "uint8")
+    forms["stats/mean"] = Form((3,), "float32")
+    forms["stats/std"] = Form((3,), "float32")
+    forms["stats/background"] = Form((3,), "uint8")
+    forms["stats/background_latent"] = Form((attributes.model.channels,), "float32")
+    if attributes.overview is not None:
+        width, height = attributes.overview
+        forms["overview/0"] = Form((3, height, width), "uint8", ("c", "y", "x"))
+    for name, (width, height) in attributes.associated.items():
+        forms[f"associated/{name}"] = Form((height, width, 3), "uint8", PIXEL_NAMES)
+    if attributes.icc is not None:
+        forms["metadata/icc"] = Form((attributes.icc,), "uint8")
+    if attributes.model.embedded is not None:
+        forms["model/weights"] = Form((attributes.model.embedded,), "uint8")
+    return forms
+
+
+def latent_metadata(attributes: Attributes, level: int) -> dict[str, object]:
+    """The zarr.json of latents/<level>."""
+    grid, size, channels = attributes.grid(level), attributes.levels[level], attributes.model.channels
+    model = {"model": attributes.model.id, "sha256": attributes.model.sha256, "quality": size.quality}
+    side = attributes.chunk
+    sharding = {
+        "chunk_shape": [channels, side, side],
+        "codecs": [{"name": "histocodec.latent", "configuration": model}, {"name": "crc32c"}],
+        "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        "index_location": "end",
+    }
+    return array_metadata(
+        (channels, grid.latent_rows, grid.latent_columns),
+        size.dtype,
+        (channels, side * attributes.shard, side * attributes.shard),
+        [{"name": "sharding_indexed", "configuration": sharding}],
+        LATENT_NAMES,
+    )
+
+
+def lossless_form(attributes: Attributes, level: int) -> Form:
+    """lossless/<level>: pixels of the chunks that no quality could hold; all other chunks are absent."""
+    size, side = attributes.levels[level], attributes.chunk_side
+    return Form((size.height, size.width, 3), "uint8", PIXEL_NAMES, chunk=(side, side, 3))
+
+
+def block_error_form(attributes: Attributes, level: int) -> Form:
+    """block_error/<level>. It is no part of `plain_arrays`, since containers may lack it."""
+    grid = attributes.grid(level)
+    return Form((grid.chunk_rows, grid.chunk_columns), "float32", GRID_NAMES)
+
+
+def shard_path(root: Path, level: int, row: int, column: int) -> Path:
+    return chunk_path(root / "latents" / str(level), (0, row, column))
+
+
+def chunk_size(attributes: Attributes, level: int, row: int, column: int) -> tuple[int, int]:
+    """Height and width of a chunk's pixels, cut at the level's edge."""
+    size, side = attributes.levels[level], attributes.chunk_side
+    region = Grid(size.height, size.width, side).region(row, column)
+    return region.height, region.width
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file's name, relative to the container, is that of a shard of latents."""
+    return name.startswith("latents/") and "/c/" in name
+
+
+def is_lossless(name: str) -> bool:
+    """Whether it is that of a chunk that is stored losslessly."""
+    return name.startswith("lossless/") and "/c/" in name
+
+
+def check_values(name: str, values: NDArray[Any], where: str) -> None:
+    """Raises FormatError where the values of a plain array are out of range; `where` is for the message."""
+    group, _, member = name.partition("/")
+    if group == "tiles":
+        sound = values.max() <= LOSSLESS
+    elif group == "quality":
+        sound = values.max() < QUALITIES
+    elif group == "psnr":
+        sound = not (values < 0).any()  # NaN and infinity have a meaning
+    elif group == "stats":
+        sound = bool(np.isfinite(values).all()) and not (member == "std" and (values <= 0).any())
+    else:
+        return
+    if not sound:
+        raise FormatError(f"{where}: has values that are not allowed there (from {values.min()} to {values.max()})")

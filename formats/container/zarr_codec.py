@@ -1,0 +1,144 @@
+"""`histocodec.latent` as a Zarr v3 codec: zarr opens the latents as an ordinary integer array.
+
+A pure lossless codec of int8 or int16 arrays (C, n, n). zarr finds it by the entry point in the group
+`zarr.codecs`; opening an array needs neither weights nor numba, which are loaded with the first chunk.
+"""
+
+import asyncio
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from zarr.abc.codec import ArrayBytesCodec
+from zarr.core.array_spec import ArraySpec
+from zarr.core.buffer import Buffer, NDBuffer
+from zarr.core.chunk_grids import ChunkGrid, RegularChunkGrid
+from zarr.core.common import JSON
+from zarr.core.dtype import ZDType
+from zarr.registry import register_codec
+
+from histocodec.errors import FormatError, UsageError
+from histocodec.formats.container.attributes import MODEL_ID, SHA256
+from histocodec.models.config import GROUPS, QUALITIES
+
+if TYPE_CHECKING:
+    from histocodec.codec.chunk import LatentCoder
+    from histocodec.models.weights import ModelWeights
+
+CODEC_NAME = "histocodec.latent"
+DTYPES = ("int8", "int16")
+AnyZDType = ZDType[Any, Any]
+
+_provided: dict[str, "ModelWeights"] = {}  # by SHA-256: weights that came inside a container
+
+
+def provide_model(weights: "ModelWeights") -> None:
+    """Let this process decode with weights that are not installed, such as those embedded in a container."""
+    _provided[weights.sha256] = weights
+
+
+def register() -> None:
+    """Make the codec known to zarr where the package is used without being installed; harmless elsewhere."""
+    register_codec(CODEC_NAME, LatentCodec)
+
+
+@lru_cache(maxsize=4)
+def _coder(model: str, sha256: str) -> "LatentCoder":
+    from histocodec.codec.chunk import latent_coder  # here, so that looking at an array's metadata stays fast
+    from histocodec.models.weights import find_model
+
+    return latent_coder(_provided[sha256] if sha256 in _provided else find_model(model, sha256))
+
+
+@dataclass(frozen=True)
+class LatentCodec(ArrayBytesCodec):
+    """The codec of one array. `quality` is the gain index that a chunk is marked with when it is written
+    through zarr; reading takes it from the chunk itself."""
+
+    model: str
+    sha256: str
+    quality: int
+    is_fixed_size: bool = field(default=False, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not re.fullmatch(MODEL_ID, self.model):
+            raise UsageError(f"{CODEC_NAME}: model {self.model!r}; a string that matches {MODEL_ID} is needed")
+        if not isinstance(self.sha256, str) or not re.fullmatch(SHA256, self.sha256):
+            raise UsageError(f"{CODEC_NAME}: sha256 {self.sha256!r}; 64 lower-case hexadecimal digits are needed")
+        if type(self.quality) is not int or not 0 <= self.quality < QUALITIES:
+            raise UsageError(f"{CODEC_NAME}: quality {self.quality!r}; an integer from 0 to {QUALITIES - 1} is needed")
+
+    @classmethod
+    def from_dict(cls, data: dict[str, JSON]) -> Self:
+        configuration = data.get("configuration")
+        if not isinstance(configuration, dict) or set(configuration) != {"model", "sha256", "quality"}:
+            raise UsageError(f"{CODEC_NAME}: its configuration must have model, sha256 and quality, and no more")
+        values = cast(dict[str, Any], configuration)
+        return cls(model=values["model"], sha256=values["sha256"], quality=values["quality"])
+
+    def to_dict(self) -> dict[str, JSON]:
+        return {
+            "name": CODEC_NAME,
+            "configuration": {"model": self.model, "sha256": self.sha256, "quality": self.quality},
+        }
+
+    def evolve_from_array_spec(self, array_spec: ArraySpec) -> Self:
+        _check_dtype(array_spec.dtype)  # the only check that zarr calls for a codec within shards
+        return self
+
+    def validate(self, *, shape: tuple[int, ...], dtype: AnyZDType, chunk_grid: ChunkGrid) -> None:
+        _check_dtype(dtype)
+        if not isinstance(chunk_grid, RegularChunkGrid):
+            raise UsageError(f"{CODEC_NAME}: chunk grid {type(chunk_grid).__name__}; only a regular one is allowed")
+        _check_shape(chunk_grid.chunk_shape)
+
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
+        raise NotImplementedError(f"{CODEC_NAME}: the size of a compressed chunk depends on its values")
+
+    async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
+        dtype = _check_dtype(chunk_spec.dtype)
+        data = chunk_data.to_bytes()
+        values = await asyncio.to_thread(self.decode_chunk, data, chunk_spec.shape, dtype)
+        return chunk_spec.prototype.nd_buffer.from_numpy_array(values)
+
+    async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> Buffer:
+        _check_dtype(chunk_spec.dtype)
+        values = chunk_data.as_numpy_array()
+        data = await asyncio.to_thread(self.encode_chunk, values)
+        return chunk_spec.prototype.buffer.from_bytes(data)
+
+    def encode_chunk(self, values: NDArray[np.integer[Any]]) -> bytes:
+        """(C, n, n) int8 or int16 -> the bytes of the chunk."""
+        _check_shape(values.shape)
+        return _coder(self.model, self.sha256).encode(np.ascontiguousarray(values), self.quality)
+
+    def decode_chunk(self, data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[np.integer[Any]]:
+        """The bytes of a chunk -> (C, n, n) of `dtype`."""
+        coder = _coder(self.model, self.sha256)
+        channels = coder.weights.config.latent_channels
+        if _check_shape(shape)[0] != channels:
+            raise FormatError(f"{CODEC_NAME}: chunks of {shape[0]} channels; model {self.model} has {channels}")
+        values = coder.decode(data, shape)  # int16
+        limits = np.iinfo(dtype)
+        low, high = int(values.min()), int(values.max())
+        if low < limits.min or high > limits.max:
+            raise FormatError(f"a latent chunk holds values from {low} to {high}; its array is {dtype}")
+        return values.astype(dtype, copy=False)
+
+
+def _check_dtype(dtype: AnyZDType) -> np.dtype[Any]:
+    native: np.dtype[Any] = dtype.to_native_dtype()
+    if native.name not in DTYPES:
+        raise UsageError(f"{CODEC_NAME}: arrays of {native.name}; only {' and '.join(DTYPES)} can be coded")
+    return np.dtype(native.name)
+
+
+def _check_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    if len(shape) != 3 or shape[1] != shape[2] or shape[1] < 4 or shape[1] % 4 or shape[0] % GROUPS:
+        raise UsageError(
+            f"{CODEC_NAME}: chunks of shape {tuple(shape)}; (C, n, n) with C and n multiples of 4 are needed"
+        )
+    return shape[0], shape[1], shape[2]

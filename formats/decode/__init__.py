@@ -1,0 +1,1 @@
+"""Containers to pixels: slides that are read, verified, and saved as images."""

@@ -1,0 +1,78 @@
+"""The facts of a container, ready for JSON: what `histocodec info` prints. Needs neither torch nor the model."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from histocodec.formats.container.layout import BACKGROUND, CODED, LOSSLESS
+from histocodec.formats.container.read import Container, lossless_bytes, sizes
+
+
+def describe(path: str | Path) -> dict[str, object]:
+    """Raises UnsupportedError or FormatError as `Container.open` does."""
+    container = Container.open(Path(path))
+    attributes = container.attributes
+    on_disk = sizes(container.path)
+    first = attributes.levels[0]
+    pixels, level0 = first.width * first.height, (first.bytes or 0) + lossless_bytes(container.path, 0)
+    return {
+        "path": str(path),
+        "format_version": 1,
+        "generator": attributes.generator,
+        "model": attributes.model.id,
+        "model_sha256": attributes.model.sha256,
+        "model_family": attributes.model.family,
+        "stride": attributes.model.stride,
+        "channels": attributes.model.channels,
+        "model_embedded": attributes.model.embedded is not None,
+        "width": first.width,
+        "height": first.height,
+        "mpp": None if attributes.mpp is None else list(attributes.mpp),
+        "objective_power": attributes.objective_power,
+        "bytes": on_disk.total,
+        "latent_bytes": on_disk.latents,
+        "lossless_bytes": on_disk.lossless,
+        "overhead": (on_disk.total - on_disk.latents - on_disk.lossless) / on_disk.total,
+        "bpp": 8 * on_disk.total / pixels,
+        "ratio_raw": 3 * pixels / on_disk.total,
+        "ratio_source_file": attributes.source.bytes / on_disk.total if attributes.source.bytes else None,
+        "ratio_level0": 3 * pixels / level0 if level0 else None,
+        "levels": [_level(container, number) for number in range(len(attributes.levels))],
+        "background": {"mode": attributes.background.mode, "colour": list(attributes.background.colour)},
+        "source": {
+            "name": attributes.source.name,
+            "bytes": attributes.source.bytes,
+            "vendor": attributes.source.vendor,
+        },
+        "icc_profile_bytes": attributes.icc,
+        "overview": None if attributes.overview is None else list(attributes.overview),
+        "associated": list(attributes.associated),
+        "dropped": list(attributes.dropped),
+        "properties": dict(attributes.properties),
+    }
+
+
+def _level(container: Container, number: int) -> dict[str, object]:
+    level, tiles = container.attributes.levels[number], container.tiles(number)
+    measured = container.psnr(number)
+    finite = measured[np.isfinite(measured)]
+    block_error = container.block_error(number)
+    local = np.zeros(0) if block_error is None else block_error[~np.isnan(block_error)]
+    return {
+        "width": level.width,
+        "height": level.height,
+        "downsample": level.downsample,
+        "dtype": level.dtype,
+        "quality": level.quality,
+        "bytes": level.bytes,
+        "bpp": level.bpp,
+        "psnr": level.psnr if level.psnr is not None and math.isfinite(level.psnr) else None,
+        "worst_psnr": float(finite.min()) if finite.size else None,
+        "worst_block_error": float(local.max()) if local.size else None,
+        "chunks": tiles.size,
+        "coded": int((tiles == CODED).sum()),
+        "raised": int((container.quality(number)[tiles == CODED] > level.quality).sum()),
+        "lossless": int((tiles == LOSSLESS).sum()),
+        "background": int((tiles == BACKGROUND).sum()),
+    }

@@ -1,0 +1,379 @@
+"""The encoder's journal: what makes an interrupted encode resumable, and its result complete or absent.
+
+    <dst>.partial/   the container as it grows
+    <dst>.journal    JSON, a checksum a line: the fingerprint of the request, then one line for every finished shard,
+                     and with --min-psnr one for every round of changes, written before they are made
+    <dst>.old        the container that is being replaced, for the moment in which both names change
+
+A shard's line is written after the shard itself is on the disk, so a line is a promise; one that was cut short or
+altered is none, nor is what follows it. Where `commit` replaces a container, it notes that in the journal, moves
+the old one aside, gives the new one its name, and removes the old one, then the journal. Whatever stops it in
+between, the new one is whole at <dst>.partial or <dst>, and the old one at <dst> or <dst>.old. The next encode to
+the same place first ends what that note began (`_recover`): it puts the new one at <dst> if nothing is there, and
+removes <dst>.old. By hand: `mv <dst>.partial <dst>`, or `mv <dst>.old <dst>`, and remove what is left.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import IO, Self
+
+from histocodec.errors import FormatError, OutputError, UsageError
+from histocodec.formats.container.attributes import MAX_CHUNKS, MAX_SIDE, SHA256
+from histocodec.formats.container.fields import Node, parse_json
+from histocodec.formats.container.files import TEMPORARY_GLOB, sync_folder
+from histocodec.formats.container.layout import shard_path
+from histocodec.formats.container.read import file_digest, is_container
+from histocodec.formats.container.shard import crc32c
+
+JOURNAL_VERSION = 2
+CHECKSUM = 8  # hexadecimal digits at a line's end, after two spaces: crc32c of what stands before
+MAX_TILES = 32 * 32  # chunks in a shard, at most
+FINISHED = "finished"  # the key of the last line; its value says whether an old container is replaced
+
+Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
+Place = tuple[int, int, int]  # level, shard row, shard column
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One finished shard: its file, and its part of `tiles` and `quality`, a byte for each chunk in C order, 0
+    beyond the level's edge. `file_bytes` is 0 and `sha256` empty where all is background and nothing is stored."""
+
+    level: int
+    row: int
+    column: int
+    file_bytes: int
+    sha256: str
+    tiles: bytes
+    quality: bytes
+
+    @classmethod
+    def of(cls, level: int, place: tuple[int, int], data: bytes, tiles: bytes, quality: bytes) -> "ShardRecord":
+        """The record of the shard at `place` (row, column); `data` is empty where nothing is stored."""
+        digest = hashlib.sha256(data).hexdigest() if data else ""
+        return cls(level, *place, len(data), digest, tiles, quality)
+
+    @property
+    def place(self) -> Place:
+        return self.level, self.row, self.column
+
+    def to_json(self) -> dict[str, object]:
+        return {**asdict(self), "tiles": self.tiles.hex(), "quality": self.quality.hex()}
+
+    @classmethod
+    def from_json(cls, node: Node) -> "ShardRecord":
+        f = node.fields("level", "row", "column", "file_bytes", "sha256", "tiles", "quality")
+        return cls(
+            level=f["level"].integer(0, MAX_SIDE),
+            row=f["row"].integer(0, MAX_SIDE),
+            column=f["column"].integer(0, MAX_SIDE),
+            file_bytes=f["file_bytes"].integer(0, 2**53),
+            sha256=f["sha256"].text(64, f"|{SHA256}"),
+            tiles=_from_hex(f["tiles"]),
+            quality=_from_hex(f["quality"]),
+        )
+
+
+@dataclass(frozen=True)
+class Change:
+    """A chunk that will be stored in another way: its value in `tiles`, and the quality of its latents."""
+
+    row: int
+    column: int
+    tile: int
+    quality: int
+
+
+@dataclass(frozen=True)
+class Round:
+    """Changes to a level that are made together. They are noted before the first, so that an encode that is
+    stopped among them, and resumed, makes the rest; what it then measures and decides is the same."""
+
+    level: int
+    changes: tuple[Change, ...]
+
+    def to_json(self) -> dict[str, object]:
+        return {"level": self.level, "changes": [[c.row, c.column, c.tile, c.quality] for c in self.changes]}
+
+    @classmethod
+    def from_json(cls, node: Node) -> "Round":
+        f = node.fields("level", "changes")
+        rows = [item.items(4, 4) for item in f["changes"].items(1, MAX_CHUNKS)]
+        changes = tuple(
+            Change(row.integer(0, MAX_SIDE), column.integer(0, MAX_SIDE), tile.integer(1, 2), quality.integer(0, 100))
+            for row, column, tile, quality in rows
+        )
+        return cls(f["level"].integer(0, MAX_SIDE), changes)
+
+
+class Journal:
+    """The one encode that works on `dst`. Use as a context manager: leaving it without `commit` or `discard`
+    keeps everything for a later `resume`."""
+
+    def __init__(self, dst: Path, file: IO[bytes], records: dict[Place, ShardRecord], rounds: list[Round]) -> None:
+        self.dst, self._file, self._records, self._rounds = dst, file, records, rounds
+
+    @classmethod
+    def start(
+        cls, dst: Path, fingerprint: Mapping[str, Json], *, resume: bool = False, overwrite: bool = False
+    ) -> "Journal":
+        """Claim `dst`. With `resume`, an interrupted encode goes on if its fingerprint is the same
+        (UsageError names the field that differs); without one, and with `overwrite` alone, it starts anew.
+        OutputError where `dst` is in the way, another encode is at work, or an interrupted one would be
+        lost."""
+        if not dst.name:
+            raise UsageError(f"{dst}: is no name for a container")
+        file = _locked(journal_path(dst))
+        try:
+            _recover(dst)
+            _check_free(dst, overwrite=overwrite)
+            lines = _lines(journal_path(dst))
+            if lines and partial_path(dst).is_dir():
+                if resume:
+                    return cls._resumed(dst, file, lines, fingerprint)
+                if not overwrite:
+                    raise OutputError(
+                        f"{dst}: an interrupted encode is at {partial_path(dst)}; --resume goes on with it, "
+                        "--overwrite starts anew"
+                    )
+            _remove(partial_path(dst))
+            journal = cls(dst, file, {}, [])
+            _truncate(file, 0, journal_path(dst))
+            journal._write({"journal": JOURNAL_VERSION, "fingerprint": dict(fingerprint)})
+            journal._make_partial()
+            return journal
+        except BaseException:
+            if not partial_path(dst).is_dir():  # then the journal is of no use to anybody
+                journal_path(dst).unlink(missing_ok=True)
+            file.close()
+            raise
+
+    @classmethod
+    def _resumed(cls, dst: Path, file: IO[bytes], lines: list[bytes], fingerprint: Mapping[str, Json]) -> "Journal":
+        name = str(journal_path(dst))
+        head = parse_json(lines[0], f"{name}: line 1").fields("journal", "fingerprint")
+        head["journal"].integer(JOURNAL_VERSION, JOURNAL_VERSION)
+        difference = _difference(head["fingerprint"].value, json.loads(json.dumps(dict(fingerprint))))
+        if difference:
+            raise UsageError(f"{dst}: cannot be resumed: {difference}; --overwrite starts anew")
+        nodes = [parse_json(line, f"{name}: line {n}") for n, line in enumerate(lines[1:], 2)]
+        nodes = [node for node in nodes if not _says_finished(node)]
+        rounds = [Round.from_json(node) for node in nodes if _is_round(node)]
+        records = [ShardRecord.from_json(node) for node in nodes if not _is_round(node)]
+        size = sum(len(line) + 2 + CHECKSUM + 1 for line in lines)
+        _truncate(file, size, journal_path(dst))  # a line cut short goes
+        for leftover in partial_path(dst).rglob(TEMPORARY_GLOB):
+            leftover.unlink(missing_ok=True)
+        newest = {record.place: record for record in records}
+        there = {place: record for place, record in newest.items() if _is_there(partial_path(dst), record)}
+        return cls(dst, file, there, rounds)
+
+    @property
+    def partial(self) -> Path:
+        """The folder of the growing container."""
+        return partial_path(self.dst)
+
+    @property
+    def records(self) -> Mapping[Place, ShardRecord]:
+        """The finished shards, by place; those of an earlier run have been held to their SHA-256."""
+        return self._records
+
+    @property
+    def rounds(self) -> Sequence[Round]:
+        """The rounds of changes that were begun, in their order; those of an earlier run may be half made."""
+        return self._rounds
+
+    def append(self, record: ShardRecord) -> None:
+        """Note a shard that is on the disk, in place of an earlier note. Returns when the note is there, too."""
+        self._write(record.to_json())
+        self._records[record.place] = record
+
+    def begin(self, changes: Round) -> None:
+        """Note changes before the first of them is made. Returns when the note is on the disk."""
+        self._write(changes.to_json())
+        self._rounds.append(changes)
+
+    def commit(self, *, overwrite: bool = False) -> None:
+        """Give the finished container its name, and end the journal. See the module's docstring for what
+        holds when this is interrupted."""
+        _check_free(self.dst, overwrite=overwrite)
+        replaces = self.dst.exists()
+        self._write({FINISHED: replaces})
+        try:
+            if replaces:
+                self.dst.rename(old_path(self.dst))
+            self.partial.rename(self.dst)
+            sync_folder(self.dst.parent)
+        except OSError as exc:
+            raise OutputError(f"{self.dst}: cannot be put in place: {exc.strerror or exc}") from exc
+        if replaces:
+            _remove(old_path(self.dst))
+        self._end()
+
+    def discard(self) -> None:
+        """Remove the unfinished container and the journal."""
+        _remove(self.partial)
+        self._end()
+
+    def close(self) -> None:
+        """Let go of `dst`, keeping what is there for `resume`."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _end(self) -> None:
+        journal_path(self.dst).unlink(missing_ok=True)  # while it is still locked
+        self.close()
+
+    def _make_partial(self) -> None:
+        try:
+            self.partial.mkdir(parents=True)
+        except OSError as exc:
+            raise OutputError(f"{self.partial}: cannot be made: {exc.strerror or exc}") from exc
+
+    def _write(self, entry: Mapping[str, object]) -> None:
+        try:
+            self._file.seek(0, os.SEEK_END)
+            text = json.dumps(entry, separators=(",", ":")).encode()
+            self._file.write(text + b"  " + crc32c(text).hex().encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as exc:
+            raise OutputError(f"{journal_path(self.dst)}: cannot be written: {exc.strerror or exc}") from exc
+
+
+def partial_path(dst: Path) -> Path:
+    return dst.with_name(dst.name + ".partial")
+
+
+def journal_path(dst: Path) -> Path:
+    return dst.with_name(dst.name + ".journal")
+
+
+def old_path(dst: Path) -> Path:
+    return dst.with_name(dst.name + ".old")
+
+
+def source_identity(path: Path) -> dict[str, Json]:
+    """What tells one source file from another, for the fingerprint."""
+    status = path.stat()
+    return {"name": path.name, "size": status.st_size, "mtime": status.st_mtime_ns}
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """The journal, opened for reading and writing and locked against other encoders."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    return file
+            except FileNotFoundError:
+                pass  # its owner ended and removed it between our opening and locking it
+            except BaseException:
+                file.close()
+                raise
+            file.close()
+    except BlockingIOError as exc:
+        raise OutputError(f"{path}: another encode is writing to this place") from exc
+    except OSError as exc:
+        raise OutputError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
+
+
+def _recover(dst: Path) -> None:
+    """End a `commit` that was interrupted between its renamings. Without its note in the journal nothing is
+    touched: a <dst>.old may be anybody's."""
+    lines = _lines(journal_path(dst))
+    if not lines or lines[-1] != json.dumps({FINISHED: True}, separators=(",", ":")).encode():
+        return
+    old, partial = old_path(dst), partial_path(dst)
+    if old.is_dir() and not dst.exists() and partial.is_dir():
+        partial.rename(dst)
+    if old.is_dir() and dst.exists() and not partial.exists():
+        _remove(old)
+
+
+def _says_finished(node: Node) -> bool:
+    return isinstance(node.value, dict) and list(node.value) == [FINISHED]
+
+
+def _is_round(node: Node) -> bool:
+    return isinstance(node.value, dict) and "changes" in node.value
+
+
+def _from_hex(node: Node) -> bytes:
+    return bytes.fromhex(node.text(2 * MAX_TILES, r"(?:[0-9a-f]{2})*"))
+
+
+def _check_free(dst: Path, *, overwrite: bool) -> None:
+    """`--overwrite` replaces containers only: a folder of anything else is never removed."""
+    if not dst.exists() and not dst.is_symlink():
+        return
+    if not overwrite:
+        raise OutputError(f"{dst}: exists; --overwrite replaces it")
+    if not is_container(dst):
+        raise OutputError(f"{dst}: is no histocodec container, and is not overwritten")
+    if old_path(dst).exists():
+        raise OutputError(f"{old_path(dst)}: is in the way")
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The sound lines of a journal, without their checksums; a last one without its end was never promised."""
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as exc:
+        raise OutputError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+    split = ((line[: -CHECKSUM - 2], line[-CHECKSUM:]) for line in lines)
+    return [text for text, _ in takewhile(lambda one: crc32c(one[0]).hex().encode() == one[1], split)]
+
+
+def _truncate(file: IO[bytes], size: int, path: Path) -> None:
+    try:
+        file.truncate(size)
+        file.flush()
+    except OSError as exc:
+        raise OutputError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
+
+
+def _difference(before: object, now: object, name: str = "") -> str:
+    """The first field in which two fingerprints differ, in words; empty where they do not."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted({*before, *now}):
+            if key not in before or key not in now or before[key] != now[key]:
+                return _difference(before.get(key), now.get(key), f"{name}.{key}" if name else str(key))
+        return ""
+    return "" if before == now else f"{name} was {before!r} and now is {now!r}"
+
+
+def _is_there(partial: Path, record: ShardRecord) -> bool:
+    """Whether the shard is on the disk as it was written; one that is not is simply encoded again."""
+    path = shard_path(partial, *record.place)
+    if not record.sha256:
+        return not path.exists()
+    try:
+        return path.stat().st_size == record.file_bytes and file_digest(path).hex() == record.sha256
+    except (OSError, FormatError):
+        return False
+
+
+def _remove(path: Path) -> None:
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as exc:
+        raise OutputError(f"{path}: cannot be removed: {exc.strerror or exc}") from exc

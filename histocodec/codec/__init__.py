@@ -1,0 +1,1 @@
+"""Pixels to latents to bytes, chunk by chunk, and back."""

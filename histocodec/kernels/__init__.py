@@ -1,0 +1,1 @@
+"""Native CPU kernels: how they are compiled, and oneDNN's products of bytes."""

@@ -1,0 +1,394 @@
+"""The prior as a CPU runs it: the integers of `IntegerPrior`, several times as fast.
+
+The same graph (`histocodec.models.prior.graph`), written out for one chunk at a time, with positions as rows and
+channels as columns:
+
+- what multiplies the latents themselves (`h_a.0`, the contexts) walks over those that are not zero, one in ten;
+- what multiplies activations is a matrix product of bytes where PyTorch has one (`torch._int_mm`, which uses the
+  processor's own), of exact floats elsewhere;
+- activations are kept as int8, 128 too low, which the biases make up for;
+- channels and positions beyond the chunk's extent are never computed.
+
+`tests/test_prior.py` holds every path against `IntegerPrior` in float64.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histocodec.errors import FormatError
+from histocodec.kernels.jit import jit
+from histocodec.models.config import GROUPS, HyperConfig
+from histocodec.models.prior.exact import LIMIT, PHASE_MASK, RELUCTANCE, hyper_latents
+from histocodec.models.prior.graph import (
+    ACTIVATION_BITS,
+    HYPER_BITS,
+    HYPER_CLIP,
+    LINEAR_BITS,
+    LINEAR_CLIP,
+    MEAN_BITS,
+    POSITIONS,
+    SCALE_BITS,
+    SCALES,
+    Layer,
+    layers,
+)
+
+Bytes = NDArray[np.int8]
+Integers = NDArray[np.int32]
+Product = Callable[[Bytes, Bytes], Integers]  # (N, K), (M, K) → (N, M), exactly
+Row = NDArray[Any]  # for the kernels, whose types numba infers
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A 1×1 layer: weight (outputs, inputs) int8; bias (1 or Q, outputs) int32, with what activations that are 128
+    too low leave out."""
+
+    weight: Bytes
+    bias: Integers
+    shift: int  # from the accumulator to an activation
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """A 3×3 layer on activations: weight (9, channels) int32, bias (channels,) int32."""
+
+    weight: Integers
+    bias: Integers
+    shift: int
+
+
+class FusedPrior:
+    """One model's prior. Thread-safe. `product` is `float_product` or what `byte_product()` gives."""
+
+    def __init__(self, config: HyperConfig, arrays: Mapping[str, NDArray[Any]], product: Product) -> None:
+        self.config, self.product = config, product
+        self.dense: dict[str, Dense] = {}
+        self.depthwise: dict[str, Depthwise] = {}
+        self.sparse: dict[str, Integers] = {}  # (channels, outputs): one latent's share in every output
+        for layer in layers(config):
+            weight, bias = arrays[f"prior.{layer.name}.weight"], arrays[f"prior.{layer.name}.bias"]
+            self._add(layer, weight, bias.astype(np.int32))
+        self.base_index: Integers = arrays["prior.base_index"].astype(np.int32)  # (Q, C)
+        self.hyper_mean: NDArray[np.int16] = arrays["prior.hyper_mean"]  # (Q, Cz)
+        self.compress: Integers = arrays["prior.compress"].astype(np.int32)  # (LINEAR_CLIP + 1,)
+
+    def _add(self, layer: Layer, weight: NDArray[np.int8], bias: Integers) -> None:
+        shift = layer.bits + layer.input_bits - ACTIVATION_BITS
+        if layer.kind == "depthwise":
+            taps = np.ascontiguousarray(weight.reshape(layer.outputs, 9).T, np.int32)
+            self.depthwise[layer.name] = Depthwise(taps, bias[0].copy(), shift)
+            return
+        if layer.input_peak == 255:
+            bias = bias + 128 * weight.astype(np.int32).sum(axis=1, dtype=np.int32)
+        elif layer.input_peak != HYPER_CLIP:  # latents
+            self.sparse[layer.name] = np.ascontiguousarray(weight.T, np.int32)
+        if layer.name.endswith(".heads"):  # mean and scale of a channel together, so that the first ones are a slice
+            order = np.arange(layer.outputs).reshape(GROUPS, 2, -1).transpose(0, 2, 1).ravel()
+            weight, bias = weight[order], bias[:, order]
+        self.dense[layer.name] = Dense(np.array(weight, order="C"), np.array(bias, order="C"), shift)
+
+    def chunk(self, quality: int, shape: tuple[int, int, int], extent: tuple[int, int, int]) -> "FusedChunk":
+        """The prior of one chunk (C, h, w), of which the corner of so many quads, cell rows and columns is coded."""
+        return FusedChunk(self, quality, shape, extent)
+
+
+class FusedChunk:
+    """One chunk on its way through the prior: `hyper_latents` (a writer), `begin`, then for each step k
+    `parameters` and `place`. Holds y as far as it is known."""
+
+    def __init__(
+        self, prior: FusedPrior, quality: int, shape: tuple[int, int, int], extent: tuple[int, int, int]
+    ) -> None:
+        channels, rows, columns = shape
+        self.prior, self.quality, self.shape, self.extent = prior, quality, shape, extent
+        self.y = np.zeros((channels, rows + 2, columns + 2), np.int16)  # with a border of zeros
+        self._live = np.zeros(channels, np.uint8)  # channels with anything in them so far
+        size = GROUPS * extent[0] * extent[1] * extent[2]  # of one step
+        self._known = np.empty((GROUPS * size, 3), np.int32)  # position, channel and compressed value, not zero
+        self._count = np.zeros(1, np.int64)
+        width = prior.config.context_width
+        self._mixed = np.empty((rows * columns, width + prior.config.hyper_width), np.int8)  # context | h
+
+    @property
+    def latents(self) -> NDArray[np.int16]:
+        """(C, h, w)"""
+        return np.ascontiguousarray(self.y[:, 1:-1, 1:-1])
+
+    def hyper_latents(self, y: NDArray[np.integer[Any]], *, reluctance: int = RELUCTANCE) -> NDArray[np.int64]:
+        """y (C, h, w) → z (Cz, h/4, w/4); see `histocodec.models.prior.exact.hyper_latents`"""
+        prior, (_, rows, columns) = self.prior, self.shape
+        known = np.empty((np.count_nonzero(y), 3), np.int32)
+        _list_known(np.ascontiguousarray(y, np.int16), prior.compress, known)
+        a = self._sparse("h_a.0", known)
+        a = self._active("h_a.1", _folded(a, rows, columns))
+        a = self._spatial("h_a.2", a, rows // 2, columns // 2)
+        a = self._active("h_a.3", _folded(a, rows // 2, columns // 2))
+        accumulator = prior.product(a, prior.dense["h_a.4"].weight) + self._bias("h_a.4")
+        shift = prior.dense["h_a.4"].shift + ACTIVATION_BITS - HYPER_BITS
+        z = hyper_latents(accumulator, prior.hyper_mean[self.quality], shift, reluctance)
+        return np.ascontiguousarray(z.T).reshape(-1, rows // 4, columns // 4)
+
+    def begin(self, z: NDArray[np.int64]) -> None:
+        """z (Cz, h/4, w/4), beyond the extent zero."""
+        _, rows, columns = self.shape
+        a = self._active("h_s.0", np.ascontiguousarray(z.reshape(len(z), -1).T, np.int8))
+        a = self._spatial("h_s.1", a, rows // 4, columns // 4)
+        a = _unfolded(self._active("h_s.2", a), rows // 4, columns // 4)
+        a = self._spatial("h_s.3", a, rows // 2, columns // 2)
+        h = _unfolded(self._active("h_s.4", a), rows // 2, columns // 2)
+        self._mixed[:, self.prior.config.context_width :] = h
+
+    def parameters(self, k: int) -> tuple[NDArray[np.uint16], Integers]:
+        """Of the elements that step k codes, in coding order: the number of each one's frequency table, and the
+        whole part of its mean, which its symbol leaves out."""
+        prior, (channels, rows, columns) = self.prior, self.shape
+        quads, cell_rows, cell_columns = self.extent
+        size = quads * cell_rows * cell_columns
+        if k:
+            context = self._sparse(f"step{k}.context", self._known[: self._count[0]])
+            _depthwise(context, rows, columns, *self._weights(f"step{k}.neighbours"), self._mixed)
+            seen = self._mixed
+        else:
+            seen = np.ascontiguousarray(self._mixed[:, prior.config.context_width :])
+        mix = prior.dense[f"step{k}.mix"]
+        mixed = prior.product(seen, mix.weight)
+        cells = _activated_cells(mixed, self._bias(f"step{k}.mix"), mix.shift, columns // 2)
+        heads, bias = prior.dense[f"step{k}.heads"], self._bias(f"step{k}.heads")
+        shift = heads.shift + ACTIVATION_BITS
+        linear = prior.depthwise[f"step{k}.predict"] if k else _NOTHING
+        tables, whole = np.empty(GROUPS * size, np.uint16), np.empty(GROUPS * size, np.int32)
+        firsts = [(p ^ k) * channels // 2 for p in range(GROUPS)]
+        at0, at1, at2, at3 = (
+            prior.product(heads.weight[first : first + 2 * quads], cell)
+            for first, cell in zip(firsts, cells, strict=True)
+        )
+        _distributions(
+            (at0, at1, at2, at3), bias, shift - MEAN_BITS, shift - SCALE_BITS, prior.base_index[self.quality], self.y,
+            self._live, linear.weight, linear.bias, k, columns // 2, cell_rows, cell_columns, tables, whole,
+        )  # fmt: skip
+        return tables, whole
+
+    def place(self, k: int, values: Integers) -> None:
+        """The elements that step k codes, in coding order. Raises FormatError for one that is not int16."""
+        sound = _place(
+            values, k, self.extent[1], self.extent[2], self.prior.compress, self.y, self._live, self._known, self._count
+        )
+        if not sound:
+            raise FormatError(f"a latent chunk holds values from {values.min()} to {values.max()}; beyond {LIMIT}")
+
+    def _bias(self, name: str) -> Integers:
+        bias = self.prior.dense[name].bias
+        row: Integers = bias[0 if len(bias) == 1 else self.quality]
+        return row
+
+    def _weights(self, name: str) -> tuple[Integers, Integers, int]:
+        layer = self.prior.depthwise[name]
+        return layer.weight, layer.bias, layer.shift
+
+    def _active(self, name: str, x: Bytes) -> Bytes:
+        layer = self.prior.dense[name]
+        return _activated(self.prior.product(x, layer.weight), self._bias(name), layer.shift)
+
+    def _sparse(self, name: str, known: Integers) -> Bytes:
+        """A layer on the latents, of which `known` lists those that are not zero."""
+        weight = self.prior.sparse[name]
+        accumulator = np.zeros((self.shape[1] * self.shape[2], weight.shape[1]), np.int32)
+        _accumulate(known, weight, accumulator)
+        return _activated(accumulator, self._bias(name), self.prior.dense[name].shift)
+
+    def _spatial(self, name: str, x: Bytes, rows: int, columns: int) -> Bytes:
+        out = np.empty_like(x)
+        _depthwise(x, rows, columns, *self._weights(name), out)
+        return out
+
+
+_NOTHING = Depthwise(np.zeros((0, 0), np.int32), np.zeros(0, np.int32), 0)
+
+
+def float_product(a: Bytes, b: Bytes) -> Integers:
+    """a · bᵀ in float32, exact below 2^24, with numpy alone."""
+    return np.asarray(a.astype(np.float32) @ b.astype(np.float32).T, np.int32)
+
+
+@lru_cache(maxsize=1)
+def byte_product() -> Product:
+    """a · bᵀ by PyTorch's product of bytes, where it is exact on this machine; else `float_product`.
+
+    Without instructions for it, a processor adds pairs of products in 16 bits and saturates; so it is tried, on
+    the largest values there are, and believed only then."""
+    import torch
+
+    def product(a: Bytes, b: Bytes) -> Integers:
+        found: Integers = torch._int_mm(torch.from_numpy(a), torch.from_numpy(b).t()).numpy()
+        return found
+
+    rng = np.random.default_rng(0)
+    a, b = (rng.choice(np.array([-128, -127, 127], np.int8), (32, 256)) for _ in range(2))
+    a[0], b[0] = -128, -127
+    try:
+        exact = all(np.array_equal(product(x, y), float_product(x, y)) for x, y in ((a, b), (b, a)))
+    except RuntimeError:  # a build without it
+        exact = False
+    return product if exact else float_product
+
+
+def _folded(x: Bytes, rows: int, columns: int) -> Bytes:
+    """(h·w, c) → (h/2·w/2, 4c), as `Ops.fold`"""
+    split = x.reshape(rows // 2, 2, columns // 2, 2, -1)
+    return np.ascontiguousarray(split.transpose(0, 2, 4, 1, 3)).reshape(rows * columns // 4, -1)
+
+
+def _unfolded(x: Bytes, rows: int, columns: int) -> Bytes:
+    """(h·w, 4c) → (2h·2w, c), as `Ops.unfold`"""
+    split = x.reshape(rows, columns, -1, 2, 2)
+    return np.ascontiguousarray(split.transpose(0, 3, 1, 4, 2)).reshape(4 * rows * columns, -1)
+
+
+# The kernels. Right shifts of negative integers round down, as the format's floor does.
+
+
+@jit
+def _activated(accumulator: Row, bias: Row, shift: int) -> Row:
+    """clip(floor((accumulator + bias) / 2^shift + 1/2), 0, 255) - 128, int8"""
+    out = np.empty(accumulator.shape, np.int8)
+    half = np.int32(1 << shift >> 1)
+    for i in range(accumulator.shape[0]):
+        for j in range(accumulator.shape[1]):
+            value = (accumulator[i, j] + bias[j] + half) >> shift
+            out[i, j] = min(max(value, 0), 255) - 128
+    return out
+
+
+@jit
+def _activated_cells(accumulator: Row, bias: Row, shift: int, across: int) -> Row:
+    """`_activated` of (h·w, n) as (4, h·w/4, n), by the place in a 2×2 cell, of which `across` lie side by side."""
+    positions, width = accumulator.shape
+    out = np.empty((GROUPS, positions // GROUPS, width), np.int8)
+    half = np.int32(1 << shift >> 1)
+    for p in range(GROUPS):
+        for cell in range(positions // GROUPS):
+            row, column = 2 * (cell // across) + POSITIONS[p][0], 2 * (cell % across) + POSITIONS[p][1]
+            values, active = accumulator[2 * across * row + column], out[p, cell]
+            for j in range(width):
+                active[j] = min(max((values[j] + bias[j] + half) >> shift, 0), 255) - 128
+    return out
+
+
+@jit
+def _depthwise(x: Row, rows: int, columns: int, weight: Row, bias: Row, shift: int, out: Row) -> None:
+    """Activations (rows·columns, c) through a 3×3 layer into the first c columns of `out`; zeros lie around them."""
+    channels = x.shape[1]
+    half = np.int32(1 << shift >> 1)
+    total = np.empty(channels, np.int32)
+    for row in range(rows):
+        for column in range(columns):
+            for c in range(channels):
+                total[c] = bias[c] + half
+            for i in range(max(0, row - 1), min(rows, row + 2)):
+                for j in range(max(0, column - 1), min(columns, column + 2)):
+                    tap = 3 * (i - row + 1) + j - column + 1
+                    at = i * columns + j
+                    for c in range(channels):
+                        total[c] += weight[tap, c] * (np.int32(x[at, c]) + 128)
+            at = row * columns + column
+            for c in range(channels):
+                out[at, c] = min(max(total[c] >> shift, 0), 255) - 128
+
+
+@jit
+def _accumulate(known: Row, weight: Row, accumulator: Row) -> None:
+    for n in range(known.shape[0]):
+        position, channel, value = known[n, 0], known[n, 1], known[n, 2]
+        for j in range(weight.shape[1]):
+            accumulator[position, j] += value * weight[channel, j]
+
+
+@jit
+def _compressed(value: Any, compress: Row) -> Any:
+    at = min(abs(value), LINEAR_CLIP)
+    return compress[at] if value > 0 else -compress[at]
+
+
+@jit
+def _list_known(y: Row, compress: Row, known: Row) -> None:
+    count = 0
+    for channel in range(y.shape[0]):
+        for row in range(y.shape[1]):
+            for column in range(y.shape[2]):
+                value = np.int64(y[channel, row, column])
+                if value != 0:
+                    known[count, 0] = row * y.shape[2] + column
+                    known[count, 1] = channel
+                    known[count, 2] = _compressed(value, compress)
+                    count += 1
+
+
+@jit
+def _distributions(
+    accumulators: Any, bias: Row, mean_shift: int, scale_shift: int, base: Row, y: Row, live: Row, weight: Row,
+    linear_bias: Row, step: int, across: int, cell_rows: int, cell_columns: int, tables: Row, whole: Row,
+) -> None:  # fmt: skip
+    """One step. accumulators: of each position (2·quads, cells), mean and deviation of each channel in turn."""
+    mean_half, scale_half = 1 << mean_shift >> 1, 1 << scale_shift >> 1
+    predictions, low, high = np.empty(cell_columns, np.int32), np.int32(-LINEAR_CLIP), np.int32(LINEAR_CLIP)
+    linear, linear_half = weight.shape[0] > 0, 1 << (LINEAR_BITS - MEAN_BITS) >> 1
+    n = 0
+    for p in range(GROUPS):
+        group, i, j = p ^ step, POSITIONS[p][0], POSITIONS[p][1]
+        accumulator, first = accumulators[p], group * base.size // 2
+        for quad in range(accumulator.shape[0] // 2):
+            channel = GROUPS * quad + group
+            mean_bias, scale_bias = bias[first + 2 * quad] + mean_half, bias[first + 2 * quad + 1] + scale_half
+            for row in range(cell_rows):
+                first_cell, end = row * across, n + cell_columns  # views, which numba makes into vectors
+                means = accumulator[2 * quad, first_cell : first_cell + cell_columns]
+                deviations = accumulator[2 * quad + 1, first_cell : first_cell + cell_columns]
+                predictions[:] = linear_bias[channel] + linear_half if linear else 0
+                if linear and live[channel]:
+                    for tap in range(9):
+                        share, values = weight[tap, channel], y[channel, 2 * row + i + tap // 3, j + tap % 3 :]
+                        for column in range(cell_columns):
+                            predictions[column] += share * min(max(np.int32(values[2 * column]), low), high)
+                table, integer = tables[n:end], whole[n:end]
+                for column in range(cell_columns):
+                    mean = (means[column] + mean_bias) >> mean_shift
+                    mean += predictions[column] >> (LINEAR_BITS - MEAN_BITS)
+                    scale = base[channel] + ((deviations[column] + scale_bias) >> scale_shift)
+                    table[column] = (min(max(scale, 0), SCALES - 1) << MEAN_BITS) + (mean & PHASE_MASK)
+                    integer[column] = mean >> MEAN_BITS
+                n = end
+
+
+@jit
+def _place(
+    values: Row, step: int, cell_rows: int, cell_columns: int, compress: Row, y: Row, live: Row, known: Row, count: Row
+) -> bool:
+    """One step's elements, into y and the list of what is not zero; False where a value is not int16."""
+    columns = y.shape[2] - 2
+    found = count[0]
+    n = 0
+    for p in range(GROUPS):
+        i, j = POSITIONS[p][0], POSITIONS[p][1]
+        for quad in range(values.size // (GROUPS * cell_rows * cell_columns)):
+            channel = GROUPS * quad + (p ^ step)
+            for row in range(cell_rows):
+                for column in range(cell_columns):
+                    value = values[n]
+                    n += 1
+                    if value != 0:
+                        if value < -LIMIT or value >= LIMIT:
+                            return False
+                        y[channel, 2 * row + i + 1, 2 * column + j + 1] = value
+                        live[channel] = 1
+                        known[found, 0] = (2 * row + i) * columns + 2 * column + j
+                        known[found, 1] = channel
+                        known[found, 2] = _compressed(value, compress)
+                        found += 1
+    count[0] = found
+    return True

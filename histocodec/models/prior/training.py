@@ -1,0 +1,159 @@
+"""The prior as it trains: real parameters, integer arithmetic in the forward pass, straight-through gradients.
+
+`TrainingOps` computes what `IntegerOps` computes, from parameters that are rounded on the way; a gradient passes
+a rounding unchanged and a clipping where it did not clip (Bengio et al. 2013). Exporting is therefore only
+rounding (`histocodec.models.export`), and `tests/test_prior.py` holds the two together.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from histocodec.models.config import GROUPS, HyperConfig
+from histocodec.models.prior.graph import (
+    INPUT_BITS,
+    LINEAR_CLIP,
+    MEAN_BITS,
+    POSITIONS,
+    SCALE_BITS,
+    SCALES,
+    SMALLEST_SCALE,
+    Layer,
+    Prior,
+)
+from histocodec.models.transforms.network import interpolate
+
+
+def straight_round(x: Tensor) -> Tensor:
+    return x + (torch.floor(x + 0.5) - x).detach()
+
+
+class QuantisedPrior(nn.Module):
+    """Parameters of the prior in real units, and its operations for a batch of qualities."""
+
+    def __init__(self, config: HyperConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.graph = Prior(config)
+        self.weights = nn.ParameterDict()
+        self.biases = nn.ParameterDict()
+        for layer in self.graph.layers.values():
+            key = layer.name.replace(".", "_")
+            shape = (layer.outputs, 3, 3) if layer.kind == "depthwise" else (layer.outputs, layer.inputs)
+            weight = torch.zeros(shape)
+            if layer.kind == "depthwise" and "predict" not in layer.name:
+                weight.uniform_(-0.1, 0.1)
+                weight[:, 1, 1] += 0.8
+            elif layer.kind == "dense" and "heads" not in layer.name:
+                nn.init.kaiming_uniform_(weight, a=1.0)
+            self.weights[key] = nn.Parameter(weight)
+            biases = (config.anchors, layer.outputs) if layer.by_quality else (layer.outputs,)
+            self.biases[key] = nn.Parameter(torch.zeros(biases))
+        self.scale_base = nn.Parameter(torch.zeros(config.latent_channels))  # log2 σ at gain 1
+        self.hyper_mean = nn.Parameter(torch.zeros(config.anchors, config.hyper_channels))
+        self.hyper_scale = nn.Parameter(torch.zeros(config.anchors, config.hyper_channels))  # log2 σ
+
+    def integer_weight(self, layer: Layer) -> Tensor:
+        real = self.weights[layer.name.replace(".", "_")]
+        return straight_round((real * 2.0**layer.bits).clamp(-127, 127))
+
+    def integer_bias(self, layer: Layer, quality: Tensor) -> Tensor:
+        """(B or 1, outputs)"""
+        real = self.biases[layer.name.replace(".", "_")]
+        real = interpolate(real, quality) if layer.by_quality else real[None]
+        return straight_round(real * 2.0 ** (layer.bits + layer.input_bits))
+
+    def base_index(self, log_gain: Tensor) -> Tensor:
+        """log gain (B, C) → scale index before the network's deviation, (B, C)"""
+        octaves = self.scale_base + log_gain / math.log(2) - math.log2(SMALLEST_SCALE)
+        return straight_round(octaves * 2.0**SCALE_BITS)
+
+    def hyper_parameters(self, quality: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) → mean of z in eighths and its scale's index, each (B, Cz)"""
+        mean = straight_round(interpolate(self.hyper_mean, quality) * 2.0**MEAN_BITS)
+        octaves = interpolate(self.hyper_scale, quality) - math.log2(SMALLEST_SCALE)
+        return mean, limited(straight_round(octaves * 2.0**SCALE_BITS))
+
+    def ops(self, quality: Tensor, log_gain: Tensor) -> "TrainingOps":
+        return TrainingOps(self, quality, log_gain)
+
+
+def limited(index: Tensor) -> Tensor:
+    """A scale index within the table; the gradient passes, so that an index can come back."""
+    return index + (index.clamp(0, SCALES - 1) - index).detach()
+
+
+def scale_of(index: Tensor) -> Tensor:
+    """σ of a scale index"""
+    return SMALLEST_SCALE * torch.exp2(index * 2.0**-SCALE_BITS)
+
+
+class TrainingOps:
+    """`Ops` on tensors for one batch; see `histocodec.models.prior.graph.Ops` for what each operation means."""
+
+    def __init__(self, prior: QuantisedPrior, quality: Tensor, log_gain: Tensor) -> None:
+        self.prior = prior
+        self.quality = quality
+        self.base = prior.base_index(log_gain)
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        layer = self.prior.graph.layers[name]
+        weight = self.prior.integer_weight(layer)
+        bias = self.prior.integer_bias(layer, self.quality)[:, :, None, None]
+        if layer.kind == "depthwise":
+            return F.conv2d(x, weight[:, None], padding=1, groups=layer.outputs) + bias
+        return F.conv2d(x, weight[:, :, None, None]) + bias
+
+    def activate(self, accumulator: Tensor, shift: int) -> Tensor:
+        return straight_round((accumulator * 2.0**-shift).clamp(0, 255))
+
+    def rescale(self, accumulator: Tensor, shift: int) -> Tensor:
+        return straight_round(accumulator * 2.0**-shift)
+
+    def clip(self, x: Tensor, limit: int) -> Tensor:
+        return x.clamp(-limit, limit)
+
+    def compress(self, y: Tensor) -> Tensor:
+        return straight_round(2.0**INPUT_BITS * torch.asinh(y.clamp(-LINEAR_CLIP, LINEAR_CLIP)))
+
+    def join(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.cat((a, b), dim=1)
+
+    def fold(self, x: Tensor) -> Tensor:
+        return F.pixel_unshuffle(x, 2)
+
+    def unfold(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(x, 2)
+
+    def heads(self, name: str, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        layer = self.prior.graph.layers[name]
+        batch, width, rows, columns = x.shape
+        weights = self.prior.integer_weight(layer).view(GROUPS, -1, width)
+        biases = self.prior.integer_bias(layer, self.quality).view(-1, GROUPS, layer.outputs // GROUPS)
+        order = [p ^ step for p in range(GROUPS)]  # stacked, since a list as an index does not compile on a GPU
+        weight, bias = torch.stack([weights[p] for p in order]), torch.stack([biases[:, p] for p in order], dim=1)
+        inputs = torch.stack([x[:, :, i::2, j::2].flatten(2) for i, j in POSITIONS], dim=1)  # (B, 4, n, hw/4)
+        outputs = torch.matmul(weight, inputs) + bias[..., None]
+        outputs = outputs.view(batch, GROUPS, 2, -1, rows // 2, columns // 2)
+        return outputs[:, :, 0], outputs[:, :, 1]
+
+    def cells(self, x: Tensor, step: int) -> Tensor:
+        return torch.stack([x[:, p ^ step :: GROUPS, i::2, j::2] for p, (i, j) in enumerate(POSITIONS)], dim=1)
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+    def scale_index(self, deviation: Tensor, step: int) -> Tensor:
+        base = torch.stack([self.base[:, p ^ step :: GROUPS] for p in range(GROUPS)], dim=1)
+        return limited(base[..., None, None] + deviation)
+
+
+def step_mask(step: int, channels: int, rows: int, columns: int) -> Tensor:
+    """(C, rows, columns) float: 1 where an element was coded before `step`."""
+    mask = torch.zeros(channels, rows, columns)
+    for earlier in range(step):
+        for p, (i, j) in enumerate(POSITIONS):
+            mask[p ^ earlier :: GROUPS, i::2, j::2] = 1
+    return mask

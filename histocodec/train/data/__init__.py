@@ -1,0 +1,1 @@
+"""What models are trained on: images, patches of them, and latents as the encoder leaves them."""

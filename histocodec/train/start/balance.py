@@ -1,0 +1,44 @@
+"""The units of a synthesis in floating point, as it learns best: those of a file in whole numbers are the decoder's, in
+which activations reach 255 and the stream at 1/8 reaches 127 in every channel. Weights then differ by orders of
+magnitude, and one learning rate for all ruins the small ones. A factor can be moved past a ReLU and past the stream, so
+that no pixel changes but for rounding (Nagel et al. 2019)."""
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from histocodec.models.transforms.network import Residual, Synthesis
+
+LEAST = 0.1  # of the median: activations that are hardly ever used are not blown up
+
+
+@torch.no_grad()
+def balance(g_s: Synthesis, latents: Tensor) -> None:
+    """Changes the units in place, so that on these latents (B, C, h, w), gains undone, each activation has a mean
+    square of about 1, and a unit of each channel of the stream at 1/8 the same share in the pixels."""
+    x = latents
+    for name in ("blocks16", "blocks8"):
+        x = x if name == "blocks16" else g_s.up(x)
+        for module in getattr(g_s, name):
+            block = cast(Residual, module)
+            active = block.activations(x, lambda layer, seen: layer(seen).relu())
+            x = x + block.project(active[-1])
+            layers = [block.expand, *filter(None, [block.depthwise]), block.project]
+            for layer, following, values in zip(layers, layers[1:], active, strict=False):
+                size = values.square().mean((0, 2, 3)).sqrt()
+                size = size.clamp(min=LEAST * float(size.median()))
+                layer.weight /= size[:, None, None, None]
+                cast(Tensor, layer.bias).div_(size)
+                mixes = following is block.project
+                following.weight *= size[None, :, None, None] if mixes else size[:, None, None, None]
+    unit = g_s.tail.weight[:, :, 0, 0].norm(dim=0)
+    unit = torch.where(unit > 0, unit, 1)
+    g_s.tail.weight /= unit[None, :, None, None]
+    g_s.up.weight *= unit[None, :, None, None]
+    cast(Tensor, g_s.up.bias).mul_(unit)
+    for module in g_s.blocks8:
+        block = cast(Residual, module)
+        block.expand.weight /= unit[None, :, None, None]
+        block.project.weight *= unit[:, None, None, None]
+        cast(Tensor, block.project.bias).mul_(unit)

@@ -1,0 +1,165 @@
+"""The prior: one definition, evaluated alike by training, numpy and torch, in any precision, batch and thread."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from histocodec.codec.chunk import HyperCoder
+from histocodec.errors import FormatError
+from histocodec.models.config import GROUPS, QUALITIES, HyperConfig
+from histocodec.models.prior.exact import IntegerPrior, accumulator_peak, check_accumulators
+from histocodec.models.prior.fast import FusedPrior, byte_product, float_product
+from histocodec.models.prior.graph import layers
+from histocodec.models.prior.training import step_mask
+from tests.support.tiny import TINY, tiny_network, tiny_weights
+
+SIDE = 16
+
+
+def latents(seed: int, *, spread: float = 6.0, channels: int = TINY.latent_channels) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    decay = spread * 0.9 ** np.arange(channels)
+    return np.rint(rng.normal(0, 1, (channels, SIDE, SIDE)) * decay[:, None, None]).astype(np.int16)
+
+
+@pytest.mark.parametrize("quality", [0, 37, 100])
+def test_training_and_coding_evaluate_the_same_integers(quality: int) -> None:
+    network, weights = tiny_network(), tiny_weights()
+    y = torch.from_numpy(latents(1).astype(np.float32))[None]
+    as_tensor = torch.tensor([float(quality)])
+    log_gain, _ = network.gains(as_tensor)
+    graph, training = network.prior.graph, network.prior.ops(as_tensor, log_gain)
+    integer = IntegerPrior(weights.config, weights.arrays).ops(np.array([quality]))
+    with torch.no_grad():
+        z = graph.h_a(training, y)
+        assert np.array_equal(z.numpy(), graph.h_a(integer, y.numpy()))
+        assert np.any(z.numpy())
+        h = graph.h_s(training, z)
+        assert np.array_equal(h.numpy(), graph.h_s(integer, z.numpy()))
+        for k in range(GROUPS):
+            so_far = y * step_mask(k, *y.shape[1:])
+            expected = graph.step(training, k, so_far, h)
+            found = graph.step(integer, k, so_far.numpy(), h.numpy())
+            for a, b in zip(expected, found, strict=True):
+                assert np.array_equal(a.numpy(), b)
+
+
+def coders() -> dict[str, HyperCoder]:
+    """Every way in which a prior can be evaluated here."""
+    weights = tiny_weights()
+    ways: dict[str, FusedPrior | IntegerPrior] = {
+        f"{xp.__name__} {dtype}": IntegerPrior(weights.config, weights.arrays, xp=xp, dtype=dtype)
+        for xp in (np, torch)
+        for dtype in ("float32", "float64")
+    }
+    ways["bytes"] = FusedPrior(weights.config, weights.arrays, byte_product())
+    return {name: HyperCoder(weights, prior=prior) for name, prior in ways.items()}
+
+
+@pytest.mark.parametrize("name", list(coders()))
+def test_every_library_and_precision_writes_and_reads_the_same_bytes(name: str) -> None:
+    reference, other = HyperCoder(tiny_weights()), coders()[name]
+    for seed, spread in ((1, 2.0), (2, 40.0), (3, 3000.0)):
+        for quality in (0, 50, 100):
+            y = latents(seed, spread=spread)
+            data = reference.encode(y, quality)
+            assert other.encode(y, quality) == data
+            assert np.array_equal(other.decode(data, y.shape), y)
+
+
+@pytest.mark.parametrize("name", ["numpy float64", "bytes"])
+def test_a_chunk_at_the_slides_edge_is_coded_alike(name: str) -> None:
+    reference, other = HyperCoder(tiny_weights()), coders()[name]
+    y = latents(4, spread=20.0)
+    y[28:], y[:, 10:], y[:, :, 6:] = 0, 0, 0
+    data = reference.encode(y, 70)
+    assert data[1:4] == bytes((7, 5, 3))
+    assert other.encode(y, 70) == data
+    assert np.array_equal(other.decode(data, y.shape), y)
+
+
+def test_the_product_of_bytes_is_exact_or_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(-128, 128, (40, 384)).astype(np.int8), rng.integers(-127, 128, (24, 384)).astype(np.int8)
+    exact = a.astype(np.int64) @ b.T.astype(np.int64)
+    assert np.array_equal(byte_product()(a, b), exact)
+    assert np.array_equal(float_product(a, b), exact)
+
+    def saturating(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        pairs = (a.int()[:, :, None] * b.int()[None]).unflatten(1, (-1, 2)).sum(2)
+        return pairs.clamp(-32768, 32767).sum(1).int()
+
+    monkeypatch.setattr(torch, "_int_mm", saturating)
+    byte_product.cache_clear()
+    try:
+        assert byte_product() is float_product
+    finally:
+        byte_product.cache_clear()
+
+
+def test_a_matrix_precision_that_the_caller_lowered_changes_no_bit() -> None:
+    coder, y = coders()["torch float32"], latents(5, spread=100.0)
+    data = coder.encode(y, 80)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")  # bfloat16 inputs: the prior's have 8 bits at most
+    try:
+        assert coder.encode(y, 80) == data
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_a_batch_gives_what_its_items_give_alone() -> None:
+    weights = tiny_weights()
+    prior = IntegerPrior(weights.config, weights.arrays)
+    items = np.stack([latents(seed) for seed in range(5)]).astype(np.float32)
+    qualities = np.array([0, 20, 50, 99, 100])
+    together = prior.graph.h_a(prior.ops(qualities), items)
+    for i, quality in enumerate(qualities):
+        alone = prior.graph.h_a(prior.ops(np.array([quality])), items[i : i + 1])
+        assert np.array_equal(together[i : i + 1], alone)
+
+
+def test_eight_threads_write_what_one_writes() -> None:
+    coder = HyperCoder(tiny_weights())
+    chunks = [latents(seed) for seed in range(16)]
+    alone = [coder.encode(y, 60) for y in chunks]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda y: coder.encode(y, 60), chunks)) == alone
+
+
+def test_the_context_of_a_step_sees_nothing_that_is_coded_later() -> None:
+    weights = tiny_weights()
+    prior = IntegerPrior(weights.config, weights.arrays)
+    ops = prior.ops(np.array([50]))
+    covered = np.zeros((TINY.latent_channels, SIDE, SIDE), int)
+    for k in range(GROUPS):
+        earlier = step_mask(k, TINY.latent_channels, SIDE, SIDE).numpy()
+        now = np.zeros((1, TINY.latent_channels, SIDE, SIDE), np.float32)
+        ops.place(now, np.ones_like(ops.cells(now, k)), k)
+        assert not np.any(earlier * now[0])
+        covered += now[0].astype(int)
+    assert (covered == 1).all()
+
+
+def test_accumulators_of_the_full_size_stay_exact_at_any_weight_the_fan_in_allows() -> None:
+    for layer in layers(HyperConfig()):
+        taps = 9 if layer.kind == "depthwise" else layer.inputs
+        if taps <= 256:
+            weight = np.full((layer.outputs, taps), 127, np.int8)
+            assert accumulator_peak(layer, weight, np.zeros((1, layer.outputs))) < 2**23, layer.name
+
+
+def test_a_model_whose_accumulators_could_round_is_refused() -> None:
+    arrays = dict(tiny_weights().arrays)
+    name = "prior.h_a.1.bias"
+    arrays[name] = np.full_like(arrays[name], 2**23)
+    with pytest.raises(FormatError, match=r"h_a\.1"):
+        check_accumulators(TINY, arrays)
+
+
+def test_every_quality_has_its_own_parameters() -> None:
+    weights = tiny_weights()
+    assert weights.arrays["gain"].shape == (QUALITIES, TINY.latent_channels)
+    assert (np.diff(weights.arrays["gain"], axis=0) > 0).all()

@@ -1,0 +1,159 @@
+"""Small regions where nothing was read before: decoded from a window of their own, to the pixels of the whole."""
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import histocodec
+from histocodec.codec.chunk import HyperCoder
+from histocodec.formats.decode.blocks import BlockDecoder
+from histocodec.formats.decode.slide import CompressedSlide, open_compressed
+from histocodec.geometry import Region
+from histocodec.slide import Pixels
+from histocodec.sources import ArraySlide
+from histocodec.sources.synthetic import synthetic_slide
+from tests.formats.test_roundtrip import make_lossless
+from tests.support.tiny import tiny_integer_weights, tiny_model
+
+SIZE = (1700, 1300)
+GLASS = (240, 241, 239)
+INSIDE, CORNERS = Region(600, 620, 200, 180), Region(900, 400, 256, 256)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tissue, a chunk of bare glass at (0, 0), and one stored losslessly at (1, 2)."""
+    folder = tmp_path_factory.mktemp("apart")
+    model = folder / "integer.safetensors"
+    model.write_bytes(tiny_integer_weights().data)
+    pixels = synthetic_slide(*SIZE, seed=6)
+    pixels[:512, :512] = GLASS
+    source = ArraySlide(pixels, background=GLASS)
+    histocodec.encode(source, folder / "a.zarr", model=str(model), device="cpu", embed_model=True, effort=0)
+    make_lossless(folder / "a.zarr", source, 0, 1, 2)
+    return folder / "a.zarr"
+
+
+@pytest.fixture(scope="module")
+def whole(path: Path) -> Pixels:
+    with open_compressed(path, device="cpu") as slide:
+        return slide.read(slide.levels[0].region, 0)
+
+
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Region]]:
+    """The regions that were decoded by themselves."""
+    found: list[Region] = []
+    plain = BlockDecoder.region_here
+
+    def noted(self: BlockDecoder, level: int, region: Region) -> Pixels:
+        found.append(region)
+        return plain(self, level, region)
+
+    monkeypatch.setattr(BlockDecoder, "region_here", noted)
+    yield found
+
+
+def crop(pixels: Pixels, region: Region) -> Pixels:
+    return pixels[region.y : region.y_end, region.x : region.x_end]
+
+
+def test_they_are_crops_of_the_whole_wherever_they_lie(path: Path, whole: Pixels, apart: list[Region]) -> None:
+    rng = np.random.default_rng(0)
+    places = rng.integers((0, 0), (SIZE[0] - 1, SIZE[1] - 1), (60, 2)).tolist()
+    sizes = rng.integers(1, 330, (60, 2)).tolist()
+    for (x, y), (width, height) in zip(places, sizes, strict=True):
+        region = Region(x, y, min(width, SIZE[0] - x), min(height, SIZE[1] - y))
+        with open_compressed(path, device="cpu") as slide:
+            assert np.array_equal(slide.read(region, 0), crop(whole, region)), region
+    assert len(apart) > 30
+    for touched in (Region(0, 0, 512, 512), Region(1024, 512, 512, 512)):  # glass, and what is stored losslessly
+        assert any(not region.intersect(touched).empty and not touched.contains(region) for region in apart)
+
+
+@pytest.mark.parametrize(
+    "region",
+    [
+        pytest.param(Region(512, 512, 512, 512), id="a whole block"),
+        pytest.param(Region(100, 100, 200, 200), id="glass alone"),
+        pytest.param(Region(1100, 600, 200, 200), id="lossless alone"),
+        pytest.param(Region(530, 530, 450, 450), id="most of a block"),
+        pytest.param(Region(600, 200, 900, 900), id="more than a block"),
+        pytest.param(Region(5, 5, 0, 9), id="nothing"),
+    ],
+)
+def test_others_are_read_from_blocks(path: Path, whole: Pixels, apart: list[Region], region: Region) -> None:
+    with open_compressed(path, device="cpu") as slide:
+        assert np.array_equal(slide.read(region, 0), crop(whole, region))
+    assert apart == []
+
+
+def test_who_reads_on_nearby_gets_blocks_that_are_kept(path: Path, whole: Pixels, apart: list[Region]) -> None:
+    with open_compressed(path, device="cpu") as slide:
+        for shift in range(4):
+            region = INSIDE.shifted(3 * shift, 0)
+            assert np.array_equal(slide.read(region, 0), crop(whole, region))
+    assert apart == [INSIDE]
+
+
+def test_those_of_a_batch_that_share_no_block(path: Path, whole: Pixels, apart: list[Region]) -> None:
+    places = [(600, 620), (610, 640), (1500, 1100), (-50, -60), (1650, 30)]
+    with open_compressed(path, device="cpu") as slide:
+        batch = slide.read_batch(places, (80, 90))
+    for pixels, (x, y) in zip(batch, places, strict=True):
+        expected = np.empty_like(pixels)
+        expected[...] = GLASS
+        wanted = Region(x, y, 80, 90)
+        inside = wanted.intersect(Region(0, 0, *SIZE))
+        expected[inside.within(wanted)] = crop(whole, inside)
+        assert np.array_equal(pixels, expected)
+    assert sorted((region.x, region.y) for region in apart) == [(1500, 1100), (1650, 30)]
+
+
+def test_a_synthesis_that_rounds_gives_blocks_alone(tmp_path: Path, apart: list[Region]) -> None:
+    """Its pixels would depend on the region that they were read in."""
+    source = ArraySlide(synthetic_slide(700, 600, seed=2))
+    histocodec.encode(source, tmp_path / "a.zarr", model=str(tiny_model(tmp_path)), device="cpu", embed_model=True)
+    with CompressedSlide(tmp_path / "a.zarr", device="cpu") as slide:
+        slide.read(Region(100, 100, 60, 60), 0)
+    assert apart == []
+
+
+def test_damage_is_found_there_too(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "a.zarr"
+    shutil.copytree(path, copy)
+    (shard,) = (file for file in (copy / "latents" / "0" / "c").rglob("*") if file.is_file())
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    failed = 0
+    for region in (CORNERS, INSIDE, Region(600, 100, 99, 99), Region(1100, 100, 99, 99), Region(600, 1100, 99, 99)):
+        with open_compressed(copy, device="cpu") as slide:
+            try:
+                slide.read(region, 0)
+            except histocodec.FormatError as exc:
+                failed += 1
+                assert "a.zarr" in str(exc)
+    assert failed
+
+
+@pytest.mark.parametrize("region", [Region(512, 512, 512, 512), CORNERS])
+def test_all_workers_decode_what_one_window_needs(
+    path: Path, whole: Pixels, monkeypatch: pytest.MonkeyPatch, region: Region
+) -> None:
+    seen, plain = [], HyperCoder.decode
+
+    def noted(self: HyperCoder, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
+        seen.append(threading.current_thread().name)
+        time.sleep(0.02)  # long enough for another to take the next
+        return plain(self, data, shape)
+
+    monkeypatch.setattr(HyperCoder, "decode", noted)
+    with open_compressed(path, device="cpu", workers=2) as slide:
+        assert np.array_equal(slide.read(region, 0), crop(whole, region))
+    assert len(set(seen)) == 2

@@ -1,0 +1,587 @@
+"""The container: what is written can be read, by zarr too; what is hostile is refused."""
+
+import json
+import math
+import shutil
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import zarr
+
+from histocodec.entropy import Encoder, TableSet, decode
+from histocodec.errors import FormatError, HistocodecError, UnsupportedError, UsageError
+from histocodec.formats.container import attributes as limits
+from histocodec.formats.container import read as module
+from histocodec.formats.container.arrays import Form, write_plain
+from histocodec.formats.container.attributes import (
+    KEY,
+    Attributes,
+    BackgroundAttributes,
+    LevelAttributes,
+    ModelReference,
+    SourceAttributes,
+)
+from histocodec.formats.container.fields import Node
+from histocodec.formats.container.files import write_atomically
+from histocodec.formats.container.layout import (
+    BACKGROUND,
+    CODED,
+    LOSSLESS,
+    NO_SHARD,
+    block_error_form,
+    plain_arrays,
+    shard_path,
+)
+from histocodec.formats.container.read import (
+    Container,
+    Stats,
+    create_skeleton,
+    finish,
+    is_container,
+    sizes,
+    write_array,
+    write_block_error,
+    write_lossless,
+    write_stats,
+)
+from histocodec.formats.container.shard import pack_shard, read_chunk, read_index
+from histocodec.normalise import ChannelStats
+
+SCHEMA = json.loads((Path(module.__file__).parents[1] / "schema.json").read_text())
+WEIGHTS = b"not really weights"
+
+
+def attributes(**changes: Any) -> Attributes:
+    """Two levels, 2 x 3 and 1 x 1 chunks of 4 latents, in shards of 2 x 2."""
+    plain = Attributes(
+        generator="histocodec 0.1.0",
+        model=ModelReference("tiny", "0" * 64, channels=8),
+        levels=(
+            LevelAttributes(150, 100, 1.0, "int8", 50, bytes=0, psnr=math.inf),
+            LevelAttributes(38, 25, 3.97, "int16", 60, bytes=0, psnr=31.25),
+        ),
+        background=BackgroundAttributes("skip", (240, 241, 242)),
+        source=SourceAttributes("a.svs", 12345, "aperio"),
+        mpp=(0.25, 0.26),
+        objective_power=40.0,
+        properties={"aperio.AppMag": "40", "tiff.Artist": "é\udc80"},
+        icc=5,
+        overview=(15, 10),
+        associated={"thumbnail": (7, 6)},
+        dropped=("label", "macro"),
+        chunk=4,
+        shard=2,
+    )
+    return replace(plain, **changes)
+
+
+def values_of(described: Attributes, name: str) -> np.ndarray[Any, Any]:
+    form = plain_arrays(described)[name]
+    rng = np.random.default_rng(len(name))
+    if name.startswith("tiles"):
+        return rng.integers(0, 2, form.shape, dtype=np.uint8)
+    if name.startswith("integrity"):
+        return np.zeros(form.shape, np.uint8)
+    if form.dtype == "uint8":
+        return rng.integers(0, 101, form.shape, dtype=np.uint8)
+    return rng.uniform(0.5, 50, form.shape).astype(np.float32)
+
+
+def written(root: Path, described: Attributes | None = None) -> Container:
+    """A whole container whose shards hold one-byte chunks, which is all that this module looks at."""
+    described = described or attributes()
+    create_skeleton(root, described)
+    for name in plain_arrays(described):
+        if not name.startswith("integrity"):
+            write_array(root, described, name, values_of(described, name))
+    for level in range(len(described.levels)):
+        grid, side = described.grid(level), described.shard
+        tiles = values_of(described, f"tiles/{level}")
+        digests = np.zeros((grid.shards, 32), np.uint8)
+        for shard, (row, column) in enumerate(np.ndindex(grid.shard_rows, grid.shard_columns)):
+            part = np.zeros((side, side), np.uint8)
+            inside = tiles[row * side : (row + 1) * side, column * side : (column + 1) * side]
+            part[: inside.shape[0], : inside.shape[1]] = inside
+            if part.any():
+                path = shard_path(root, level, row, column)
+                write_atomically(path, pack_shard([b"x" if tile else None for tile in part.ravel()]))
+                digests[shard] = np.frombuffer(module.file_digest(path), np.uint8)
+        write_array(root, described, f"integrity/{level}", digests)
+    finish(root, described)
+    return Container.open(root)
+
+
+def edited(root: Path, change: Callable[[dict[str, Any]], object], group: str = ".") -> None:
+    file = root / group / "zarr.json"
+    metadata = json.loads(file.read_text())
+    change(metadata)
+    file.write_text(json.dumps(metadata))
+
+
+def test_attributes_come_back(tmp_path: Path) -> None:
+    described = attributes()
+    assert written(tmp_path / "a").attributes == described
+    assert Attributes.from_json(Node(json.loads(json.dumps(described.to_json())), "")) == described
+
+
+def test_what_is_written_fits_the_schema(tmp_path: Path) -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    for described in (
+        attributes(),
+        attributes(mpp=None, objective_power=None, icc=None, overview=None, associated={}, dropped=()),
+        attributes(model=ModelReference("m.1", "a" * 64, 256, embedded=3)),
+        attributes(levels=(LevelAttributes(1, 1, 1, "int8", 0),), source=SourceAttributes("", None, "")),
+    ):
+        jsonschema.validate(json.loads(json.dumps(described.to_json())), SCHEMA)
+    root = json.loads((written(tmp_path / "a").path / "zarr.json").read_text())
+    jsonschema.validate(root["attributes"][KEY], SCHEMA)
+
+
+HOSTILE: list[tuple[str, Any]] = [
+    ("version", 0), ("version", True), ("version", "1"), ("version", None),
+    ("generator", 1), ("generator", "x" * 1025),
+    ("model", []), ("model.id", "../m"), ("model.id", "a.safetensors"), ("model.sha256", "A" * 64),
+    ("model.stride", 8), ("model.channels", 6), ("model.channels", 2048), ("model.embedded", 2**40),
+    ("chunk", 3), ("chunk", 6), ("chunk", 128), ("shard", 0), ("shard", 33),
+    ("levels", []), ("levels", {}), ("levels.0", 1), ("levels.0.width", 2**31), ("levels.0.width", 1.5),
+    ("levels.0.height", 0), ("levels.0.downsample", -1), ("levels.0.dtype", "int32"), ("levels.0.dtype", []),
+    ("levels.0.quality", 101), ("levels.0.bytes", -1), ("levels.0.psnr", "inf"), ("levels.0.psnr", -1),
+    ("mpp", [1]), ("mpp", [0, 1]), ("mpp", ["1", 1]), ("objective_power", 0),
+    ("background.mode", "none"), ("background.colour", [0, 0, 256]), ("background.colour", "red"),
+    ("source.name", None), ("properties", {"a": 1}), ("properties", []), ("icc", 0), ("icc", 2**30),
+    ("overview", [1, 10**6]), ("associated.0.name", "../x"), ("associated.0.name", "a..b"),
+    ("associated.0.name", "zarr.json"), ("associated.0.name", "a/b"), ("associated.0.width", 10**6),
+    ("dropped", [1]), ("dropped", ["x"] * 65), ("more", 1),
+]  # fmt: skip
+
+
+def changed(field: str, value: Any) -> dict[str, Any]:
+    found: Any = json.loads(json.dumps(attributes().to_json()))
+    node = found
+    *path, last = (int(part) if part.isdigit() else part for part in field.split("."))
+    for part in path:
+        node = node[part]
+    node[last] = value
+    return dict(found)
+
+
+@pytest.mark.parametrize(("field", "value"), HOSTILE)
+def test_attributes_out_of_range_are_refused_by_code_and_schema(field: str, value: Any) -> None:
+    name = field.split(".")[0]
+    with pytest.raises(FormatError, match=rf"zarr\.json: histocodec.*{name}"):
+        Attributes.from_json(Node(changed(field, value), "zarr.json: histocodec"))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(changed(field, value), SCHEMA)
+
+
+def test_every_missing_field_is_named() -> None:
+    for field in attributes().to_json():
+        found = attributes().to_json()
+        del found[field]
+        with pytest.raises(FormatError, match=f"'{field}' is missing"):
+            Attributes.from_json(Node(found, "x"))
+
+
+def test_numbers_that_are_none_are_refused() -> None:
+    for text in ("NaN", "Infinity", "1e999"):
+        with pytest.raises(FormatError, match="objective_power"):
+            Attributes.from_json(Node(changed("objective_power", json.loads(text)), "x"))
+
+
+def test_two_images_of_one_name_are_refused() -> None:
+    image = {"name": "Macro", "width": 1, "height": 1}
+    found = changed("associated", [image, {**image, "name": "macro"}])
+    with pytest.raises(FormatError, match="occurs twice"):
+        Attributes.from_json(Node(found, "x"))
+
+
+def test_a_later_version_is_unsupported() -> None:
+    for version in (2, 99):
+        with pytest.raises(UnsupportedError, match=r"later version.* reads version 1"):
+            Attributes.from_json(Node({"version": version, "new": 1}, "x"))
+
+
+def test_another_family_is_unsupported() -> None:
+    with pytest.raises(UnsupportedError, match="family: 'flow'"):
+        Attributes.from_json(Node(changed("model.family", "flow"), "x"))
+
+
+def test_absurd_sizes_are_refused_before_anything_is_allocated() -> None:
+    level = {**changed("chunk", 4)["levels"][0], "width": 2**31 - 1, "height": 2**31 - 1}
+    with pytest.raises(FormatError, match=r"levels\[0\]: has .* chunks; at most 16777216"):
+        Attributes.from_json(Node(changed("levels", [level]), "x"))
+
+
+def test_nothing_is_written_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="generator"):
+        create_skeleton(tmp_path / "a", attributes(generator="x" * 2000))
+
+
+def test_arrays_come_back(tmp_path: Path) -> None:
+    container = written(tmp_path / "a")
+    for name in plain_arrays(container.attributes):
+        if not name.startswith("integrity"):
+            assert np.array_equal(container.array(name), values_of(container.attributes, name))
+    assert container.tiles(0).shape == (2, 3)
+    assert container.psnr(1).dtype == np.float32
+    assert container.integrity(0).shape == (1, 2, 32)
+    overview = container.overview()
+    assert overview is not None and overview.shape == (10, 15, 3)
+    assert container.icc_profile() == values_of(container.attributes, "metadata/icc").tobytes()
+    assert container.associated("thumbnail").shape == (6, 7, 3)
+    assert container.model_bytes() is None
+
+
+def test_stats_come_back(tmp_path: Path) -> None:
+    described = attributes()
+    stats = Stats(
+        ChannelStats(np.array([1, 2, 3], np.float32), np.array([4, 5, 6], np.float32)),
+        np.array([7, 8, 9], np.uint8),
+        np.arange(8, dtype=np.float32),
+    )
+    written(tmp_path / "a")
+    write_stats(tmp_path / "a", described, stats)
+    found = Container(tmp_path / "a", described).stats()
+    assert found.channels == stats.channels
+    assert np.array_equal(found.background, stats.background)
+    assert np.array_equal(found.background_latent, stats.background_latent)
+
+
+def test_maps_keep_nan_and_infinity(tmp_path: Path) -> None:
+    written(tmp_path / "a")
+    psnr = np.array([[np.nan, np.inf, 30], [1, 2, 3]], np.float32)
+    write_array(tmp_path / "a", attributes(), "psnr/0", psnr)
+    assert np.array_equal(Container(tmp_path / "a", attributes()).psnr(0), psnr, equal_nan=True)
+
+
+def test_zarr_reads_everything_with_core_codecs(tmp_path: Path) -> None:
+    container = written(tmp_path / "a")
+    for name in plain_arrays(container.attributes):
+        array: Any = zarr.open_array(tmp_path / "a" / name, mode="r")
+        assert np.array_equal(np.asarray(array[...]), container.array(name))
+        assert not any("histocodec" in str(codec) for codec in array.metadata.codecs)
+    group = zarr.open_group(tmp_path / "a", mode="r")
+    assert set(group.group_keys()) >= {"latents", "tiles", "stats", "overview"}
+    assert group.metadata.consolidated_metadata is None
+
+
+def test_zarr_opens_the_latents(tmp_path: Path) -> None:
+    container = written(tmp_path / "a")
+    array: Any = container.latents(0)
+    assert (array.shape, array.dtype, array.chunks, array.shards) == (
+        (8, 7, 10),
+        np.int8,
+        (8, 4, 4),
+        (8, 8, 8),
+    )
+    assert array.metadata.dimension_names == ("channel", "row", "column")
+    assert container.latents(1).dtype == np.int16
+
+
+def test_the_overview_is_ngff_from_the_root_and_from_its_group(tmp_path: Path) -> None:
+    written(tmp_path / "a")
+    for group in ("", "overview"):
+        node = zarr.open_group(tmp_path / "a" / group, mode="r")
+        ome: Any = node.attrs["ome"]
+        assert ome["version"] == "0.5"
+        dataset = ome["multiscales"][0]["datasets"][0]
+        assert node[dataset["path"]].shape == (3, 10, 15)  # type: ignore[union-attr]
+        assert dataset["coordinateTransformations"] == [{"type": "scale", "scale": [1.0, 2.6, 2.5]}]
+        assert [axis["name"] for axis in ome["multiscales"][0]["axes"]] == ["c", "y", "x"]
+        assert ome["multiscales"][0]["axes"][1]["unit"] == "micrometer"
+
+
+def test_without_mpp_the_overview_has_no_unit(tmp_path: Path) -> None:
+    written(tmp_path / "a", attributes(mpp=None))
+    ome: Any = zarr.open_group(tmp_path / "a", mode="r").attrs["ome"]
+    assert "unit" not in ome["multiscales"][0]["axes"][1]
+
+
+def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        written(tmp_path / name)
+    for file in (tmp_path / "a").rglob("*"):
+        if file.is_file():
+            assert file.read_bytes() == (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_bytes()
+
+
+def test_writing_twice_changes_nothing(tmp_path: Path) -> None:
+    container = written(tmp_path / "a")
+    before = sizes(tmp_path / "a")
+    finish(tmp_path / "a", container.attributes)
+    assert sizes(tmp_path / "a") == before
+
+
+def test_an_embedded_model_is_held_to_its_digest(tmp_path: Path) -> None:
+    import hashlib
+
+    digest = hashlib.sha256(WEIGHTS).hexdigest()
+    described = attributes(model=ModelReference("tiny", digest, 8, embedded=len(WEIGHTS)))
+    container = written(tmp_path / "a", described)
+    with pytest.raises(FormatError, match="is not the model"):
+        container.model_bytes()
+    write_array(tmp_path / "a", described, "model/weights", np.frombuffer(WEIGHTS, np.uint8))
+    assert container.model_bytes() == WEIGHTS
+
+
+def test_a_map_of_local_errors_is_optional_and_checked(tmp_path: Path) -> None:
+    described, root = attributes(), tmp_path / "a"
+    container = written(root, described)
+    assert container.block_error(0) is None
+    form = block_error_form(described, 0)
+    values = np.full(form.shape, 3.5, np.float32)
+    values[0, 0] = np.nan
+    write_block_error(root, described, 0, values)
+    assert np.array_equal(container.block_error(0), values, equal_nan=True)
+    for wrong in (np.full(form.shape, 255.5, np.float32), np.full(form.shape, -np.inf, np.float32)):
+        write_plain(root / "block_error" / "0", form, wrong)
+        with pytest.raises(FormatError, match="0 to 255 and NaN are"):
+            container.block_error(0)
+    write_plain(root / "block_error" / "0", Form((7, 7), "float32"), np.zeros((7, 7), np.float32))
+    with pytest.raises(FormatError, match="shape"):
+        container.block_error(0)
+    with pytest.raises(UsageError, match="without negative values"):
+        write_block_error(root, described, 0, -values)
+
+
+def test_lossless_chunks_come_back_cut_at_the_edge(tmp_path: Path) -> None:
+    described = attributes()
+    pixels = np.random.default_rng(0).integers(0, 256, (100 - 64, 150 - 128, 3), dtype=np.uint8)
+    write_lossless(tmp_path / "a", described, 0, 1, 2, pixels)
+    container = written(tmp_path / "a")
+    assert np.array_equal(container.lossless(0, 1, 2), pixels)
+    array: Any = zarr.open_array(tmp_path / "a/lossless/0", mode="r")
+    assert np.array_equal(array[64:, 128:], pixels)
+    with pytest.raises(FormatError, match="is missing"):
+        container.lossless(0, 0, 0)
+    assert list(container.problems()) == []
+
+
+def test_chunks_are_found_by_their_place(tmp_path: Path) -> None:
+    container = written(tmp_path / "a")
+    tiles, present = container.tiles(0), container.present_shards(0)
+    for row, column in np.ndindex(*tiles.shape):
+        if present[row // 2, column // 2]:
+            path = container.shard_path(0, row // 2, column // 2)
+            chunk = read_chunk(path, read_index(path, 4), row % 2 * 2 + column % 2)
+            assert chunk == (b"x" if tiles[row, column] else None)
+
+
+def test_wrong_arrays_are_not_written(tmp_path: Path) -> None:
+    described = attributes()
+    with pytest.raises(UsageError, match=r"float32 \(2, 3\); uint8 \(2, 3\) is needed"):
+        write_array(tmp_path, described, "tiles/0", np.zeros((2, 3), np.float32))
+    with pytest.raises(UsageError, match=r"uint8 \(3, 2\)"):
+        write_array(tmp_path, described, "tiles/0", np.zeros((3, 2), np.uint8))
+    with pytest.raises(UsageError, match="not allowed there"):
+        write_array(tmp_path, described, "tiles/0", np.full((2, 3), 3, np.uint8))
+    with pytest.raises(UsageError, match="no array"):
+        write_array(tmp_path, described, "tiles/2", np.zeros((1, 1), np.uint8))
+
+
+def test_finishing_without_an_array_is_refused(tmp_path: Path) -> None:
+    create_skeleton(tmp_path / "a", attributes())
+    with pytest.raises(UsageError, match="cannot be finished without tiles/0"):
+        finish(tmp_path / "a", attributes())
+
+
+def test_an_unfinished_container_does_not_look_whole(tmp_path: Path) -> None:
+    level = replace(attributes().levels[0], bytes=None)
+    create_skeleton(tmp_path / "a", attributes(levels=(level,)))
+    with pytest.raises(FormatError, match="never finished"):
+        Container.open(tmp_path / "a")
+
+
+def test_what_is_no_container_is_unsupported(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        Container.open(tmp_path / "none")
+    with pytest.raises(UnsupportedError, match="no histocodec container"):
+        Container.open(tmp_path)
+    zarr.create_group(tmp_path / "z")
+    with pytest.raises(UnsupportedError, match="is Zarr, but no histocodec container"):
+        Container.open(tmp_path / "z")
+    (tmp_path / "file").write_text("x")
+    assert not any(is_container(tmp_path / name) for name in ("none", "z", "file", "."))
+    assert is_container(written(tmp_path / "a").path)
+
+
+def test_a_root_that_is_no_json_is_a_format_error(tmp_path: Path) -> None:
+    root = written(tmp_path / "a").path
+    text = (root / "zarr.json").read_bytes()
+    for broken in (text[:-5], b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b"\xff"):
+        (root / "zarr.json").write_bytes(broken)
+        with pytest.raises(FormatError, match=r"zarr\.json: is not JSON"):
+            Container.open(root)
+
+
+def test_attributes_of_other_programs_are_left_alone(tmp_path: Path) -> None:
+    root = written(tmp_path / "a").path
+    zarr.open_group(root, mode="r+").attrs["mine"] = [1, 2]
+    zarr.open_array(root / "tiles/0", mode="r+").attrs["mine"] = 1
+    container = Container.open(root)
+    assert container.tiles(0).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("shape", [2, 10**9]), ("data_type", "uint16"), ("zarr_format", 2), ("fill_value", 1), ("codecs", []),
+        ("node_type", "group"), ("chunk_grid", {"name": "regular", "configuration": {"chunk_shape": [1, 1]}}),
+        ("extra", {}), ("dimension_names", None), ("fill_value", False),
+    ],
+)  # fmt: skip
+def test_array_metadata_must_be_what_the_attributes_imply(tmp_path: Path, field: str, value: Any) -> None:
+    container = written(tmp_path / "a")
+    edited(tmp_path / "a", lambda m: m.update({field: value}), "tiles/0")
+    edited(tmp_path / "a", lambda m: m.update({field: value}), "latents/0")
+    with pytest.raises(FormatError, match=rf"tiles/0/zarr\.json: {field} is"):
+        container.tiles(0)
+    with pytest.raises(FormatError, match=rf"latents/0/zarr\.json: {field} is"):
+        container.latents(0)
+
+
+def test_a_foreign_model_in_the_latents_is_refused(tmp_path: Path) -> None:
+    container = written(tmp_path / "a")
+    file = tmp_path / "a/latents/0/zarr.json"
+    file.write_text(file.read_text().replace("0" * 64, "1" * 64))
+    with pytest.raises(FormatError, match=r"latents/0/zarr\.json: codecs is"):
+        container.latents(0)
+
+
+def test_a_gzip_bomb_does_not_unfold(tmp_path: Path) -> None:
+    import gzip
+
+    container = written(tmp_path / "a")
+    (tmp_path / "a/tiles/0/c/0/0").write_bytes(gzip.compress(bytes(10**6)))
+    with pytest.raises(FormatError, match=r"tiles/0/c/0/0: is cut short, or does not hold uint8 \(2, 3\)"):
+        container.tiles(0)
+    (tmp_path / "a/tiles/0/c/0/0").write_bytes(bytes(10**5))
+    with pytest.raises(FormatError, match="more than 1030 bytes"):
+        container.tiles(0)
+
+
+def test_values_out_of_range_are_refused(tmp_path: Path) -> None:
+    import gzip
+
+    container = written(tmp_path / "a")
+    (tmp_path / "a/quality/0/c/0/0").write_bytes(gzip.compress(b"\x65" * 6))
+    with pytest.raises(FormatError, match="not allowed there"):
+        container.quality(0)
+    for value in (0.0, -1.0, math.nan, math.inf):
+        (tmp_path / "a/stats/std/c/0").write_bytes(gzip.compress(struct.pack("<3f", value, 1, 1)))
+        with pytest.raises(FormatError, match="not allowed there"):
+            container.stats()
+
+
+def test_a_sound_container_has_no_problems(tmp_path: Path) -> None:
+    assert list(written(tmp_path / "a").problems()) == []
+
+
+def test_every_damaged_or_missing_file_is_found(tmp_path: Path) -> None:
+    container = written(tmp_path / "a")
+    files = [path for path in sorted(container.path.rglob("*")) if path.is_file()]
+    assert len(files) > 40
+    for path in files:
+        whole = path.read_bytes()
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 16
+        for damaged in (bytes(flipped), whole[:-1], None):
+            if damaged is None:
+                path.unlink()
+            else:
+                path.write_bytes(damaged)
+            found = list(container.problems())
+            assert found, path
+            assert any(str(path.relative_to(container.path)) in str(problem) for problem in found), (
+                path,
+                found,
+            )
+        path.write_bytes(whole)
+    assert list(container.problems()) == []
+
+
+def test_a_shard_where_none_may_be_is_found(tmp_path: Path) -> None:
+    container = written(tmp_path / "a")
+    tiles = np.zeros_like(container.tiles(0))
+    write_array(container.path, container.attributes, "tiles/0", tiles)
+    write_array(container.path, container.attributes, "integrity/0", np.zeros((2, 32), np.uint8))
+    finish(container.path, container.attributes)
+    assert any("is there, although" in str(problem) for problem in container.problems())
+    shutil.rmtree(container.path / "latents/0/c")
+    assert list(container.problems()) == []
+    assert not container.present_shards(0).any()
+
+
+def test_levels_that_do_not_exist_are_refused(tmp_path: Path) -> None:
+    container = written(tmp_path / "a")
+    for level in (-1, 2):
+        with pytest.raises(UsageError, match=f"level {level} does not exist; it has 0 to 1"):
+            container.tiles(level)
+
+
+def test_random_damage_never_gives_a_foreign_error(tmp_path: Path) -> None:
+    container = written(tmp_path / "a")
+    file, rng = container.path / "zarr.json", np.random.default_rng(0)
+    whole = file.read_bytes()
+    for _ in range(300):
+        data = bytearray(whole)
+        data[rng.integers(len(data))] = rng.integers(256)
+        file.write_bytes(data)
+        with suppress(HistocodecError):
+            Container.open(container.path)
+
+
+def test_all_that_is_no_latent_takes_little(tmp_path: Path) -> None:
+    """The bound of the whole container: 2 % of 3.4 MB, of which the overview may take 1 %."""
+    levels = tuple(
+        LevelAttributes(11072 // 4**n, 8292 // 4**n, 4.0**n, "int8", 50, bytes=10**6, psnr=36.123456789)
+        for n in range(3)
+    )
+    properties = {f"tiff.Property{n}": "some words of a vendor" for n in range(40)}
+    described = attributes(
+        levels=levels, chunk=32, shard=8, model=ModelReference("hyper-2", "a" * 64, 256), icc=None,
+        overview=None, associated={}, properties=properties,
+    )  # fmt: skip
+    written(tmp_path / "a", described)
+    found = sizes(tmp_path / "a")
+    assert found.total - found.latents < 30_000
+
+
+def test_limits_in_code_and_schema_are_the_same() -> None:
+    properties = SCHEMA["properties"]
+    assert SCHEMA["$defs"]["level"]["properties"]["width"]["maximum"] == limits.MAX_SIDE
+    assert properties["icc"]["maximum"] == limits.MAX_ICC
+    assert properties["model"]["properties"]["embedded"]["maximum"] == limits.MAX_MODEL
+    assert properties["model"]["properties"]["id"]["pattern"] == f"^{limits.MODEL_ID}$"
+    assert properties["associated"]["items"]["properties"]["name"]["pattern"] == f"^{limits.IMAGE_NAME}$"
+    assert bytes(32) == NO_SHARD
+    assert (BACKGROUND, CODED, LOSSLESS) == (0, 1, 2)
+
+
+def test_the_examples_of_the_specification_are_true() -> None:
+    text = (Path(module.__file__).parents[1] / "SPEC.md").read_text(encoding="utf-8")
+    tables = TableSet(
+        low=np.array([-1, 0], np.int16),
+        size=np.array([3, 1], np.uint16),
+        freq=np.array([4096, 8192, 3072, 1024, 16000, 384], np.uint16),
+    )
+    numbers = np.array([0, 0, 0, 0, 1, 1], np.uint16)
+    values = np.array([1, 1, -3, 1, 2, 0], np.int32)
+    for lanes, data in ((1, "d1 b5 01 00 80 73 02 03 00"), (2, "80 fb 3f 0e 00 3a 1d 00 02 03 01")):
+        encoder = Encoder(tables)
+        encoder.write(values, numbers)
+        assert encoder.finish(lanes=lanes).hex(" ") == data
+        assert decode(bytes.fromhex(data), numbers, tables).tolist() == values.tolist()
+    shard = pack_shard([b"ab", None, None, b"c"])
+    parts = ("d1 b5 01 00", "80 73 ", "`80 fb 3f 0e 00 3a 1d 00 02 03 01`")
+    for part in (*parts, shard[:6].hex(" "), shard[-4:].hex(" ")):
+        assert part in text
+    for pattern in (limits.MODEL_ID, limits.IMAGE_NAME):
+        assert f"`{pattern}`" in text

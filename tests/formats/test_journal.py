@@ -1,0 +1,307 @@
+"""The journal: what was finished stays finished, and whatever interrupts, one whole container is left."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from histocodec.errors import OutputError, UsageError
+from histocodec.formats.container.attributes import KEY
+from histocodec.formats.container.files import write_atomically
+from histocodec.formats.container.layout import shard_path
+from histocodec.formats.container.read import is_container
+from histocodec.formats.encode import journal as module
+from histocodec.formats.encode.journal import (
+    Journal,
+    ShardRecord,
+    journal_path,
+    old_path,
+    partial_path,
+    source_identity,
+)
+
+FINGERPRINT: dict[str, module.Json] = {
+    "source": {"name": "a.svs", "size": 5, "mtime": 7},
+    "options": {"quality": 50, "levels": [0, 1]},
+    "model": "0" * 64,
+}
+
+
+@pytest.fixture
+def dst(tmp_path: Path) -> Path:
+    return tmp_path / "a.zarr"
+
+
+def container(path: Path, content: str) -> None:
+    """A folder that passes for a container, and can be told from another."""
+    path.mkdir(exist_ok=True)
+    (path / "zarr.json").write_text(json.dumps({"attributes": {KEY: {}}}))
+    (path / "content").write_text(content)
+
+
+def content(path: Path) -> str:
+    return (path / "content").read_text()
+
+
+def record(journal: Journal, row: int, data: bytes) -> ShardRecord:
+    made = ShardRecord.of(0, (row, 0), data, b"\x01\x00\x02\x01" if data else bytes(4), bytes(4))
+    if data:
+        write_atomically(shard_path(journal.partial, 0, row, 0), data)
+    journal.append(made)
+    return made
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_finished_shards_are_known_after_a_resume(dst: Path) -> None:
+    with Journal.start(dst, FINGERPRINT) as journal:
+        made = [record(journal, 0, b"shard"), record(journal, 1, b"")]
+    assert names(dst.parent) == ["a.zarr.journal", "a.zarr.partial"]
+    with Journal.start(dst, FINGERPRINT, resume=True) as journal:
+        assert list(journal.records.values()) == made
+        assert journal.records[0, 0, 0].tiles == b"\x01\x00\x02\x01"
+
+
+def test_resuming_nothing_starts_anew(dst: Path) -> None:
+    with Journal.start(dst, FINGERPRINT, resume=True) as journal:
+        assert not journal.records
+        assert journal.partial.is_dir()
+
+
+def test_a_line_cut_short_is_ignored_and_written_over(dst: Path) -> None:
+    with Journal.start(dst, FINGERPRINT) as journal:
+        first = record(journal, 0, b"one")
+    whole = journal_path(dst).read_bytes()
+    with Journal.start(dst, FINGERPRINT, resume=True) as journal:
+        second = record(journal, 1, b"two")
+    both = journal_path(dst).read_bytes()
+    for size in range(len(whole), len(both)):
+        journal_path(dst).write_bytes(both[:size])
+        with Journal.start(dst, FINGERPRINT, resume=True) as journal:
+            assert list(journal.records.values()) == [first]
+            record(journal, 1, b"two")
+        assert journal_path(dst).read_bytes() == both
+    with Journal.start(dst, FINGERPRINT, resume=True) as journal:
+        assert list(journal.records.values()) == [first, second]
+
+
+def test_a_line_that_was_altered_is_no_promise_nor_is_what_follows(dst: Path) -> None:
+    """A shard of glass has no file that could contradict its line."""
+    with Journal.start(dst, FINGERPRINT) as journal:
+        for row in range(3):
+            record(journal, row, b"")
+    sound = journal_path(dst).read_bytes()
+    journal_path(dst).write_bytes(sound.replace(b'"row":1', b'"row":5'))
+    with Journal.start(dst, FINGERPRINT, resume=True) as journal:
+        assert list(journal.records) == [(0, 0, 0)]
+
+
+def test_a_shard_that_is_not_as_recorded_is_encoded_again(dst: Path) -> None:
+    with Journal.start(dst, FINGERPRINT) as journal:
+        for row in range(4):
+            record(journal, row, b"shard" if row < 3 else b"")
+    shard_path(partial_path(dst), 0, 0, 0).write_bytes(b"shart")
+    shard_path(partial_path(dst), 0, 1, 0).unlink()
+    shard_path(partial_path(dst), 0, 3, 0).parent.mkdir(parents=True)
+    shard_path(partial_path(dst), 0, 3, 0).write_bytes(b"stray")
+    with Journal.start(dst, FINGERPRINT, resume=True) as journal:
+        assert list(journal.records) == [(0, 2, 0)]
+
+
+def test_files_of_a_killed_writer_are_removed(dst: Path) -> None:
+    with Journal.start(dst, FINGERPRINT) as journal:
+        (journal.partial / ".0.123.tmp").write_bytes(b"half")
+    with Journal.start(dst, FINGERPRINT, resume=True) as journal:
+        assert names(journal.partial) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"source": {"name": "a.svs", "size": 6, "mtime": 7}}, "source.size was 5 and now is 6"),
+        ({"options": {"quality": 51, "levels": [0, 1]}}, "options.quality was 50 and now is 51"),
+        ({"options": {"quality": 50, "levels": [0]}}, r"options.levels was \[0, 1\] and now is \[0\]"),
+        ({"model": "1" * 64}, "model was '0{64}'"),
+        ({"more": 1}, "more was None and now is 1"),
+    ],
+)
+def test_another_request_is_not_resumed(dst: Path, change: dict[str, module.Json], message: str) -> None:
+    with Journal.start(dst, FINGERPRINT) as journal:
+        record(journal, 0, b"shard")
+    before = journal_path(dst).read_bytes()
+    with pytest.raises(UsageError, match=message):
+        Journal.start(dst, {**FINGERPRINT, **change}, resume=True)
+    assert journal_path(dst).read_bytes() == before
+    assert partial_path(dst).is_dir()
+
+
+def test_a_tuple_in_the_fingerprint_is_the_list_that_json_makes_of_it(dst: Path) -> None:
+    pairs: dict[str, module.Json] = {"levels": (0, 1)}  # type: ignore[dict-item]  # what callers do
+    Journal.start(dst, pairs).close()
+    Journal.start(dst, pairs, resume=True).close()
+
+
+def test_an_interrupted_encode_is_not_lost_by_accident(dst: Path) -> None:
+    with Journal.start(dst, FINGERPRINT) as journal:
+        record(journal, 0, b"shard")
+    with pytest.raises(OutputError, match="--resume goes on with it, --overwrite starts anew"):
+        Journal.start(dst, FINGERPRINT)
+    with Journal.start(dst, FINGERPRINT, overwrite=True) as journal:
+        assert not journal.records
+        assert names(journal.partial) == []
+
+
+def test_two_encoders_do_not_share_a_target(dst: Path) -> None:
+    with Journal.start(dst, FINGERPRINT):
+        with pytest.raises(OutputError, match="another encode is writing"):
+            Journal.start(dst, FINGERPRINT, resume=True)
+        code = (
+            "import sys; from pathlib import Path; from histocodec.formats.encode.journal import Journal\n"
+            "try: Journal.start(Path(sys.argv[1]), {}, overwrite=True)\n"
+            "except Exception as exc: print(type(exc).__name__)"
+        )
+        done = subprocess.run([sys.executable, "-c", code, str(dst)], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "OutputError"
+    Journal.start(dst, FINGERPRINT, resume=True).close()
+
+
+def test_a_lock_on_a_journal_that_was_removed_is_no_lock(dst: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The owner ends between another's opening of the journal and locking it."""
+    real = fcntl.flock
+    calls: list[int] = []
+
+    def flock(file: IO[bytes], operation: int) -> None:
+        if not calls:
+            journal_path(dst).unlink()
+        calls.append(operation)
+        real(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with Journal.start(dst, FINGERPRINT):
+        assert len(calls) == 2
+        assert journal_path(dst).exists()
+
+
+def test_committing_puts_the_container_in_place(dst: Path) -> None:
+    with Journal.start(dst, FINGERPRINT) as journal:
+        container(journal.partial, "new")
+        journal.commit()
+    assert names(dst.parent) == ["a.zarr"]
+    assert content(dst) == "new"
+
+
+def test_an_existing_container_is_replaced_only_when_asked(dst: Path) -> None:
+    container(dst, "old")
+    with pytest.raises(OutputError, match="exists; --overwrite replaces it"):
+        Journal.start(dst, FINGERPRINT)
+    assert names(dst.parent) == ["a.zarr"]
+    with Journal.start(dst, FINGERPRINT, overwrite=True) as journal:
+        container(journal.partial, "new")
+        assert content(dst) == "old"
+        journal.commit(overwrite=True)
+    assert names(dst.parent) == ["a.zarr"]
+    assert content(dst) == "new"
+
+
+def test_what_appears_meanwhile_is_not_overwritten(dst: Path) -> None:
+    with Journal.start(dst, FINGERPRINT) as journal:
+        container(journal.partial, "new")
+        container(dst, "other")
+        with pytest.raises(OutputError, match="exists"):
+            journal.commit()
+    assert content(dst) == "other"
+    assert content(partial_path(dst)) == "new"
+
+
+def test_what_is_no_container_is_never_overwritten(dst: Path) -> None:
+    dst.mkdir()
+    (dst / "thesis.txt").write_text("x")
+    with pytest.raises(OutputError, match="is no histocodec container, and is not overwritten"):
+        Journal.start(dst, FINGERPRINT, overwrite=True)
+    assert names(dst.parent) == ["a.zarr"]
+    assert names(dst) == ["thesis.txt"]
+
+
+def test_a_neighbour_called_old_is_never_touched(dst: Path) -> None:
+    container(old_path(dst), "a neighbour")
+    with Journal.start(dst, FINGERPRINT) as journal:
+        container(journal.partial, "new")
+        journal.commit()
+    assert content(old_path(dst)) == "a neighbour"
+    with pytest.raises(OutputError, match=r"a\.zarr\.old: is in the way"):
+        Journal.start(dst, FINGERPRINT, overwrite=True)
+    assert content(old_path(dst)) == "a neighbour"
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_an_interrupted_commit_leaves_the_old_or_the_new_whole(
+    dst: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """The process dies before the n-th change of the disk within commit."""
+    container(dst, "old")
+    journal = Journal.start(dst, FINGERPRINT, overwrite=True)
+    container(journal.partial, "new")
+    left = [step]
+
+    def dying(real: object) -> object:
+        def act(*args: object, **kwargs: object) -> object:
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return real(*args, **kwargs)  # type: ignore[operator]  # whichever function it stands for
+
+        return act
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", dying(Path.rename))
+        patch.setattr(module, "_remove", dying(module._remove))
+        patch.setattr(Path, "unlink", dying(Path.unlink))
+        try:
+            journal.commit(overwrite=True)
+        except KeyboardInterrupt:
+            journal.close()
+    whole = [path for path in (dst, partial_path(dst), old_path(dst)) if is_container(path)]
+    assert {content(path) for path in whole} >= {"new"}
+    with pytest.raises(OutputError, match="exists"):  # the next encode first puts things right
+        Journal.start(dst, FINGERPRINT)
+    assert is_container(dst)
+    assert not old_path(dst).exists()
+    assert content(dst) == ("old" if step == 0 else "new")
+
+
+def test_discarding_leaves_nothing(dst: Path) -> None:
+    with Journal.start(dst, FINGERPRINT) as journal:
+        record(journal, 0, b"shard")
+        journal.discard()
+    assert names(dst.parent) == []
+
+
+def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="cannot be written"):
+        Journal.start(tmp_path / "file" / "a.zarr", FINGERPRINT)
+    with pytest.raises(UsageError, match="is no name"):
+        Journal.start(Path("/"), FINGERPRINT)
+
+
+def test_a_full_disk_is_a_clear_error(dst: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with Journal.start(dst, FINGERPRINT) as journal:
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OutputError, match=r"a\.zarr\.journal: cannot be written: No space left on device"):
+            record(journal, 0, b"")
+
+
+def test_the_source_is_known_by_name_size_and_time(tmp_path: Path) -> None:
+    (tmp_path / "a.svs").write_bytes(b"12345")
+    os.utime(tmp_path / "a.svs", ns=(0, 7))
+    assert source_identity(tmp_path / "a.svs") == FINGERPRINT["source"]

@@ -1,0 +1,195 @@
+"""Statistics found by trying: cheaper than those that were measured, the same in every run, glass still exact."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import histocodec
+from histocodec.codec.chunk import HyperCoder
+from histocodec.codec.quantise import Quantiser
+from histocodec.codec.transform import Transform
+from histocodec.codec.window import Surroundings
+from histocodec.formats.container.read import Container
+from histocodec.formats.encode.sampling import SampleSource
+from histocodec.formats.encode.statistics import PIECES, _Cost, _curve, _log_bits, refined_stats
+from histocodec.geometry import Region
+from histocodec.models.config import ModelConfig
+from histocodec.normalise import ChannelStats, tissue_stats
+from histocodec.slide import Slide
+from histocodec.sources.array import ArraySlide
+from histocodec.sources.synthetic import GLASS, synthetic_slide
+from histocodec.threads import Workers
+from tests.support.tiny import tiny_model, tiny_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+QUALITY = 60
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    pool = Workers(1)
+    yield pool
+    pool.close()
+
+
+@lru_cache(maxsize=1)
+def transform() -> Transform:
+    return Transform(tiny_weights(), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def container(tmp_path_factory: pytest.TempPathFactory) -> Container:
+    folder = tmp_path_factory.mktemp("refine")
+    slide = ArraySlide(synthetic_slide(256, 256, seed=1))
+    histocodec.encode(slide, folder / "a.zarr", model=str(tiny_model(folder)), device="cpu")
+    return Container.open(folder / "a.zarr")
+
+
+def source_of(slide: ArraySlide, stats: ChannelStats, container: Container) -> SampleSource:
+    return SampleSource(slide, (0,), GLASS, stats, lambda _: False, container.attributes)
+
+
+def cost(slide: ArraySlide, stats: ChannelStats, quality: int) -> tuple[float, float]:
+    chunk = Surroundings.of(slide, 0, slide.levels[0].region, tiny_weights().config)
+    window = chunk.analysed(transform(), stats)
+    plain = Quantiser(transform(), HyperCoder(tiny_weights()), stats, lambda: window, effort=0)
+    return plain.rounded_cost(window, quality)
+
+
+def test_they_are_cheaper_at_equal_error(container: Container, workers: Workers) -> None:
+    slide = ArraySlide(synthetic_slide(256, 256, seed=2))
+    measured = tissue_stats(slide)
+    coder = HyperCoder(tiny_weights())
+    found = refined_stats(source_of(slide, measured, container), QUALITY, transform(), coder, workers, effort=2)
+    again = refined_stats(source_of(slide, measured, container), QUALITY, transform(), coder, workers, effort=2)
+    assert found == again
+    assert found[0] != measured
+    bits, error = cost(slide, *found)
+    worse = [cost(slide, measured, quality) for quality in range(QUALITY - 12, QUALITY + 13)]
+    at_equal_error = np.interp(np.log(error), *zip(*sorted((np.log(e), np.log(b)) for b, e in worse), strict=True))
+    assert np.log(bits) < at_equal_error
+    fainter = np.prod(found[0].std / measured.std) ** (1 / 3)
+    weights = [tiny_weights().hyper.rate_weight(quality) for quality in (found[1], QUALITY)]
+    assert fainter**2 == pytest.approx(weights[0] / weights[1], rel=1e-4)  # bits are worth the same error as before
+
+
+def test_the_mean_that_glass_needs_is_kept(container: Container, workers: Workers) -> None:
+    slide = ArraySlide(synthetic_slide(256, 256, seed=2))
+    measured = tissue_stats(slide)
+
+    def align(stats: ChannelStats, quality: int) -> ChannelStats:
+        return ChannelStats(measured.mean + quality / 20, stats.std)
+
+    source, coder = source_of(slide, measured, container), HyperCoder(tiny_weights())
+    found, quality = refined_stats(source, QUALITY, transform(), coder, workers, effort=2, align=align)
+    assert np.allclose(found.mean, measured.mean + quality / 20)
+    assert not np.array_equal(found.std, measured.std)
+
+
+def test_a_slide_may_be_coded_as_a_fainter_one_or_a_stronger_one(container: Container, workers: Workers) -> None:
+    pixels, coder = synthetic_slide(256, 256, seed=2), HyperCoder(tiny_weights())
+    found = []
+    for factor in (0.4, 2.5):  # of what statistics should be
+        slide = ArraySlide(pixels)
+        source = source_of(slide, tissue_stats(slide).fainter(GLASS, factor), container)
+        found.append(refined_stats(source, QUALITY, transform(), coder, workers, effort=1)[1])
+    assert found[1] <= QUALITY <= found[0]
+    assert found[1] < found[0]
+
+
+def test_without_effort_only_a_large_slide_is_taken_for_another(
+    container: Container, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slide, coder = ArraySlide(synthetic_slide(256, 256, seed=2)), HyperCoder(tiny_weights())
+    source = source_of(slide, tissue_stats(slide).fainter(GLASS, 2.5), container)
+    before = source.stats, QUALITY
+    assert refined_stats(source, QUALITY, transform(), coder, workers, effort=0) == before
+    monkeypatch.setattr("histocodec.formats.encode.statistics.LARGE", 0.2)  # chunks: a quarter of one is this slide
+    stats, quality = refined_stats(source, QUALITY, transform(), coder, workers, effort=0)
+    assert quality < QUALITY
+    assert np.ptp(stats.std / source.stats.std) < 1e-6  # no directions
+
+
+def test_many_places_are_tried_instead_of_few_chunks(
+    container: Container, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Region] = []
+    read = Surroundings.of
+
+    def remembered(slide: Slide, level: int, chunk: Region, config: ModelConfig) -> Surroundings:
+        tried.append(chunk)
+        return read(slide, level, chunk, config)
+
+    monkeypatch.setattr(Surroundings, "of", remembered)
+    monkeypatch.setattr("histocodec.formats.encode.statistics.TRIES", 0)
+    coder = HyperCoder(tiny_weights())
+    for height, width, sizes in ((512, 700, {(512, 512), (188, 512)}), (1024, 2048, {(256, 256)})):
+        tried.clear()
+        slide = ArraySlide(synthetic_slide(width, height, seed=2))
+        source = source_of(slide, tissue_stats(slide), container)
+        refined_stats(source, QUALITY, transform(), coder, workers, effort=1)
+        assert {(region.width, region.height) for region in tried} <= sizes
+        assert len(tried) == len(set(map(str, tried))) == (2 if height == 512 else PIECES)
+
+
+def test_a_curve_is_read_between_its_points_and_beyond() -> None:
+    curve = _curve([_Cost(100, 40), _Cost(150, 45), _Cost(200, 10), _Cost(400, 2.5), _Cost(900, 0)])
+    assert [point.bits for point in curve] == [100, 200, 400]
+    for error, bits in ((80, 100 / 2**0.5), (20, 200 / 2**0.5), (10, 200), (5, 200 * 2**0.5), (1.25, 400 * 2**0.5)):
+        assert np.exp(_log_bits(curve, error)) == pytest.approx(bits)
+    assert _log_bits(curve, 0) == _log_bits(curve, 1)
+
+
+def test_a_slide_of_one_colour_is_coded(tmp_path: Path) -> None:
+    slide, model = ArraySlide(np.full((300, 300, 3), (150, 80, 150), np.uint8)), str(tiny_model(tmp_path))
+    report = histocodec.encode(slide, tmp_path / "a.zarr", model=model, device="cpu", quality=95)
+    assert report.psnr > 30
+
+
+def test_glass_alone_keeps_its_statistics(container: Container, workers: Workers) -> None:
+    slide = ArraySlide(np.full((600, 600, 3), GLASS, np.uint8), background=GLASS)
+    stats, coder = tissue_stats(slide), HyperCoder(tiny_weights())
+    assert refined_stats(source_of(slide, stats, container), 50, transform(), coder, workers, effort=2) == (stats, 50)
+
+
+def test_glass_is_exact_at_the_quality_that_a_target_leads_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.full((512, 1024, 3), GLASS, np.uint8)
+    pixels[:, 256:768] = synthetic_slide(512, 512, seed=3)
+    qualities = iter([40, 40, 60, 60])  # at first, aligned, refined, aligned again
+    monkeypatch.setattr("histocodec.formats.encode.encode.choose_quality", lambda *_: next(qualities))
+    model = str(tiny_model(tmp_path))
+    histocodec.encode(ArraySlide(pixels), tmp_path / "a.zarr", model=model, device="cpu", ratio=20)
+    container = Container.open(tmp_path / "a.zarr")
+    assert container.attributes.levels[0].quality == 60
+    stats, colour = container.stats().channels, container.attributes.background.colour
+    exact = transform().aligned(stats, colour, 60)
+    assert np.allclose(exact.mean, stats.mean, atol=0.05)
+    assert not np.allclose(transform().aligned(stats, colour, 40).mean, stats.mean, atol=0.05)
+
+
+def test_the_mean_under_which_glass_came_out_best_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    stats = tissue_stats(ArraySlide(synthetic_slide(256, 256, seed=2)))
+    latents, off = iter((90, 80, 70, 60)), iter((3.0, -1.0, 5.0, 7.0))  # as at a quality whose latents follow the mean
+    monkeypatch.setattr(Transform, "flat", lambda *_: np.full(48, next(latents), np.float32))
+    monkeypatch.setattr(
+        Transform, "decoded", lambda *_: torch.tensor(GLASS)[None, :, None, None].expand(1, 3, 16, 16) + next(off)
+    )
+    assert np.allclose(transform().aligned(stats, GLASS, 60).mean, stats.mean - 3)
+
+
+def test_only_effort_looks_for_them(tmp_path: Path) -> None:
+    slide, model = ArraySlide(synthetic_slide(512, 512, seed=3)), str(tiny_model(tmp_path))
+    stored = []
+    for effort in (0, 1):
+        path = tmp_path / f"{effort}.zarr"
+        histocodec.encode(slide, path, model=model, device="cpu", quality=50, effort=effort, embed_model=True)
+        stored.append(Container.open(path).stats().channels)
+        with histocodec.open(path, device="cpu") as opened:
+            assert opened.read(opened.levels[0].region, 0).shape == (512, 512, 3)
+    assert np.array_equal(stored[0].std, tissue_stats(slide).std)  # the mean is moved for glass
+    assert not np.array_equal(stored[1].std, stored[0].std)

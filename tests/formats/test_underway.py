@@ -1,0 +1,90 @@
+"""No two threads decode the same chunk at a time."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from histocodec.codec.chunk import HyperCoder
+from histocodec.formats.decode.blocks import BlockKey, Underway
+from histocodec.formats.decode.slide import open_compressed
+from histocodec.formats.encode.encode import encode_slide
+from histocodec.formats.encode.options import EncodeOptions
+from histocodec.models.weights import MODELS_VARIABLE
+from histocodec.sources import ArraySlide
+from histocodec.sources.synthetic import synthetic_slide
+from tests.support.tiny import tiny_model
+
+KEY = BlockKey(0, 0, 0)
+
+
+def test_the_second_waits_for_the_first() -> None:
+    underway, seen = Underway(), []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with underway.alone(KEY) as alone:
+            begun.set()
+            go_on.wait(10)
+            seen.append(("first", alone))
+
+    def second() -> None:
+        with underway.alone(KEY) as alone:
+            seen.append(("second", alone))
+
+    threads = [threading.Thread(target=target) for target in (first, second)]
+    threads[0].start()
+    assert begun.wait(10)
+    assert list(underway.last([KEY, BlockKey(0, 0, 1)])) == [BlockKey(0, 0, 1), KEY]
+    threads[1].start()
+    time.sleep(0.05)
+    assert seen == []
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    assert seen == [("first", True), ("second", False)]
+    with underway.alone(KEY) as alone:
+        assert alone
+
+
+def test_a_failure_leaves_the_way_free() -> None:
+    underway = Underway()
+    with pytest.raises(ValueError, match="broken"), underway.alone(KEY):
+        raise ValueError("broken")
+    with underway.alone(KEY) as alone:
+        assert alone
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_waits_for_nobody() -> None:
+    underway = Underway()
+    with underway.alone(KEY):
+        child = os.fork()
+        if child == 0:
+            with underway.alone(KEY) as alone:
+                os._exit(0 if alone else 1)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four blocks, whose windows share all four chunks, on four threads."""
+    model = tiny_model(tmp_path)
+    monkeypatch.setenv(MODELS_VARIABLE, str(tmp_path))
+    pixels = synthetic_slide(1024, 1024, seed=4)
+    encode_slide(ArraySlide(pixels, name="a"), tmp_path / "a.zarr", EncodeOptions(model=str(model), quality=40))
+    decoded: list[int] = []
+    plain = HyperCoder.decode
+
+    def counted(self: HyperCoder, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
+        decoded.append(len(data))
+        time.sleep(0.05)  # long enough for the others to ask for it
+        return plain(self, data, shape)
+
+    monkeypatch.setattr(HyperCoder, "decode", counted)
+    with open_compressed(tmp_path / "a.zarr", workers=4) as slide:
+        assert slide.read_array(0, 0, 1024, 1024).shape == (1024, 1024, 3)
+    assert len(decoded) == 4

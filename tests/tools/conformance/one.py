@@ -1,0 +1,153 @@
+"""Decodes containers in this process, in whatever way its environment asks for, and says what came out.
+
+    python -m tests.tools.conformance.one FOLDER [--encode NAME] [--device cuda] [--compile] [--latents-only]
+
+FOLDER holds the model, containers and their pixels in float64 as `unpack` lays them out. With --encode, the kit's
+widest image is encoded into FOLDER/NAME.zarr first. Prints one JSON object: `Finding`s by the container's name.
+"""
+
+import argparse
+import gzip
+import hashlib
+import json
+import sys
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from histocodec.codec.chunk import HyperCoder, fast_coder, quality_of
+from histocodec.formats.container.layout import BACKGROUND
+from histocodec.formats.container.read import Container
+from histocodec.formats.container.shard import read_chunk, read_index
+from histocodec.models.weights import ModelWeights, load_model
+from tests.tools.conformance import KIT, MODEL_ID, STEP
+
+if TYPE_CHECKING:
+    import torch
+
+    from histocodec.slide import Pixels
+
+
+@dataclass(frozen=True)
+class Finding:
+    """SHA-256 of the latents of each level by numpy, and by the fastest means, and whether both write the same bytes
+    again; for each type of number, the pixels' largest distance from float64 and the share further away than 1."""
+
+    latents: list[str]
+    fast: list[str]
+    rewritten: bool
+    pixels: dict[str, tuple[int, float]]
+
+
+def unpack(folder: Path) -> None:
+    """The kit, ready to be decoded."""
+    (folder / f"{MODEL_ID}.safetensors").write_bytes(gzip.decompress((KIT / "model.safetensors.gz").read_bytes()))
+    for packed in KIT.glob("*.zarr.zip"):
+        with zipfile.ZipFile(packed) as archive:
+            archive.extractall(folder / packed.stem)
+    for pixels in KIT.glob("*.npy"):
+        (folder / pixels.name).write_bytes(pixels.read_bytes())
+
+
+def decode_chunks(container: Container, coder: HyperCoder) -> tuple[list[str], bool]:
+    """SHA-256 of each level's latents as int16, and whether every chunk is written again byte for byte."""
+    attributes, digests, same = container.attributes, [], True
+    for level in range(len(attributes.levels)):
+        grid, side, across = attributes.grid(level), attributes.chunk, attributes.shard
+        shape = (attributes.model.channels, side, side)
+        whole = np.zeros((shape[0], grid.chunk_rows * side, grid.chunk_columns * side), "<i2")
+        for row, column in np.argwhere(container.tiles(level) != BACKGROUND):
+            path = container.shard_path(level, row // across, column // across)
+            data = read_chunk(path, read_index(path, across**2), row % across * across + column % across)
+            assert data is not None
+            y = coder.decode(data, shape)
+            quality = quality_of(data)  # the kit's own z are plainly h_a's, as its writer took them
+            plain = coder.encode(y, quality, z=coder.hyper_latents(y, quality, reluctance=0)) if y.any() else data
+            same &= data in (coder.encode(y, quality), plain)
+            whole[:, row * side : (row + 1) * side, column * side : (column + 1) * side] = y
+        cut = np.ascontiguousarray(whole[:, : grid.latent_rows, : grid.latent_columns])
+        digests.append(hashlib.sha256(cut.tobytes()).hexdigest())
+    return digests, same
+
+
+def latent_digests(path: Path, weights: ModelWeights) -> list[str]:
+    return decode_chunks(Container.open(path), HyperCoder(weights))[0]
+
+
+def decoded_pixels(path: Path, weights: ModelWeights, device: str, dtype: "torch.dtype") -> "Pixels":
+    """Every STEP-th pixel of level 0."""
+    from histocodec.codec.transform import choose_device
+    from histocodec.formats.decode.blocks import BlockDecoder, BlockKey
+    from histocodec.geometry import Grid, Region
+    from histocodec.threads import Workers
+
+    container, workers = Container.open(path), Workers(2)
+    level = container.attributes.levels[0]
+    grid = Grid(level.height, level.width, container.attributes.chunk_side)
+    level_region = Region(0, 0, level.width, level.height)
+    decoder = BlockDecoder(container, weights, choose_device(device), workers, cache_bytes=64 << 20, dtype=dtype)
+    pixels = np.empty((level.height, level.width, 3), np.uint8)
+    keys = [BlockKey(0, row, column) for row in range(grid.rows) for column in range(grid.cols)]
+    for key, block in decoder.blocks(keys):
+        pixels[grid.region(key.row, key.column).within(level_region)] = block
+    workers.close()
+    return pixels[::STEP, ::STEP]
+
+
+def oracle_pixels(path: Path, weights: ModelWeights) -> "Pixels":
+    import torch
+
+    return decoded_pixels(path, weights, "cpu", torch.float64)
+
+
+def _distance(found: "Pixels", expected: "Pixels") -> tuple[int, float]:
+    difference = np.abs(found.astype(np.int16) - expected)
+    return int(difference.max()), float((difference > 1).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], prog="python -m tests.tools.conformance.one")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--encode", metavar="NAME")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="the transforms, with torch.compile")
+    parser.add_argument("--latents-only", action="store_true", help="of the smallest container, without torch")
+    given = parser.parse_args()
+    weights = load_model(given.folder / f"{MODEL_ID}.safetensors")
+    if given.latents_only:
+        digests, same = decode_chunks(Container.open(given.folder / "small.zarr"), HyperCoder(weights))
+        assert "torch" not in sys.modules
+        print(json.dumps({"small": asdict(Finding(digests, digests, same, {}))}))
+        return
+    import torch
+
+    if given.compile:
+        from histocodec.models.transforms.network import Analysis, Synthesis
+
+        for network in (Analysis, Synthesis):
+            network.window = torch.compile(network.window, dynamic=True)
+    if given.encode:
+        from tests.tools.conformance.make import encode, images
+
+        path = given.folder / f"{given.encode}.zarr"
+        image, options = images()["wide"]
+        encode(image, path, options, given.folder / f"{MODEL_ID}.safetensors")
+        np.save(path.with_suffix(".npy"), oracle_pixels(path, weights))
+    found = {}
+    for path in sorted(given.folder.glob("*.zarr")):
+        container, expected = Container.open(path), np.load(path.with_suffix(".npy"))
+        latents, same = decode_chunks(container, HyperCoder(weights))
+        fast, also = decode_chunks(container, fast_coder(weights))
+        pixels = {
+            str(dtype).removeprefix("torch."): _distance(decoded_pixels(path, weights, given.device, dtype), expected)
+            for dtype in (torch.float32, torch.bfloat16)
+        }
+        found[path.stem] = asdict(Finding(latents, fast, same and also, pixels))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,437 @@
+"""Broken inputs of every kind, by the million: our own errors and nothing else, no hang, no growth of memory.
+
+    python -m tests.tools.fuzz --chunks 1000000
+
+Sound inputs are damaged as disks, networks and enemies do it: bits flipped, ends cut off, parts exchanged, checksums
+made good again. What a target is given follows from its name, the seed and the input's number. A finding is printed
+as hexadecimal, to become a test. `tests/test_fuzz.py` runs a slice of this.
+"""
+
+import argparse
+import faulthandler
+import gzip
+import json
+import struct
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from histocodec.codec.chunk import HyperCoder
+from histocodec.codec.transform import Transform, choose_device
+from histocodec.errors import HistocodecError
+from histocodec.formats.container.arrays import METADATA, Form, pack_values, unpack_values
+from histocodec.formats.container.attributes import Attributes
+from histocodec.formats.container.fields import Node, parse_json
+from histocodec.formats.container.layout import plain_arrays
+from histocodec.formats.container.read import described_by
+from histocodec.formats.container.shard import CRC_BYTES, crc32c, index_bytes, pack_shard, read_chunks, read_index
+from histocodec.formats.decode.slide import open_compressed
+from histocodec.formats.decode.verify import verify
+from histocodec.formats.encode.encode import encode_slide
+from histocodec.formats.encode.options import EncodeOptions
+from histocodec.models.prior.exact import IntegerPrior
+from histocodec.models.transforms.network import Margin
+from histocodec.models.weights import ModelWeights, parse_model
+from histocodec.normalise import DEFAULT_STATS
+from histocodec.sources import ArraySlide
+from histocodec.sources.synthetic import synthetic_slide
+from histocodec.train.data.patches import PatchSampler, training_image
+from histocodec.train.finish.synthesis import in_whole_numbers
+from tests.support.peak import peak_memory
+from tests.tools.make_golden import GOLDEN, MODEL_IDS
+
+MODEL_ID = MODEL_IDS["v1"]
+SHAPE = (8, 16, 16)  # of a chunk of the golden model: small, so that a million take minutes
+PATIENCE = 30  # seconds: an input that takes longer hangs, and ends the run with a traceback
+GROWTH = 128  # MiB that a run may add to the process, however many inputs and whatever they declare
+EFFECTS = (
+    "refused",  # by whoever reads pixels
+    "same, verified",  # the same pixels, and `verify --quick` names the file
+    "other, verified",  # attributes may be edited on purpose: reading believes what fits, `verify --quick` does not
+    "same",  # as if nothing had happened
+    "other",  # wrong pixels, and nobody says so: what must never happen
+)
+HOSTILE = [
+    None, True, False, 0, -1, 1, 0.5, 10**400, 2**31, 2**53, 1e308, float("nan"), float("inf"), "", "0", "../x",
+    "é\ud800", "x" * 2000, [], [[]], [1] * 100, {}, {"a": 1}, "Infinity", "int16", "\x1b[2J", "a/b", ".", "zarr.json",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Target:
+    """One way into the code: what makes inputs for it, and what takes them."""
+
+    name: str
+    make: Callable[[Random], bytes]
+    take: Callable[[bytes], object]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a target's inputs. Seconds of the slowest; MiB by which the process's peak grew."""
+
+    name: str
+    accepted: int
+    refused: int
+    seconds: float
+    slowest: float
+    growth: int
+
+    def __str__(self) -> str:
+        total = self.accepted + self.refused
+        return (
+            f"{self.name}: {total} inputs in {self.seconds:.0f} s, {self.refused} refused, {self.accepted} accepted, "
+            f"slowest {1000 * self.slowest:.0f} ms, {self.growth} MiB of memory added"
+        )
+
+
+class Finding(AssertionError):
+    """An input that got past us."""
+
+
+def fuzz(target: Target, count: int, *, seed: int = 0) -> Outcome:
+    """Gives a target so many inputs. Raises Finding at the first that has another effect than HistocodecError."""
+    with suppress(HistocodecError):
+        target.take(target.make(Random(0)))  # compiles and loads
+    accepted, slowest, before, began = 0, 0.0, peak_memory(), time.perf_counter()
+    for number in range(count):
+        data = target.make(Random(f"{target.name} {seed} {number}"))
+        start = time.perf_counter()
+        if number % 64 == 0:
+            faulthandler.dump_traceback_later(64 * PATIENCE, exit=True)
+        try:
+            with suppress(HistocodecError):
+                target.take(data)
+                accepted += 1
+        except Exception as exc:
+            raise Finding(f"{target.name} {seed} {number}: {type(exc).__name__}: {exc}; input {data.hex()}") from exc
+        slowest = max(slowest, time.perf_counter() - start)
+    faulthandler.cancel_dump_traceback_later()
+    growth = peak_memory() - before
+    if growth > GROWTH or slowest > PATIENCE:
+        raise Finding(f"{target.name} {seed}: {growth} MiB of memory and {slowest:.1f} s for an input")
+    return Outcome(target.name, accepted, count - accepted, time.perf_counter() - began, slowest, growth)
+
+
+# Damage.
+
+
+def damaged(data: bytes, rng: Random, *, other: bytes = b"") -> bytes:
+    """`data` after one to a few accidents."""
+    out = bytearray(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
+        at = rng.randrange(len(out) + 1)
+        match rng.randrange(8):
+            case 0 | 1 | 2 if at < len(out):
+                out[at] ^= 1 << rng.randrange(8)
+            case 3 if at < len(out):
+                out[at] = rng.choice((0, 1, 127, 128, 254, 255, rng.randrange(256)))
+            case 4:
+                del out[at:]
+            case 5:
+                out[at:at] = rng.randbytes(rng.choice((1, 2, 4, 40)))
+            case 6:
+                del out[at : at + rng.choice((1, 2, 4, 40))]
+            case _:
+                start = rng.randrange(len(other) + 1)
+                out[at : at + 16] = other[start : start + 16]
+    return bytes(out)
+
+
+def damaged_json(value: Any, rng: Random) -> Any:
+    """A copy of a JSON value, of which one part is another, missing or new."""
+    if isinstance(value, (dict, list)) and value and rng.random() < 0.85:
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        key, copy = rng.choice(keys), value.copy()
+        match rng.randrange(12):
+            case 0:
+                del copy[key]
+            case 1 if isinstance(copy, dict):
+                copy[rng.choice(("more", "", "é", "x" * 300))] = rng.choice(HOSTILE)
+            case 1 if isinstance(copy, list):
+                copy *= 2
+            case _:
+                copy[key] = damaged_json(value[key], rng)
+        return copy
+    if isinstance(value, int) and not isinstance(value, bool) and value < 2**60 and rng.random() < 0.5:
+        return rng.choice((value + 1, -value, 2 * value, value * 1000, value ^ 1 << rng.randrange(40), value + 0.0))
+    return rng.choice(HOSTILE)
+
+
+# Sound inputs.
+
+
+@lru_cache(maxsize=1)
+def golden_weights() -> ModelWeights:
+    return parse_model(gzip.decompress((GOLDEN / "v1" / f"{MODEL_ID}.safetensors.gz").read_bytes()), name=MODEL_ID)
+
+
+@lru_cache(maxsize=1)
+def sound_chunks() -> tuple[bytes, ...]:
+    """Of all qualities and extents, with and without escapes."""
+    coder, chunks = HyperCoder(golden_weights()), []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        y = np.rint(rng.laplace(0, 10 ** rng.uniform(-1, 3.2), SHAPE)).clip(-(2**15), 2**15 - 1).astype(np.int16)
+        ends = rng.integers(1, (*SHAPE[:2], SHAPE[2]), endpoint=True)
+        y[ends[0] :], y[:, ends[1] :], y[:, :, ends[2] :] = 0, 0, 0
+        chunks.append(coder.encode(y, int(rng.integers(101))))
+    return (*chunks, coder.encode(np.zeros(SHAPE, np.int16), 3))
+
+
+def small_container(folder: Path) -> Path:
+    """Of one chunk, with a profile and its model: it needs no other file."""
+    model, root = folder / f"{MODEL_ID}.safetensors", folder / "small.zarr"
+    model.write_bytes(golden_weights().data)
+    slide = ArraySlide(synthetic_slide(150, 130, seed=5), name="small", mpp=(0.25, 0.5), icc_profile=b"profile")
+    encode_slide(slide, root, EncodeOptions(model=str(model), device="cpu", workers=1, embed_model=True))
+    return root
+
+
+@lru_cache(maxsize=1)
+def sound_attributes() -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        node = described_by(small_container(Path(folder)))
+    assert node is not None and isinstance(node.value, dict)
+    return {**node.value, "associated": [{"name": "thumbnail", "width": 7, "height": 6}], "overview": [15, 10]}
+
+
+# Targets.
+
+
+def make_chunk(rng: Random) -> bytes:
+    chunk = rng.choice(sound_chunks())
+    match rng.randrange(8):
+        case 0:
+            return bytes(rng.randrange(n) for n in (102, 4, 10, 10)) + rng.randbytes(rng.randrange(200))
+        case 1:
+            return bytes((rng.randrange(101), *chunk[1:4])) + damaged(chunk[4:], rng)
+        case 2:  # the states, in which everything begins
+            at = 4 + rng.randrange(4)
+            return chunk[:at] + rng.randbytes(2) + chunk[at + 2 :]
+    return damaged(chunk, rng, other=rng.choice(sound_chunks()))
+
+
+class Chunks:
+    """Decodes with numpy's coder, and each fiftieth with the float64 oracle too: both must say the same."""
+
+    def __init__(self) -> None:
+        weights = golden_weights()
+        self.coder = HyperCoder(weights)
+        self.oracle = HyperCoder(weights, prior=IntegerPrior(weights.config, weights.arrays, dtype="float64"))
+        self.count = 0
+
+    def take(self, data: bytes) -> None:
+        self.count += 1
+        found = self._decoded(self.coder, data)
+        if self.count % 50 == 0:
+            assert found == self._decoded(self.oracle, data), "two priors disagree"
+        if isinstance(found, HistocodecError):
+            raise found
+
+    @staticmethod
+    def _decoded(coder: HyperCoder, data: bytes) -> "bytes | Refusal":
+        try:
+            return coder.decode(data, SHAPE).tobytes()
+        except HistocodecError as exc:
+            return Refusal(str(exc))
+
+
+class Refusal(HistocodecError):
+    """A refusal that equals every other."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Refusal)
+
+    __hash__ = HistocodecError.__hash__
+
+
+def make_shard(rng: Random) -> bytes:
+    slots = [rng.choice((None, rng.randbytes(rng.randrange(1, 9)))) for _ in range(4)]
+    shard = bytearray(pack_shard([b"x", *slots[1:]]))
+    if rng.random() < 0.7:  # an index that lies, under a sound checksum
+        at = len(shard) - index_bytes(4) + 8 * rng.randrange(8)
+        wrong = rng.choice((0, 1, 3, 4, 5, len(shard), 2**26 + 4, 2**63, 2**64 - 1, rng.randrange(100)))
+        shard[at : at + 8] = struct.pack("<Q", wrong)
+        shard[-CRC_BYTES:] = crc32c(bytes(shard[-index_bytes(4) : -CRC_BYTES]))
+        return bytes(shard)
+    return damaged(bytes(shard), rng)
+
+
+class Shards:
+    """Reads every chunk of a shard from a file, as a container's are read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "shard"
+
+    def take(self, data: bytes) -> None:
+        self.file.write_bytes(data)
+        index = read_index(self.file, 4)
+        covered = [at for entry in index.entries if entry for at in range(entry[0], sum(entry))]
+        assert len(covered) == len(set(covered)), "chunks overlap"
+        assert all(at < len(data) - index_bytes(4) for at in covered), "a chunk lies in the index"
+        read_chunks(self.file, index, range(4))
+
+
+def make_attributes(rng: Random) -> bytes:
+    value = sound_attributes()
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        value = damaged_json(value, rng)
+    text = json.dumps(value).encode()
+    return damaged(text, rng) if rng.random() < 0.3 else text
+
+
+def take_attributes(data: bytes) -> None:
+    attributes = Attributes.from_json(parse_json(data, "zarr.json"))
+    again = Attributes.from_json(Node(attributes.to_json(), "again"))
+    assert again == attributes, "attributes do not come back"
+    assert sum(form.chunk_bytes for form in plain_arrays(attributes).values()) < 2**34
+
+
+FORM = Form((64, 64), "uint8")
+
+
+def make_array(rng: Random) -> bytes:
+    values = np.frombuffer(bytes(rng.choice((0, 64)) for _ in range(64)) * 64, np.uint8)
+    return damaged(pack_values(values.reshape(FORM.shape), FORM), rng)
+
+
+@lru_cache(maxsize=1)
+def whole_weights() -> ModelWeights:
+    """The golden model with its synthesis in whole numbers."""
+    image = training_image(synthetic_slide(256, 256, seed=0), "fuzz", choose_device("cpu"))
+    assert image is not None
+    return in_whole_numbers(golden_weights(), PatchSampler([image], batch=2, size=64, seed=0), MODEL_ID)
+
+
+def make_model(rng: Random) -> bytes:
+    data = rng.choice((golden_weights(), whole_weights())).data
+    size = int.from_bytes(data[:8], "little")
+    header, body = json.loads(data[8 : 8 + size]), data[8 + size :]
+    kind = rng.randrange(4)
+    if kind == 0:
+        return damaged(data[: 8 + size], rng) + body
+    if kind == 1:
+        return data[: 8 + size] + damaged(body, rng)
+    if kind == 2:
+        config = json.loads(header["__metadata__"]["config"])
+        header["__metadata__"]["config"] = json.dumps(damaged_json(config, rng))
+    else:
+        header = damaged_json(header, rng)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + body
+
+
+def take_model(data: bytes) -> None:
+    weights = parse_model(data, name="model")
+    window = np.ones((weights.hyper.latent_channels, 3, 3), np.float32)
+    with np.errstate(all="ignore"):  # weights that are not finite paint what they may
+        Transform(weights, choose_device("cpu")).synthesise([window], Margin(), DEFAULT_STATS)
+    HyperCoder(weights).decode(sound_chunks()[0], SHAPE)
+
+
+class Containers:
+    """Damages one file of a container on disk, and reads and verifies all of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = small_container(folder)
+        self.files = sorted(path for path in self.root.rglob("*") if path.is_file())
+        self.sound = {file: file.read_bytes() for file in self.files}
+        self.pixels = self.read()
+
+    def make(self, rng: Random) -> bytes:
+        """Which file, and what it then holds."""
+        file = rng.choice(self.files)
+        other = self.sound[rng.choice(self.files)]
+        return bytes([self.files.index(file)]) + damaged(self.sound[file], rng, other=other)
+
+    def take(self, data: bytes) -> None:
+        file = self.files[data[0]]
+        file.write_bytes(data[1:])
+        try:
+            with suppress(HistocodecError):
+                verify(self.root, device="cpu", workers=1)
+            self.read()
+        finally:
+            file.write_bytes(self.sound[file])
+
+    def read(self) -> np.ndarray:
+        with open_compressed(self.root, device="cpu", workers=1) as slide:
+            return slide.read(slide.levels[0].region, 0)
+
+    def flips(self, step: int = 1) -> Iterator[tuple[str, str]]:
+        """Changes each `step`-th byte of every file in turn, in one bit and in all. (file, its effect)"""
+        for file, sound in self.sound.items():
+            for at in range(0, len(sound), step):
+                for mask in (1 << at % 8, 255):
+                    file.write_bytes(sound[:at] + bytes([sound[at] ^ mask]) + sound[at + 1 :])
+                    yield file.relative_to(self.root).as_posix(), self._effect()
+            file.write_bytes(sound)
+
+    def _effect(self) -> str:
+        """One of EFFECTS."""
+        try:
+            same = np.array_equal(self.read(), self.pixels)
+        except HistocodecError:
+            return "refused"
+        return ("same, verified" if same else "other, verified") if self._found() else "same" if same else "other"
+
+    def _found(self) -> bool:
+        try:
+            return not verify(self.root, device="cpu", workers=1, quick=True).ok
+        except HistocodecError:
+            return True
+
+
+def targets(folder: Path) -> list[Target]:
+    """All of them; `folder` is for their files."""
+    containers = Containers(folder)
+    return [
+        Target("chunks", make_chunk, Chunks().take),
+        Target("shards", make_shard, Shards(folder).take),
+        Target("attributes", make_attributes, take_attributes),
+        Target("arrays", make_array, lambda data: unpack_values(data, FORM, "array")),
+        Target("models", make_model, take_model),
+        Target("containers", containers.make, containers.take),
+    ]
+
+
+def flip_all(folder: Path, *, step: int = 1) -> dict[str, int]:
+    """How often a changed byte had which effect. Raises Finding for a silent one."""
+    count = dict.fromkeys(EFFECTS, 0)
+    for name, effect in Containers(folder).flips(step):
+        if effect == "other" or (effect == "other, verified" and name != METADATA):
+            raise Finding(f"{name}: a changed byte gives other pixels")
+        count[effect] += 1
+    return count
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], prog="python -m tests.tools.fuzz")
+    parser.add_argument("--chunks", type=int, default=1_000_000, help="damaged latent chunks")
+    parser.add_argument("--others", type=int, default=100_000, help="damaged shards, attributes and arrays, of each")
+    parser.add_argument("--files", type=int, default=5_000, help="damaged models and containers, of each")
+    parser.add_argument("--flips", type=int, default=1, metavar="STEP", help="change every STEP-th byte; 0: none")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        counts = {"chunks": given.chunks, "models": given.files, "containers": given.files}
+        for target in targets(Path(folder)):
+            if count := counts.get(target.name, given.others):
+                print(fuzz(target, count, seed=given.seed), flush=True)
+    if given.flips:
+        with tempfile.TemporaryDirectory() as folder:
+            for effect, count in flip_all(Path(folder), step=given.flips).items():
+                print(f"changed bytes: {count} {effect}")
+
+
+if __name__ == "__main__":
+    main()

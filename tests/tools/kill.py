@@ -1,0 +1,176 @@
+"""`kill -9` at random moments: the old output or the new one is always whole, and the next run ends what was begun.
+
+    python -m tests.tools.kill --moments 50
+
+Encodes are killed from their first to their last moment, as often a `--resume` and an `--overwrite`. They are forks of
+this process, which has everything loaded, so that a moment is one of encoding and not of starting Python. What a
+commit leaves when it dies between two of its steps, `tests/test_journal.py` tests step by step.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import tifffile
+
+from histocodec.cli.main import run
+from histocodec.formats.encode.journal import journal_path, old_path, partial_path
+from histocodec.sources.synthetic import synthetic_slide
+from tests.support.tiny import tiny_model
+
+SHARDS = 2  # of 4096 pixels
+OLD, NEW = "20", "50"  # the qualities of the container that is replaced, and of that which replaces it
+Contents = dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all scenarios share: a source, a model, and what undisturbed encodes make of them."""
+
+    folder: Path
+    source: Path
+    model: Path
+    old: Contents
+    new: Contents
+
+    @property
+    def target(self) -> Path:
+        return self.folder / "a.zarr"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """`begin` sets up what is there before; `options` are those of the encode that is killed, `again` of the next."""
+
+    name: str
+    begin: Callable[[Bench], None]
+    options: tuple[str, ...]
+    again: tuple[str, ...]
+
+
+def prepare(folder: Path) -> Bench:
+    source, model = folder / "slide.tif", tiny_model(folder)
+    pixels = np.tile(synthetic_slide(1024, 32, seed=2), (1, 4 * SHARDS, 1))
+    tifffile.imwrite(source, pixels, tile=(32, 1024), photometric="rgb", compression="deflate", metadata=None)
+    made = {}
+    for quality in (OLD, NEW):
+        target = folder / "made.zarr"
+        assert _wait(_encode(source, target, model, quality)) == 0
+        made[quality] = contents(target)
+        shutil.rmtree(target)
+    return Bench(folder, source, model, made[OLD], made[NEW])
+
+
+def contents(path: Path) -> Contents:
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def _encode(source: Path, target: Path, model: Path, quality: str, *options: str) -> int:
+    """A fork that encodes; its process's number."""
+    child = os.fork()
+    if child == 0:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            os.dup2(nowhere.fileno(), 2)
+        given = ["--model", str(model), "--device", "cpu", "--levels", "0", "--workers", "1", "--quality", quality]
+        os._exit(run(["encode", str(source), str(target), *given, *options]))
+    return child
+
+
+def _wait(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _nothing(bench: Bench) -> None:
+    for path in (bench.target, partial_path(bench.target), old_path(bench.target), journal_path(bench.target)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _half_done(bench: Bench) -> None:
+    """An encode that was killed after its first shard."""
+    _nothing(bench)
+    child = _encode(bench.source, bench.target, bench.model, NEW)
+    while not journal_path(bench.target).exists() or journal_path(bench.target).read_bytes().count(b"tiles") == 0:
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    _wait(child)
+
+
+def _old_one(bench: Bench) -> None:
+    _nothing(bench)
+    for name, data in bench.old.items():
+        (bench.target / name).parent.mkdir(parents=True, exist_ok=True)
+        (bench.target / name).write_bytes(data)
+
+
+SCENARIOS = (
+    Scenario("encode", _nothing, (), ("--resume",)),
+    Scenario("--resume", _half_done, ("--resume",), ("--resume",)),
+    Scenario("--overwrite", _old_one, ("--overwrite",), ("--overwrite",)),
+)
+
+
+def undisturbed(bench: Bench, scenario: Scenario) -> float:
+    """Seconds that it takes, with nobody killing it."""
+    scenario.begin(bench)
+    begun = time.perf_counter()
+    assert _wait(_encode(bench.source, bench.target, bench.model, NEW, *scenario.options)) == 0
+    return time.perf_counter() - begun
+
+
+def kill_once(bench: Bench, scenario: Scenario, after: float) -> str:
+    """Kills one encode after so many seconds. What was there then; AssertionError where it was not whole."""
+    scenario.begin(bench)
+    child = _encode(bench.source, bench.target, bench.model, NEW, *scenario.options)
+    time.sleep(after)
+    os.kill(child, signal.SIGKILL)
+    _wait(child)
+    left = _state(bench, replaces=scenario.name == "--overwrite")
+    if left != "new" or "--overwrite" in scenario.again:
+        assert _wait(_encode(bench.source, bench.target, bench.model, NEW, *scenario.again)) == 0
+    assert contents(bench.target) == bench.new, f"{scenario.name} killed after {after:.3f} s does not end well"
+    return left
+
+
+def _state(bench: Bench, *, replaces: bool) -> str:
+    """ "none", "old" or "new": the output that is there, whole. "between": a commit's two renamings, both whole."""
+    if bench.target.exists():
+        found = contents(bench.target)
+        assert found == bench.new or (replaces and found == bench.old), "neither the old output nor the new one"
+        return "new" if found == bench.new else "old"
+    if not replaces:
+        return "none"
+    assert contents(old_path(bench.target)) == bench.old and contents(partial_path(bench.target)) == bench.new
+    return "between"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], prog="python -m tests.tools.kill")
+    parser.add_argument("--moments", type=int, default=50, help="of each of the three")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    rng = Random(given.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = prepare(Path(folder))
+        for scenario in SCENARIOS:
+            left: Counter[str] = Counter()
+            for i in range(given.moments):
+                if i % 5 == 0:  # a machine is not always as busy
+                    whole = undisturbed(bench, scenario)
+                left[kill_once(bench, scenario, 1.2 * whole * rng.random())] += 1
+            counts = ", ".join(f"{count} {state}" for state, count in sorted(left.items()))
+            print(f"{scenario.name}: {given.moments} moments, left behind: {counts}; all ended well", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

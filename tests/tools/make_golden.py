@@ -1,0 +1,152 @@
+"""Makes the golden files of one format version and family. Run once for each; what it wrote is never rewritten.
+
+    python -m tests.tools.make_golden v1
+    python -m tests.tools.make_golden v1-vae
+
+The models are made of seeded integers, not trained, with tables of three symbols, so that everything stays at a few
+kilobytes; what counts is that its bytes and its decoded integers stay what they are.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save
+
+from histocodec.codec.chunk import latent_coder
+from histocodec.entropy import TableSet, quantise_pmf
+from histocodec.models.config import HyperConfig, VaeConfig
+from histocodec.models.export import export_model
+from histocodec.models.hyper import HyperModel
+from histocodec.models.prior.graph import MEAN_BITS, SCALES
+from histocodec.models.vae.network import VaeDecoder, VaeEncoder
+from histocodec.models.weights import FORMAT, ModelWeights, parse_model
+from histocodec.sources import ArraySlide
+from histocodec.sources.synthetic import synthetic_slide
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+MODEL_IDS = {"v1": "golden-1", "v1-vae": "golden-vae-1"}
+CONFIG = HyperConfig(
+    latent_channels=8,
+    hyper_channels=4,
+    hyper_width=4,
+    context_width=4,
+    analysis8=(True,),
+    analysis16=(False,),
+    synthesis16=(False,),
+    synthesis8=(True,),
+    anchors=2,
+)
+
+
+def golden_model() -> ModelWeights:
+    """Transforms that are sparse, a prior that is random: together it exercises every field of the format."""
+    generator = torch.Generator().manual_seed(1)
+    model = HyperModel(CONFIG)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        for i in range(192):
+            model.g_a.head.weight[i, i] = 1
+            model.g_s.tail.weight[i, i] = 1
+        for channel in range(8):  # each latent is the mean of a few pixels of its 16×16 block, spread back
+            for plane in range(channel, 192, 8):
+                model.g_a.down.weight[channel, plane] = 1 / 64
+                model.g_s.up.weight[channel, plane] = 1.5
+        for name, weight in model.prior.weights.items():
+            scale = 0.25 if "heads" in name or "predict" in name else 0.5
+            weight.copy_((torch.rand(weight.shape, generator=generator) - 0.5) * scale)
+        for bias in model.prior.biases.values():
+            bias.copy_(torch.rand(bias.shape, generator=generator) * 0.5)
+        model.prior.scale_base.copy_(torch.linspace(2, -1, 8))
+        model.gains.log_gain[:] = torch.tensor([0.0, 3.0])[:, None]
+        model.gains.log_inverse[:] = -model.gains.log_gain
+    return export_model(model, MODEL_IDS["v1"], tables=golden_tables())
+
+
+def golden_tables() -> TableSet:
+    """Of three symbols each"""
+    rows = []
+    for index in range(SCALES << MEAN_BITS):
+        spread = 0.02 + 0.9 * index / (SCALES << MEAN_BITS)
+        rows.append(quantise_pmf(np.array([spread / 3, 1 - spread, spread / 3, spread / 3])))
+    count = len(rows)
+    return TableSet(np.full(count, -1, np.int16), np.full(count, 3, np.uint16), np.concatenate(rows))
+
+
+def golden_vae() -> ModelWeights:
+    """Small random weights, means and scales of all kinds."""
+    config = VaeConfig(latent_channels=8, stride=32, ratio=None, widths=(4, 4, 8, 8), bottleneck=4)
+    random = np.random.default_rng(2)
+    arrays: dict[str, np.ndarray] = {}
+    for part, network in (("g_a", VaeEncoder(config, folded=True)), ("g_s", VaeDecoder(config, folded=True))):
+        for name, tensor in network.state_dict().items():
+            arrays[f"{part}.{name}"] = (random.integers(-8, 9, tuple(tensor.shape)) / 24).astype(np.float16)
+    gain = np.exp2(np.arange(101)[:, None] / 20 + np.arange(8) / 8)
+    arrays |= {
+        "gain": gain.astype(np.float32),
+        "inverse_gain": (1 / gain).astype(np.float32),
+        "prior.latent_mean": random.integers(-20, 21, (101, 8)).astype(np.int16),
+        "prior.latent_index": random.integers(0, SCALES, (101, 8)).astype(np.uint8),
+    }
+    tables = golden_tables()
+    arrays |= {"tables.low": tables.low, "tables.size": tables.size, "tables.freq": tables.freq}
+    name = MODEL_IDS["v1-vae"]
+    metadata = {"format": FORMAT, "id": name, "family": config.family, "config": config.to_json()}
+    return parse_model(save(arrays, metadata=metadata), name=name)
+
+
+def golden_latents() -> np.ndarray:
+    """(8, 8, 8) int16 with zeros beyond an extent, small values and escapes."""
+    rng = np.random.default_rng(1)
+    y = np.zeros((8, 8, 8), np.int16)
+    y[:7, :6, :8] = rng.integers(-2, 3, (7, 6, 8))
+    y[0, 0, 0], y[3, 2, 1] = 700, -32768
+    return y
+
+
+def make(name: str) -> None:
+    from histocodec.formats.decode.slide import open_compressed
+    from histocodec.formats.encode.encode import encode_slide
+    from histocodec.formats.encode.options import EncodeOptions
+
+    folder, model_id = GOLDEN / name, MODEL_IDS[name]
+    if folder.exists():
+        raise SystemExit(f"{folder} exists; golden files are never rewritten")
+    folder.mkdir(parents=True)
+    weights = golden_model() if name == "v1" else golden_vae()
+    model = folder / f"{model_id}.safetensors"
+    model.write_bytes(weights.data)
+    os.environ["HISTOCODEC_MODELS"] = str(folder)
+    container = folder / "slide.zarr"
+    slide = ArraySlide(synthetic_slide(150, 130, seed=5), name="golden", mpp=(0.25, 0.5), icc_profile=b"profile")
+    encode_slide(slide, container, EncodeOptions(quality=80, model=str(model), device="cpu", background="code"))
+    with open_compressed(container, device="cpu") as opened:
+        pixels = opened.read(opened.levels[0].region, 0)
+        latents = np.asarray(opened.latents(0)[:])
+    chunk = latent_coder(weights).encode(golden_latents(), 37)
+    facts = {
+        "model_sha256": weights.sha256,
+        "chunk": chunk.hex(),
+        "latents_sha256": hashlib.sha256(latents.astype("<i2").tobytes()).hexdigest(),
+        "mean_pixels": [[round(float(v), 2) for v in row] for row in pixels.reshape(130, 150, 3)[::26, ::30].mean(2)],
+    }
+    (folder / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
+    with zipfile.ZipFile(folder / "slide.zarr.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(container.rglob("*")):
+            if file.is_file():
+                archive.write(file, file.relative_to(container).as_posix())
+    shutil.rmtree(container)
+    (folder / f"{model_id}.safetensors.gz").write_bytes(gzip.compress(weights.data, mtime=0))
+    model.unlink()
+
+
+if __name__ == "__main__":
+    make(sys.argv[1])
