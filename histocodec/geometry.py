@@ -124,3 +124,12 @@ class Grid:
         for row in range(inside.y // self.block, ceil_div(inside.y_end, self.block)):
             for col in range(inside.x // self.block, ceil_div(inside.x_end, self.block)):
                 yield row, col
+
+
+@dataclass(frozen=True, order=True)
+class ChunkKey:
+    """The place of a chunk: its level, and its row and column in that level's grid of chunks."""
+
+    level: int
+    row: int
+    column: int
