@@ -3,9 +3,9 @@
 As for the flagship (`histocodec.train.start.klt`): a Karhunen–Loève transform of 16×16 blocks, here followed by a
 cosine transform across the blocks of a patch, of whose coefficients the D with the largest variances become the
 latents. With variances e_k, the autoencoder of least error + w · divergence is known for Gaussian coefficients: an
-error of θ = w/2 in every coefficient whose variance is larger, i.e. a posterior of variance θ/e_k, for ½ log(e_k/θ) nats (reverse
-water-filling; Cover and Thomas, Elements of Information Theory, 10.3.3). θ is that at which the bits of the ratio
-are spent. The stages begin with almost nothing and learn what is not linear.
+error of θ = w/2 in every coefficient whose variance is larger, i.e. a posterior of variance θ/e_k, for ½ log(e_k/θ)
+nats (reverse water-filling; Cover and Thomas, Elements of Information Theory, 10.3.3). θ is that at which the bits of
+the ratio are spent. The stages begin with almost nothing and learn what is not linear.
 """
 
 import math
