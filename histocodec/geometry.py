@@ -133,3 +133,21 @@ class ChunkKey:
     level: int
     row: int
     column: int
+
+    def shard(self, side: int) -> "ShardKey":
+        """The shard that holds this chunk, where shards have `side` × `side` chunks."""
+        return ShardKey(self.level, self.row // side, self.column // side)
+
+
+@dataclass(frozen=True, order=True)
+class ShardKey:
+    """The place of a shard: its level, and its row and column in that level's grid of shards."""
+
+    level: int
+    row: int
+    column: int
+
+    def chunks(self, side: int) -> list[ChunkKey]:
+        """The keys of its `side` × `side` chunks, row by row; some may lie beyond the level's edge."""
+        top, left = self.row * side, self.column * side
+        return [ChunkKey(self.level, top + i, left + j) for i in range(side) for j in range(side)]

@@ -3,7 +3,7 @@
 import pytest
 
 from histocodec.errors import UsageError
-from histocodec.geometry import Grid, Level, Region, ceil_div
+from histocodec.geometry import ChunkKey, Grid, Level, Region, ShardKey, ceil_div
 
 
 def test_division_rounds_up() -> None:
@@ -70,3 +70,10 @@ def test_blocks_outside_the_grid_are_refused() -> None:
         Grid(8, 8, 4).region(2, 0)
     with pytest.raises(UsageError, match="block"):
         Grid(8, 8, 0)
+
+
+def test_a_shard_holds_the_chunks_that_name_it() -> None:
+    chunks = ShardKey(1, 2, 3).chunks(4)
+    assert chunks[:2] == [ChunkKey(1, 8, 12), ChunkKey(1, 8, 13)]
+    assert len(chunks) == 16
+    assert {chunk.shard(4) for chunk in chunks} == {ShardKey(1, 2, 3)}
