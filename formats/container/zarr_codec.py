@@ -25,7 +25,7 @@ from histocodec.formats.container.attributes import MODEL_ID, SHA256
 from histocodec.models.config import GROUPS, QUALITIES
 
 if TYPE_CHECKING:
-    from histocodec.codec.chunk import LatentCoder
+    from histocodec.codec.chunk import ChunkCodec
     from histocodec.models.weights import ModelWeights
 
 CODEC_NAME = "histocodec.latent"
@@ -46,11 +46,11 @@ def register() -> None:
 
 
 @lru_cache(maxsize=4)
-def _coder(model: str, sha256: str) -> "LatentCoder":
-    from histocodec.codec.chunk import latent_coder  # here, so that looking at an array's metadata stays fast
+def _coder(model: str, sha256: str) -> "ChunkCodec":
+    from histocodec.codec.chunk import chunk_codec  # here, so that looking at an array's metadata stays fast
     from histocodec.models.weights import find_model
 
-    return latent_coder(_provided[sha256] if sha256 in _provided else find_model(model, sha256))
+    return chunk_codec(_provided[sha256] if sha256 in _provided else find_model(model, sha256))
 
 
 @dataclass(frozen=True)

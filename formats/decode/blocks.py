@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from histocodec.codec.chunk import LatentCoder, fast_coder, quality_of
+from histocodec.codec.chunk import ChunkCodec, fast_chunk_codec, quality_of
 from histocodec.codec.transform import Transform, around
 from histocodec.errors import FormatError
 from histocodec.formats.container.layout import BACKGROUND, LOSSLESS
@@ -415,9 +415,9 @@ class BlockDecoder:
 
 
 @lru_cache(maxsize=4)
-def _networks(weights: ModelWeights, device: torch.device, dtype: torch.dtype | None) -> tuple[LatentCoder, Transform]:
+def _networks(weights: ModelWeights, device: torch.device, dtype: torch.dtype | None) -> tuple[ChunkCodec, Transform]:
     """Put together once for all slides of a model: it takes as long as several regions."""
-    return fast_coder(weights), Transform(weights, device, dtype=dtype)
+    return fast_chunk_codec(weights), Transform(weights, device, dtype=dtype)
 
 
 def _side_by_side(keys: Iterable[BlockKey], most: int) -> Iterator[list[BlockKey]]:

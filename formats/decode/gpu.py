@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from histocodec.codec.gpu import kernels
-from histocodec.codec.gpu.coder import BatchCoder, Latents
+from histocodec.codec.gpu.chunk import GpuChunkDecoder, Latents
 from histocodec.codec.gpu.layers import launch
 from histocodec.codec.gpu.synthesis import TritonEngine, pixels
 from histocodec.formats.container.layout import BACKGROUND
@@ -131,7 +131,7 @@ class GpuRegions:
 
 
 @lru_cache(maxsize=4)
-def _networks(weights: ModelWeights, device: torch.device) -> tuple[BatchCoder, IntegerSynthesis]:
+def _networks(weights: ModelWeights, device: torch.device) -> tuple[GpuChunkDecoder, IntegerSynthesis]:
     """Put together once for all slides of a model."""
     engine = TritonEngine(weights.hyper, weights.arrays, device)
-    return BatchCoder(weights, device), IntegerSynthesis(weights.hyper, weights.arrays, device, engine=engine)
+    return GpuChunkDecoder(weights, device), IntegerSynthesis(weights.hyper, weights.arrays, device, engine=engine)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from histocodec.codec.chunk import fast_coder
+from histocodec.codec.chunk import fast_chunk_codec
 from histocodec.codec.quantise import Quantiser
 from histocodec.codec.transform import Transform, around, choose_device, latents_of, margin_of, whole_latents
 from histocodec.codec.window import Window
@@ -127,7 +127,7 @@ class _Encoder:
         self.source_levels = _chosen_levels(slide, options)
         self.clock = Clock(progress, 2 * sum(slide.levels[i].region.area for i in self.source_levels))
         self.transform = workers.run(lambda: Transform(weights, device))  # on one core, as in BlockDecoder
-        self.coder = workers.run(lambda: fast_coder(weights))
+        self.coder = workers.run(lambda: fast_chunk_codec(weights))
         view = coarse_view(slide)
         self.background: Colour = estimate_background(slide, view)
         self.stats = tissue_stats(slide, background=self.background, view=view, mapped=workers.map)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.codec.chunk import LatentCoder
+from histocodec.codec.chunk import ChunkCodec
 from histocodec.codec.quantise import Quantiser
 from histocodec.codec.transform import Transform
 from histocodec.codec.window import Surroundings
@@ -49,7 +49,7 @@ def refined_stats(
     source: SampleSource,
     quality: int,
     transform: Transform,
-    coder: LatentCoder,
+    coder: ChunkCodec,
     workers: Workers,
     *,
     effort: float,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.entropy import Decoder, Encoder
+from histocodec.entropy import RansDecoder, RansEncoder
 from histocodec.errors import FormatError, UsageError
 from histocodec.models.config import GROUPS, QUALITIES, HyperConfig
 from histocodec.models.prior.exact import PHASE_MASK, RELUCTANCE, IntegerPrior
@@ -82,8 +82,8 @@ def quality_of(data: bytes) -> int:
     return data[0]
 
 
-class LatentCoder(ABC):
-    """Codes chunks with one model's prior. Thread-safe. `latent_coder` and `fast_coder` make one."""
+class ChunkCodec(ABC):
+    """Codes chunks with one model's prior. Thread-safe. `chunk_codec` and `fast_chunk_codec` make one."""
 
     def __init__(self, weights: ModelWeights) -> None:
         self.weights = weights
@@ -97,7 +97,7 @@ class LatentCoder(ABC):
         header = ChunkHeader(quality, *_extent(latents))
         if header.empty:
             return header.pack()
-        encoder = Encoder(self.weights.tables)
+        encoder = RansEncoder(self.weights.tables)
         for segment in self._segments(latents, header, z):
             encoder.write(segment.values - segment.whole, segment.tables)
         return header.pack() + encoder.finish()
@@ -116,7 +116,7 @@ class LatentCoder(ABC):
         header = ChunkHeader.unpack(data, full)
         if header.empty:
             return np.zeros(full, np.int16)
-        decoder = Decoder(memoryview(data)[HEADER_BYTES:], self.weights.tables)
+        decoder = RansDecoder(memoryview(data)[HEADER_BYTES:], self.weights.tables)
         latents = self._read(decoder, header, full)
         decoder.finish()
         return latents
@@ -128,7 +128,7 @@ class LatentCoder(ABC):
         """Those of a chunk that is not zero."""
 
     @abstractmethod
-    def _read(self, decoder: Decoder, header: ChunkHeader, shape: tuple[int, int, int]) -> NDArray[np.int16]:
+    def _read(self, decoder: RansDecoder, header: ChunkHeader, shape: tuple[int, int, int]) -> NDArray[np.int16]:
         """The latents (C, n, n) of a chunk that is not zero."""
 
     def _checked_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -146,9 +146,9 @@ class LatentCoder(ABC):
         return ((index << MEAN_BITS) + (mean & PHASE_MASK)).astype(np.uint16), mean >> MEAN_BITS
 
 
-class HyperCoder(LatentCoder):
-    """`prior` is what evaluates the prior of a `hyper` model: by default `FusedPrior` with numpy alone; `fast_coder`
-    has PyTorch multiply; an `IntegerPrior` runs on any device. All write the same bytes."""
+class HyperChunkCodec(ChunkCodec):
+    """The chunk codec of a `hyper` model. `prior` evaluates the model's prior: by default a `FusedPrior` with numpy
+    alone; `fast_chunk_codec` has PyTorch multiply; an `IntegerPrior` runs on any device. All write the same bytes."""
 
     def __init__(self, weights: ModelWeights, *, prior: FusedPrior | IntegerPrior | None = None) -> None:
         super().__init__(weights)
@@ -182,7 +182,7 @@ class HyperCoder(LatentCoder):
             yield Segment(values, tables, whole, header.extent)
             chunk.place(k, values)
 
-    def _read(self, decoder: Decoder, header: ChunkHeader, shape: tuple[int, int, int]) -> NDArray[np.int16]:
+    def _read(self, decoder: RansDecoder, header: ChunkHeader, shape: tuple[int, int, int]) -> NDArray[np.int16]:
         chunk = self.prior.chunk(header.quality, shape, header.extent)
         keep = self._hyper_extent(header)
         tables, whole = self._hyper_parameters(header.quality, keep)
@@ -210,7 +210,7 @@ class HyperCoder(LatentCoder):
         return tables.repeat(count), whole.repeat(count)
 
 
-class StaticCoder(LatentCoder):
+class VaeChunkCodec(ChunkCodec):
     """Of a `vae` model: every latent with the table of its channel and quality, in C order of the extent."""
 
     def _segments(
@@ -221,7 +221,7 @@ class StaticCoder(LatentCoder):
         values = latents[_corner(header)].astype(np.int32).ravel()
         yield Segment(values, tables, whole, header.extent)
 
-    def _read(self, decoder: Decoder, header: ChunkHeader, shape: tuple[int, int, int]) -> NDArray[np.int16]:
+    def _read(self, decoder: RansDecoder, header: ChunkHeader, shape: tuple[int, int, int]) -> NDArray[np.int16]:
         tables, whole = self._parameters(header)
         values = decoder.read(tables) + whole.astype(np.int64)
         limits = np.iinfo(np.int16)
@@ -238,16 +238,16 @@ class StaticCoder(LatentCoder):
         return tables[:channels].repeat(count), whole[:channels].repeat(count)
 
 
-def latent_coder(weights: ModelWeights) -> LatentCoder:
-    """The coder of a model's family, with numpy alone."""
-    return HyperCoder(weights) if isinstance(weights.config, HyperConfig) else StaticCoder(weights)
+def chunk_codec(weights: ModelWeights) -> ChunkCodec:
+    """The codec of a model's family, with numpy alone."""
+    return HyperChunkCodec(weights) if isinstance(weights.config, HyperConfig) else VaeChunkCodec(weights)
 
 
-def fast_coder(weights: ModelWeights) -> LatentCoder:
-    """A coder for one core of this machine, by PyTorch's fastest exact means."""
+def fast_chunk_codec(weights: ModelWeights) -> ChunkCodec:
+    """A codec for one core of this machine, by PyTorch's fastest exact means."""
     if not isinstance(weights.config, HyperConfig):
-        return StaticCoder(weights)
-    return HyperCoder(weights, prior=FusedPrior(weights.config, weights.arrays, byte_product()))
+        return VaeChunkCodec(weights)
+    return HyperChunkCodec(weights, prior=FusedPrior(weights.config, weights.arrays, byte_product()))
 
 
 def _corner(header: ChunkHeader) -> tuple[slice, slice, slice]:

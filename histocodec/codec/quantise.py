@@ -5,9 +5,9 @@ from functools import cache
 
 import numpy as np
 
-from histocodec.codec.chunk import HyperCoder, LatentCoder
-from histocodec.codec.rdoq import Descent, Latents, Terms, whole_cells
-from histocodec.codec.rdoz import cheapest_hyper_latents
+from histocodec.codec.chunk import ChunkCodec, HyperChunkCodec
+from histocodec.codec.hyper_latent_search import cheapest_hyper_latents
+from histocodec.codec.latent_search import Latents, LatentSearch, Terms, whole_cells
 from histocodec.codec.transform import Transform, quantise
 from histocodec.codec.window import Window
 from histocodec.fidelity import squared_error
@@ -27,14 +27,14 @@ class Quantiser:
     def __init__(
         self,
         transform: Transform,
-        coder: LatentCoder,
+        codec: ChunkCodec,
         stats: ChannelStats,
         example: Callable[[], Window],
         *,
         effort: float,
         glass: Colour | None = None,
     ) -> None:
-        self.transform, self.coder, self.stats = transform, coder, stats
+        self.transform, self.codec, self.stats = transform, codec, stats
         self.effort, self.glass = effort, glass
         self.weights = transform.weights
         self._example = cache(example)
@@ -42,7 +42,7 @@ class Quantiser:
 
     def rounding(self) -> "Quantiser":
         """The same without effort."""
-        return Quantiser(self.transform, self.coder, self.stats, self._example, effort=0)
+        return Quantiser(self.transform, self.codec, self.stats, self._example, effort=0)
 
     def coded(self, window: Window, quality: int, side: int, dtype: np.dtype[np.signedinteger]) -> bytes:
         """The chunk's bytes; its latents are (C, side, side) of `dtype`, zero beyond the level's edge."""
@@ -50,8 +50,8 @@ class Quantiser:
         chunk = np.zeros((len(whole), side, side), dtype)
         chunk[:, : whole.shape[1], : whole.shape[2]] = whole
         if self.effort < WHOLE or not chunk.any():
-            return self.coder.encode(chunk, quality)
-        return self.coder.encode(chunk, quality, z=cheapest_hyper_latents(self._hyper_coder, chunk, quality))
+            return self.codec.encode(chunk, quality)
+        return self.codec.encode(chunk, quality, z=cheapest_hyper_latents(self._hyper_codec, chunk, quality))
 
     def window(self, window: Window, quality: int, dtype: np.dtype[np.signedinteger]) -> Latents:
         """(C, h, w) of `dtype`; around the chunk itself rounded, however great the effort"""
@@ -62,16 +62,16 @@ class Quantiser:
         return rounded
 
     @property
-    def _descent(self) -> Descent:
-        return Descent(self.transform, self._hyper_coder, self.stats, self.glass)
+    def _descent(self) -> LatentSearch:
+        return LatentSearch(self.transform, self._hyper_codec, self.stats, self.glass)
 
     def _probed(self, quality: int) -> Terms:
         return self._descent.terms(self._example(), quality)
 
     @property
-    def _hyper_coder(self) -> HyperCoder:
-        assert isinstance(self.coder, HyperCoder), "effort is for hyper models"
-        return self.coder
+    def _hyper_codec(self) -> HyperChunkCodec:
+        assert isinstance(self.codec, HyperChunkCodec), "effort is for hyper models"
+        return self.codec
 
     def rounded_cost(self, window: Window, quality: int) -> tuple[float, float]:
         """Bits and squared error of a chunk whose latents are rounded."""
@@ -79,5 +79,5 @@ class Quantiser:
         scaled = (latents * self.weights.inverse_gain(quality)[:, None, None]).astype(np.float32)
         height, width, _ = window.pixels.shape
         decoded = self.transform.synthesise([scaled], window.margin, self.stats)[0][:height, :width]
-        bits = 8.0 * len(self.coder.encode(whole_cells(latents[window.own]), quality))
+        bits = 8.0 * len(self.codec.encode(whole_cells(latents[window.own]), quality))
         return bits, squared_error(decoded, window.pixels)

@@ -173,10 +173,10 @@ def _decode(
     return OK
 
 
-class Encoder:
+class RansEncoder:
     """Collects segments and codes them all at once, since rANS writes from the last symbol to the first.
 
-    >>> encoder = Encoder(table_set)
+    >>> encoder = RansEncoder(table_set)
     >>> encoder.write(z, z_tables)
     >>> encoder.write(y, y_tables)
     >>> data = encoder.finish()
@@ -221,7 +221,7 @@ class Encoder:
         )
 
 
-class Decoder:
+class RansDecoder:
     """Reads the segments of one stream in the order in which they were written. Not for sharing by threads.
 
     Every way in which bytes can be broken raises FormatError, here or at `finish` at the latest; what `read`
@@ -270,14 +270,14 @@ class Decoder:
 
 def encode(symbols: NDArray[np.integer[Any]], tables: NDArray[np.uint16], table_set: TableSet) -> bytes:
     """One segment as a whole stream."""
-    encoder = Encoder(table_set)
+    encoder = RansEncoder(table_set)
     encoder.write(symbols, tables)
     return encoder.finish()
 
 
 def decode(data: bytes | bytearray | memoryview, tables: NDArray[np.uint16], table_set: TableSet) -> NDArray[np.int32]:
     """The symbols of a stream of one segment."""
-    decoder = Decoder(data, table_set)
+    decoder = RansDecoder(data, table_set)
     symbols = decoder.read(tables)
     decoder.finish()
     return symbols

@@ -20,7 +20,7 @@ import zarr
 
 import histocodec
 from histocodec.cli.main import run
-from histocodec.codec.chunk import HyperCoder
+from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.errors import FormatError, HistocodecError
 from histocodec.formats.container import read as files
 from histocodec.formats.container.arrays import Form, chunk_path, pack_values, write_metadata
@@ -189,7 +189,7 @@ def fill_shard(path: Path, chunk: bytes, *, absent: tuple[int, int] | None = Non
 
 
 def test_an_absent_chunk_is_missed(capsys: Captured, broken: Path) -> None:
-    chunk = HyperCoder(tiny_weights()).encode(np.zeros((48, 32, 32), np.int8), 50)
+    chunk = HyperChunkCodec(tiny_weights()).encode(np.zeros((48, 32, 32), np.int8), 50)
     fill_shard(broken, chunk, absent=(0, 1))
     code, line = failure(capsys, *decoding(broken))
     assert code == 3
@@ -200,7 +200,7 @@ def test_latents_beyond_their_dtype_are_not_wrapped(capsys: Captured, broken: Pa
     assert Container.open(broken).attributes.levels[0].dtype == "int8"
     values = np.zeros((48, 32, 32), np.int16)
     values[3, 2, 1] = 200
-    fill_shard(broken, HyperCoder(tiny_weights()).encode(values, 50))
+    fill_shard(broken, HyperChunkCodec(tiny_weights()).encode(values, 50))
     code, line = failure(capsys, *decoding(broken))
     assert code == 3
     assert "values from 0 to 200, beyond int8" in line

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from histocodec.entropy import (
-    Decoder,
-    Encoder,
+    RansDecoder,
+    RansEncoder,
     TableSet,
     decode,
     encode,
@@ -48,14 +48,14 @@ def drawn(count: int, *, seed: int = 0) -> Segment:
 
 
 def written(segments: list[Segment], table_set: TableSet, lanes: int | None = None) -> bytes:
-    encoder = Encoder(table_set)
+    encoder = RansEncoder(table_set)
     for symbols, tables in segments:
         encoder.write(symbols, tables)
     return encoder.finish(lanes=lanes)
 
 
 def assert_reads(data: bytes, segments: list[Segment], table_set: TableSet) -> None:
-    decoder = Decoder(data, table_set)
+    decoder = RansDecoder(data, table_set)
     for symbols, tables in segments:
         np.testing.assert_array_equal(decoder.read(tables), symbols)
     decoder.finish()
@@ -129,7 +129,7 @@ def test_narrow_symbols_need_no_cast() -> None:
 
 
 def test_no_symbols_cost_five_bytes() -> None:
-    data = Encoder(SMALL).finish()
+    data = RansEncoder(SMALL).finish()
     assert data == bytes([0, 0, 1, 0, 0])
     assert_reads(data, [], SMALL)
 
@@ -208,7 +208,7 @@ def test_arbitrary_bytes_are_refused_exactly_where_the_reference_refuses(data: b
     tables = [numbers for _, numbers in segments]
 
     def fast() -> list[NDArray[np.int32]]:
-        decoder = Decoder(data, SMALL)
+        decoder = RansDecoder(data, SMALL)
         read = [decoder.read(numbers) for numbers in tables]
         decoder.finish()
         return read
@@ -261,7 +261,7 @@ def test_a_table_that_does_not_exist_is_refused() -> None:
 
 
 def test_wrong_types_are_refused() -> None:
-    encoder = Encoder(SMALL)
+    encoder = RansEncoder(SMALL)
     with pytest.raises(UsageError):
         encoder.write(np.zeros(2, np.int64), np.zeros(2, np.uint16))
     with pytest.raises(UsageError):
@@ -269,7 +269,7 @@ def test_wrong_types_are_refused() -> None:
     with pytest.raises(UsageError):
         encoder.finish(lanes=3)
     with pytest.raises(UsageError):
-        Decoder(encoder.finish(), SMALL).read(np.zeros(2, np.int64))
+        RansDecoder(encoder.finish(), SMALL).read(np.zeros(2, np.int64))
 
 
 def test_where_nothing_can_be_cached_the_kernels_still_compile(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,9 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton", reason="Triton is not installed")
 
 import histocodec
-from histocodec.codec.chunk import HyperCoder
+from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.codec.gpu import layers, synthesis
-from histocodec.codec.gpu.coder import BatchCoder, Latents
+from histocodec.codec.gpu.chunk import GpuChunkDecoder, Latents
 from histocodec.codec.gpu.synthesis import TritonEngine, kernels_exact, pixels
 from histocodec.codec.transform import Transform
 from histocodec.entropy import rans
@@ -52,13 +52,13 @@ def for_an_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def cpu_coder() -> HyperCoder:
-    return HyperCoder(tiny_integer_weights())
+def cpu_codec() -> HyperChunkCodec:
+    return HyperChunkCodec(tiny_integer_weights())
 
 
 @pytest.fixture(scope="module")
-def coder() -> BatchCoder:
-    return BatchCoder(tiny_integer_weights(), DEVICE)
+def decoder() -> GpuChunkDecoder:
+    return GpuChunkDecoder(tiny_integer_weights(), DEVICE)
 
 
 @pytest.fixture(scope="module")
@@ -133,12 +133,14 @@ def test_the_encoder_gets_the_same_error_and_its_derivative() -> None:
     assert np.abs(change - slope).max() < 1e-4 * np.abs(slope).max()
 
 
-def test_chunks_are_decoded_to_the_integers_that_were_coded(cpu_coder: HyperCoder, coder: BatchCoder) -> None:
+def test_chunks_are_decoded_to_the_integers_that_were_coded(
+    cpu_codec: HyperChunkCodec, decoder: GpuChunkDecoder
+) -> None:
     far = some_latents(3, spread=60)
     far[0, 1, 2], far[5, 3, 3], far[47, 7, 7] = 32767, -32768, 3000  # beyond every table
     chunks = [some_latents(), some_latents(1, quads=3, rows=4), np.zeros(SHAPE, np.int16), far]
     qualities = [50, 0, 33, 100]
-    found = coder.decode([cpu_coder.encode(y, q) for y, q in zip(chunks, qualities, strict=True)], SIDE)
+    found = decoder.decode([cpu_codec.encode(y, q) for y, q in zip(chunks, qualities, strict=True)], SIDE)
     assert found.sound.all()
     assert found.quality.tolist() == qualities
     assert np.array_equal(natural(found), np.stack(chunks))
@@ -146,30 +148,30 @@ def test_chunks_are_decoded_to_the_integers_that_were_coded(cpu_coder: HyperCode
 
 @pytest.mark.parametrize("lanes", [1, 4])
 def test_a_writer_may_choose_the_lanes(
-    cpu_coder: HyperCoder, coder: BatchCoder, monkeypatch: pytest.MonkeyPatch, lanes: int
+    cpu_codec: HyperChunkCodec, decoder: GpuChunkDecoder, monkeypatch: pytest.MonkeyPatch, lanes: int
 ) -> None:
     monkeypatch.setattr(rans, "MAX_LANES", lanes)
     y = some_latents(4, quads=4)
-    found = coder.decode([cpu_coder.encode(y, 40)], SIDE)
+    found = decoder.decode([cpu_codec.encode(y, 40)], SIDE)
     assert found.sound.all()
     assert np.array_equal(natural(found)[0], y)
 
 
-def test_broken_streams_are_told_from_sound_ones(cpu_coder: HyperCoder, coder: BatchCoder) -> None:
+def test_broken_streams_are_told_from_sound_ones(cpu_codec: HyperChunkCodec, decoder: GpuChunkDecoder) -> None:
     y = some_latents(5, quads=2)
     y[2, 2, 2] = 2000
-    whole = cpu_coder.encode(y, 40)
+    whole = cpu_codec.encode(y, 40)
     rng = np.random.default_rng(0)
     tried = [whole, whole[:-1], whole[:4], whole[:30], whole + b"\0", b"", b"\xff" + whole[1:], b"\x28\xff" + whole[2:]]
     for _ in range(6):
         data = bytearray(whole)
         data[rng.integers(len(data))] ^= 1 << rng.integers(8)
         tried.append(bytes(data))
-    found = coder.decode(tried, SIDE)
+    found = decoder.decode(tried, SIDE)
     sound = []
     for n, data in enumerate(tried):
         try:
-            expected = cpu_coder.decode(data, SHAPE)
+            expected = cpu_codec.decode(data, SHAPE)
         except histocodec.FormatError:
             sound.append(False)
         else:
@@ -223,9 +225,9 @@ def test_what_is_broken_is_named_as_on_the_cpu(path: Path, tmp_path: Path) -> No
 
 
 def test_a_stream_that_the_gpu_refuses_is_the_cpus(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = BatchCoder.decode
+    plain = GpuChunkDecoder.decode
 
-    def doubtful(self: BatchCoder, chunks: list[bytes], side: int) -> Latents:
+    def doubtful(self: GpuChunkDecoder, chunks: list[bytes], side: int) -> Latents:
         found = plain(self, chunks, side)
         found.y[0] = 9
         found.sound[0] = False
@@ -233,7 +235,7 @@ def test_a_stream_that_the_gpu_refuses_is_the_cpus(path: Path, monkeypatch: pyte
 
     decoded = []
     told = BlockDecoder.decoded
-    monkeypatch.setattr(BatchCoder, "decode", doubtful)
+    monkeypatch.setattr(GpuChunkDecoder, "decode", doubtful)
     monkeypatch.setattr(BlockDecoder, "decoded", lambda self, key: decoded.append(key) or told(self, key))
     region = Region(530, 515, 14, 10)
     with open_compressed(path, device="cpu") as slide, open_compressed(path, device=str(DEVICE)) as other:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from histocodec.codec.chunk import HyperCoder
+from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.errors import FormatError
 from histocodec.models.config import GROUPS, QUALITIES, HyperConfig
 from histocodec.models.prior.exact import IntegerPrior, accumulator_peak, check_accumulators
@@ -46,7 +46,7 @@ def test_training_and_coding_evaluate_the_same_integers(quality: int) -> None:
                 assert np.array_equal(a.numpy(), b)
 
 
-def coders() -> dict[str, HyperCoder]:
+def codecs() -> dict[str, HyperChunkCodec]:
     """Every way in which a prior can be evaluated here."""
     weights = tiny_weights()
     ways: dict[str, FusedPrior | IntegerPrior] = {
@@ -55,12 +55,12 @@ def coders() -> dict[str, HyperCoder]:
         for dtype in ("float32", "float64")
     }
     ways["bytes"] = FusedPrior(weights.config, weights.arrays, byte_product())
-    return {name: HyperCoder(weights, prior=prior) for name, prior in ways.items()}
+    return {name: HyperChunkCodec(weights, prior=prior) for name, prior in ways.items()}
 
 
-@pytest.mark.parametrize("name", list(coders()))
+@pytest.mark.parametrize("name", list(codecs()))
 def test_every_library_and_precision_writes_and_reads_the_same_bytes(name: str) -> None:
-    reference, other = HyperCoder(tiny_weights()), coders()[name]
+    reference, other = HyperChunkCodec(tiny_weights()), codecs()[name]
     for seed, spread in ((1, 2.0), (2, 40.0), (3, 3000.0)):
         for quality in (0, 50, 100):
             y = latents(seed, spread=spread)
@@ -71,7 +71,7 @@ def test_every_library_and_precision_writes_and_reads_the_same_bytes(name: str) 
 
 @pytest.mark.parametrize("name", ["numpy float64", "bytes"])
 def test_a_chunk_at_the_slides_edge_is_coded_alike(name: str) -> None:
-    reference, other = HyperCoder(tiny_weights()), coders()[name]
+    reference, other = HyperChunkCodec(tiny_weights()), codecs()[name]
     y = latents(4, spread=20.0)
     y[28:], y[:, 10:], y[:, :, 6:] = 0, 0, 0
     data = reference.encode(y, 70)
@@ -100,12 +100,12 @@ def test_the_product_of_bytes_is_exact_or_not_used(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_matrix_precision_that_the_caller_lowered_changes_no_bit() -> None:
-    coder, y = coders()["torch float32"], latents(5, spread=100.0)
-    data = coder.encode(y, 80)
+    codec, y = codecs()["torch float32"], latents(5, spread=100.0)
+    data = codec.encode(y, 80)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")  # bfloat16 inputs: the prior's have 8 bits at most
     try:
-        assert coder.encode(y, 80) == data
+        assert codec.encode(y, 80) == data
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -122,11 +122,11 @@ def test_a_batch_gives_what_its_items_give_alone() -> None:
 
 
 def test_eight_threads_write_what_one_writes() -> None:
-    coder = HyperCoder(tiny_weights())
+    codec = HyperChunkCodec(tiny_weights())
     chunks = [latents(seed) for seed in range(16)]
-    alone = [coder.encode(y, 60) for y in chunks]
+    alone = [codec.encode(y, 60) for y in chunks]
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(lambda y: coder.encode(y, 60), chunks)) == alone
+        assert list(pool.map(lambda y: codec.encode(y, 60), chunks)) == alone
 
 
 def test_the_context_of_a_step_sees_nothing_that_is_coded_later() -> None:

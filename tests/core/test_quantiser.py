@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from histocodec.codec.chunk import HyperCoder
+from histocodec.codec.chunk import HyperChunkCodec
+from histocodec.codec.latent_search import Latents, LatentSearch, Terms
 from histocodec.codec.quantise import Quantiser
-from histocodec.codec.rdoq import Descent, Latents, Terms
 from histocodec.codec.transform import Transform, quantise
 from histocodec.codec.window import Window
 from histocodec.errors import UsageError
@@ -44,11 +44,11 @@ def window() -> Window:
 
 
 def quantiser(effort: float) -> Quantiser:
-    return Quantiser(transform(), HyperCoder(tiny_weights()), STATS, window, effort=effort)
+    return Quantiser(transform(), HyperChunkCodec(tiny_weights()), STATS, window, effort=effort)
 
 
 def decoded(data: bytes) -> np.ndarray:
-    return HyperCoder(tiny_weights()).decode(data, (48, 12, 12))
+    return HyperChunkCodec(tiny_weights()).decode(data, (48, 12, 12))
 
 
 def priced(data: bytes, quality: int) -> tuple[float, float]:
@@ -93,21 +93,21 @@ def test_effort_makes_a_chunk_cheaper(quality: int) -> None:
 def test_a_part_of_an_effort_is_so_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
-    def cheaper(self: Descent, rounded: Latents, window: Window, terms: Terms, steps: int) -> Latents:
+    def cheaper(self: LatentSearch, rounded: Latents, window: Window, terms: Terms, steps: int) -> Latents:
         asked.append(steps)
         return rounded[window.own]
 
-    monkeypatch.setattr(Descent, "cheaper", cheaper)
+    monkeypatch.setattr(LatentSearch, "cheaper", cheaper)
     for effort in (0.01, 0.1, 0.34, 1, 1.2):
         quantiser(effort).window(window(), 60, INT16)
     assert asked == [1, 1, 3, 10, 12]
 
 
 def test_z_is_searched_from_a_whole_effort_on() -> None:
-    coder = HyperCoder(tiny_weights())
+    codec = HyperChunkCodec(tiny_weights())
     for effort, proposed in ((0.9, True), (1, False)):
         data = quantiser(effort).coded(window(), 20, 12, INT16)
-        assert (data == coder.encode(decoded(data), 20)) == proposed
+        assert (data == codec.encode(decoded(data), 20)) == proposed
 
 
 def test_a_tenth_of_an_effort_lies_between_none_and_all() -> None:

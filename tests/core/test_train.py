@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from histocodec.codec.chunk import HyperCoder
+from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.entropy.cost import symbol_bits
 from histocodec.errors import UsageError
 from histocodec.models.config import HyperConfig
@@ -139,7 +139,7 @@ def test_a_run_from_files_ends_in_a_model_that_codes(tmp_path: Path, monkeypatch
     assert weights.id == "hyper-custom"
     assert weights.hyper.integer_synthesis
     y = np.random.default_rng(0).integers(-9, 10, (TINY.latent_channels, 8, 8)).astype(np.int8)
-    coder = HyperCoder(weights)
+    coder = HyperChunkCodec(weights)
     assert np.array_equal(coder.decode(coder.encode(y, 50), y.shape), y)
     assert json.loads((tmp_path / "run" / "options.json").read_text())["steps"] == 4
     with pytest.raises(UsageError, match="resume"):
@@ -441,7 +441,7 @@ def test_a_stored_crop_is_what_the_encoder_makes_of_it() -> None:
         if torch.equal(whole[:, :, y : y + found.shape[2], x : x + found.shape[3]], found)
     ]  # fmt: skip
     assert len(places) == 1  # bit for bit, wherever it was cut out
-    counted, coder = tables_of_stored(weights, [plain, sought]), HyperCoder(weights)
+    counted, coder = tables_of_stored(weights, [plain, sought]), HyperChunkCodec(weights)
     y = F.pad(sought.latents, (0, 0, 0, 1)).numpy()
     before, after = (
         sum(float(symbol_bits(s.values - s.whole, s.tables, tables).sum()) for s in coder.segments(y, 70))

@@ -11,7 +11,7 @@ import zarr
 from safetensors.numpy import load, save
 
 import histocodec
-from histocodec.codec.chunk import HyperCoder, StaticCoder, fast_coder, latent_coder
+from histocodec.codec.chunk import HyperChunkCodec, VaeChunkCodec, chunk_codec, fast_chunk_codec
 from histocodec.codec.transform import Transform
 from histocodec.errors import FormatError, HistocodecError, UnsupportedError, UsageError
 from histocodec.formats.container.layout import LOSSLESS
@@ -36,8 +36,8 @@ WITH_SHORTCUT = replace(TINY_VAE, shortcut=True)
 
 
 @pytest.fixture
-def coder() -> StaticCoder:
-    return StaticCoder(tiny_vae_weights())
+def codec() -> VaeChunkCodec:
+    return VaeChunkCodec(tiny_vae_weights())
 
 
 @pytest.fixture(scope="module")
@@ -67,55 +67,55 @@ def latents(seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("quality", [0, 50, 100])
-def test_a_chunk_comes_back(coder: StaticCoder, quality: int) -> None:
-    data = coder.encode(latents(), quality)
-    assert np.array_equal(coder.decode(data, SHAPE), latents())
+def test_a_chunk_comes_back(codec: VaeChunkCodec, quality: int) -> None:
+    data = codec.encode(latents(), quality)
+    assert np.array_equal(codec.decode(data, SHAPE), latents())
     assert data[0] == quality
 
 
 def test_the_most_latents_fit_the_header() -> None:
     weights = tiny_vae_weights(replace(TINY_VAE, latent_channels=MOST_LATENTS, stride=128))
-    most = StaticCoder(weights)
+    most = VaeChunkCodec(weights)
     y = np.ones((MOST_LATENTS, 4, 4), np.int16)
     assert np.array_equal(most.decode(most.encode(y, 50), y.shape), y)
 
 
-def test_a_zero_chunk_is_its_header(coder: StaticCoder) -> None:
-    assert coder.encode(np.zeros(SHAPE, np.int8), 3) == bytes((3, 0, 0, 0))
+def test_a_zero_chunk_is_its_header(codec: VaeChunkCodec) -> None:
+    assert codec.encode(np.zeros(SHAPE, np.int8), 3) == bytes((3, 0, 0, 0))
 
 
-def test_a_family_has_its_coder() -> None:
+def test_a_family_has_its_codec() -> None:
     weights = tiny_vae_weights()
-    assert isinstance(fast_coder(weights), StaticCoder) and isinstance(latent_coder(weights), StaticCoder)
+    assert isinstance(fast_chunk_codec(weights), VaeChunkCodec) and isinstance(chunk_codec(weights), VaeChunkCodec)
     with pytest.raises(UsageError, match="family vae; hyper is needed"):
-        HyperCoder(weights)
+        HyperChunkCodec(weights)
 
 
-def test_a_chunk_cut_anywhere_is_refused(coder: StaticCoder) -> None:
-    data = coder.encode(latents(), 50)
+def test_a_chunk_cut_anywhere_is_refused(codec: VaeChunkCodec) -> None:
+    data = codec.encode(latents(), 50)
     for length in range(len(data)):
         with pytest.raises(FormatError):
-            coder.decode(data[:length], SHAPE)
+            codec.decode(data[:length], SHAPE)
 
 
-def test_random_bytes_never_crash(coder: StaticCoder) -> None:
+def test_random_bytes_never_crash(codec: VaeChunkCodec) -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
         data = bytes((50, 2, 4, 4)) + rng.bytes(int(rng.integers(5, 200)))
         try:
-            coder.decode(data, SHAPE)
+            codec.decode(data, SHAPE)
         except FormatError:
             continue
 
 
-def test_a_damaged_chunk_is_refused_or_decodes_to_integers(coder: StaticCoder) -> None:
-    sound, rng, refused = coder.encode(latents(), 50), np.random.default_rng(1), 0
+def test_a_damaged_chunk_is_refused_or_decodes_to_integers(codec: VaeChunkCodec) -> None:
+    sound, rng, refused = codec.encode(latents(), 50), np.random.default_rng(1), 0
     for _ in range(500):
         damaged = bytearray(sound)
         for place in rng.integers(0, len(sound), int(rng.integers(1, 4))):
             damaged[place] ^= int(rng.integers(1, 256))
         try:
-            values = coder.decode(bytes(damaged), SHAPE)
+            values = codec.decode(bytes(damaged), SHAPE)
         except FormatError:
             refused += 1
         else:
@@ -123,13 +123,13 @@ def test_a_damaged_chunk_is_refused_or_decodes_to_integers(coder: StaticCoder) -
     assert refused > 400
 
 
-def test_tables_fit_the_latents_of_the_model(coder: StaticCoder) -> None:
+def test_tables_fit_the_latents_of_the_model(codec: VaeChunkCodec) -> None:
     """Its own latents cost less than the same numbers in other channels."""
-    transform = Transform(coder.weights, torch.device("cpu"), dtype=torch.float32)
+    transform = Transform(codec.weights, torch.device("cpu"), dtype=torch.float32)
     y = transform.analyse(synthetic_slide(512, 512, seed=1), Margin(), DEFAULT_STATS)
-    own = np.floor(y * coder.weights.gain(60)[:, None, None] + 0.5).astype(np.int16)
+    own = np.floor(y * codec.weights.gain(60)[:, None, None] + 0.5).astype(np.int16)
     mixed = own[::-1].copy()
-    assert len(coder.encode(own, 60)) < len(coder.encode(mixed, 60))
+    assert len(codec.encode(own, 60)) < len(codec.encode(mixed, 60))
 
 
 @pytest.mark.parametrize("config", [TINY_VAE, WITH_SHORTCUT])

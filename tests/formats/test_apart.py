@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import histocodec
-from histocodec.codec.chunk import HyperCoder
+from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.formats.decode.blocks import BlockDecoder
 from histocodec.formats.decode.slide import CompressedSlide, open_compressed
 from histocodec.geometry import Region
@@ -146,14 +146,14 @@ def test_damage_is_found_there_too(path: Path, tmp_path: Path) -> None:
 def test_all_workers_decode_what_one_window_needs(
     path: Path, whole: Pixels, monkeypatch: pytest.MonkeyPatch, region: Region
 ) -> None:
-    seen, plain = [], HyperCoder.decode
+    seen, plain = [], HyperChunkCodec.decode
 
-    def noted(self: HyperCoder, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    def noted(self: HyperChunkCodec, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
         seen.append(threading.current_thread().name)
         time.sleep(0.02)  # long enough for another to take the next
         return plain(self, data, shape)
 
-    monkeypatch.setattr(HyperCoder, "decode", noted)
+    monkeypatch.setattr(HyperChunkCodec, "decode", noted)
     with open_compressed(path, device="cpu", workers=2) as slide:
         assert np.array_equal(slide.read(region, 0), crop(whole, region))
     assert len(set(seen)) == 2

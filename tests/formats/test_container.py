@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import zarr
 
-from histocodec.entropy import Encoder, TableSet, decode
+from histocodec.entropy import RansEncoder, TableSet, decode
 from histocodec.errors import FormatError, HistocodecError, UnsupportedError, UsageError
 from histocodec.formats.container import attributes as limits
 from histocodec.formats.container import read as module
@@ -575,7 +575,7 @@ def test_the_examples_of_the_specification_are_true() -> None:
     numbers = np.array([0, 0, 0, 0, 1, 1], np.uint16)
     values = np.array([1, 1, -3, 1, 2, 0], np.int32)
     for lanes, data in ((1, "d1 b5 01 00 80 73 02 03 00"), (2, "80 fb 3f 0e 00 3a 1d 00 02 03 01")):
-        encoder = Encoder(tables)
+        encoder = RansEncoder(tables)
         encoder.write(values, numbers)
         assert encoder.finish(lanes=lanes).hex(" ") == data
         assert decode(bytes.fromhex(data), numbers, tables).tolist() == values.tolist()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from histocodec.cli.main import run
-from histocodec.codec.chunk import HyperCoder
-from histocodec.entropy import Encoder
+from histocodec.codec.chunk import HyperChunkCodec
+from histocodec.entropy import RansEncoder
 from histocodec.errors import FormatError
 from histocodec.formats.container.arrays import METADATA
 from histocodec.formats.container.read import Container, finish, write_array
@@ -60,11 +60,11 @@ def test_a_z_beyond_its_range_is_refused(z: int) -> None:
     values = np.zeros(channels, np.int64)
     at = int(np.argmin(mean))  # so that z minus the mean is an int32
     values[at] = z
-    encoder = Encoder(weights.tables)
+    encoder = RansEncoder(weights.tables)
     tables = (index << MEAN_BITS) + (mean & (1 << MEAN_BITS) - 1)
     encoder.write(np.maximum(values - (mean >> MEAN_BITS), -(2**31)).astype(np.int32), tables.astype(np.uint16))
     with pytest.raises(FormatError, match=f"z from {min(z, 0)} to {max(z, 0)}"):
-        HyperCoder(weights).decode(bytes((50, 1, 1, 1)) + encoder.finish(), SHAPE)
+        HyperChunkCodec(weights).decode(bytes((50, 1, 1, 1)) + encoder.finish(), SHAPE)
 
 
 @pytest.mark.parametrize("name", BLOCKS)

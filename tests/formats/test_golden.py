@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from histocodec.codec.chunk import HyperCoder, latent_coder
+from histocodec.codec.chunk import HyperChunkCodec, chunk_codec
 from histocodec.formats.decode.slide import open_compressed
 from histocodec.formats.decode.verify import verify
 from histocodec.models.weights import load_model
@@ -32,9 +32,9 @@ def golden(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_golden_chunk_decodes_and_is_written_again_byte_for_byte(golden: tuple[Path, dict]) -> None:
     model, facts = golden
-    coder, chunk = latent_coder(load_model(model)), bytes.fromhex(facts["chunk"])
+    coder, chunk = chunk_codec(load_model(model)), bytes.fromhex(facts["chunk"])
     assert np.array_equal(coder.decode(chunk, (8, 8, 8)), golden_latents())
-    plain = {"z": coder.hyper_latents(golden_latents(), 37, reluctance=0)} if isinstance(coder, HyperCoder) else {}
+    plain = {"z": coder.hyper_latents(golden_latents(), 37, reluctance=0)} if isinstance(coder, HyperChunkCodec) else {}
     assert coder.encode(golden_latents(), 37, **plain) == chunk
 
 

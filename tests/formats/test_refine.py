@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import histocodec
-from histocodec.codec.chunk import HyperCoder
+from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.codec.quantise import Quantiser
 from histocodec.codec.transform import Transform
 from histocodec.codec.window import Surroundings
@@ -57,14 +57,14 @@ def source_of(slide: ArraySlide, stats: ChannelStats, container: Container) -> S
 def cost(slide: ArraySlide, stats: ChannelStats, quality: int) -> tuple[float, float]:
     chunk = Surroundings.of(slide, 0, slide.levels[0].region, tiny_weights().config)
     window = chunk.analysed(transform(), stats)
-    plain = Quantiser(transform(), HyperCoder(tiny_weights()), stats, lambda: window, effort=0)
+    plain = Quantiser(transform(), HyperChunkCodec(tiny_weights()), stats, lambda: window, effort=0)
     return plain.rounded_cost(window, quality)
 
 
 def test_they_are_cheaper_at_equal_error(container: Container, workers: Workers) -> None:
     slide = ArraySlide(synthetic_slide(256, 256, seed=2))
     measured = tissue_stats(slide)
-    coder = HyperCoder(tiny_weights())
+    coder = HyperChunkCodec(tiny_weights())
     found = refined_stats(source_of(slide, measured, container), QUALITY, transform(), coder, workers, effort=2)
     again = refined_stats(source_of(slide, measured, container), QUALITY, transform(), coder, workers, effort=2)
     assert found == again
@@ -85,14 +85,14 @@ def test_the_mean_that_glass_needs_is_kept(container: Container, workers: Worker
     def align(stats: ChannelStats, quality: int) -> ChannelStats:
         return ChannelStats(measured.mean + quality / 20, stats.std)
 
-    source, coder = source_of(slide, measured, container), HyperCoder(tiny_weights())
+    source, coder = source_of(slide, measured, container), HyperChunkCodec(tiny_weights())
     found, quality = refined_stats(source, QUALITY, transform(), coder, workers, effort=2, align=align)
     assert np.allclose(found.mean, measured.mean + quality / 20)
     assert not np.array_equal(found.std, measured.std)
 
 
 def test_a_slide_may_be_coded_as_a_fainter_one_or_a_stronger_one(container: Container, workers: Workers) -> None:
-    pixels, coder = synthetic_slide(256, 256, seed=2), HyperCoder(tiny_weights())
+    pixels, coder = synthetic_slide(256, 256, seed=2), HyperChunkCodec(tiny_weights())
     found = []
     for factor in (0.4, 2.5):  # of what statistics should be
         slide = ArraySlide(pixels)
@@ -105,7 +105,7 @@ def test_a_slide_may_be_coded_as_a_fainter_one_or_a_stronger_one(container: Cont
 def test_without_effort_only_a_large_slide_is_taken_for_another(
     container: Container, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slide, coder = ArraySlide(synthetic_slide(256, 256, seed=2)), HyperCoder(tiny_weights())
+    slide, coder = ArraySlide(synthetic_slide(256, 256, seed=2)), HyperChunkCodec(tiny_weights())
     source = source_of(slide, tissue_stats(slide).fainter(GLASS, 2.5), container)
     before = source.stats, QUALITY
     assert refined_stats(source, QUALITY, transform(), coder, workers, effort=0) == before
@@ -127,7 +127,7 @@ def test_many_places_are_tried_instead_of_few_chunks(
 
     monkeypatch.setattr(Surroundings, "of", remembered)
     monkeypatch.setattr("histocodec.formats.encode.statistics.TRIES", 0)
-    coder = HyperCoder(tiny_weights())
+    coder = HyperChunkCodec(tiny_weights())
     for height, width, sizes in ((512, 700, {(512, 512), (188, 512)}), (1024, 2048, {(256, 256)})):
         tried.clear()
         slide = ArraySlide(synthetic_slide(width, height, seed=2))
@@ -153,7 +153,7 @@ def test_a_slide_of_one_colour_is_coded(tmp_path: Path) -> None:
 
 def test_glass_alone_keeps_its_statistics(container: Container, workers: Workers) -> None:
     slide = ArraySlide(np.full((600, 600, 3), GLASS, np.uint8), background=GLASS)
-    stats, coder = tissue_stats(slide), HyperCoder(tiny_weights())
+    stats, coder = tissue_stats(slide), HyperChunkCodec(tiny_weights())
     assert refined_stats(source_of(slide, stats, container), 50, transform(), coder, workers, effort=2) == (stats, 50)
 
 

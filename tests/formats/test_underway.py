@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from histocodec.codec.chunk import HyperCoder
+from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.formats.decode.blocks import BlockKey, Underway
 from histocodec.formats.decode.slide import open_compressed
 from histocodec.formats.encode.encode import encode_slide
@@ -77,14 +77,14 @@ def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     pixels = synthetic_slide(1024, 1024, seed=4)
     encode_slide(ArraySlide(pixels, name="a"), tmp_path / "a.zarr", EncodeOptions(model=str(model), quality=40))
     decoded: list[int] = []
-    plain = HyperCoder.decode
+    plain = HyperChunkCodec.decode
 
-    def counted(self: HyperCoder, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    def counted(self: HyperChunkCodec, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
         decoded.append(len(data))
         time.sleep(0.05)  # long enough for the others to ask for it
         return plain(self, data, shape)
 
-    monkeypatch.setattr(HyperCoder, "decode", counted)
+    monkeypatch.setattr(HyperChunkCodec, "decode", counted)
     with open_compressed(tmp_path / "a.zarr", workers=4) as slide:
         assert slide.read_array(0, 0, 1024, 1024).shape == (1024, 1024, 3)
     assert len(decoded) == 4

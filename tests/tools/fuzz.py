@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from histocodec.codec.chunk import HyperCoder
+from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.codec.transform import Transform, choose_device
 from histocodec.errors import HistocodecError
 from histocodec.formats.container.arrays import METADATA, Form, pack_values, unpack_values
@@ -177,7 +177,7 @@ def golden_weights() -> ModelWeights:
 @lru_cache(maxsize=1)
 def sound_chunks() -> tuple[bytes, ...]:
     """Of all qualities and extents, with and without escapes."""
-    coder, chunks = HyperCoder(golden_weights()), []
+    coder, chunks = HyperChunkCodec(golden_weights()), []
     for seed in range(40):
         rng = np.random.default_rng(seed)
         y = np.rint(rng.laplace(0, 10 ** rng.uniform(-1, 3.2), SHAPE)).clip(-(2**15), 2**15 - 1).astype(np.int16)
@@ -225,8 +225,8 @@ class Chunks:
 
     def __init__(self) -> None:
         weights = golden_weights()
-        self.coder = HyperCoder(weights)
-        self.oracle = HyperCoder(weights, prior=IntegerPrior(weights.config, weights.arrays, dtype="float64"))
+        self.coder = HyperChunkCodec(weights)
+        self.oracle = HyperChunkCodec(weights, prior=IntegerPrior(weights.config, weights.arrays, dtype="float64"))
         self.count = 0
 
     def take(self, data: bytes) -> None:
@@ -238,7 +238,7 @@ class Chunks:
             raise found
 
     @staticmethod
-    def _decoded(coder: HyperCoder, data: bytes) -> "bytes | Refusal":
+    def _decoded(coder: HyperChunkCodec, data: bytes) -> "bytes | Refusal":
         try:
             return coder.decode(data, SHAPE).tobytes()
         except HistocodecError as exc:
@@ -335,7 +335,7 @@ def take_model(data: bytes) -> None:
     window = np.ones((weights.hyper.latent_channels, 3, 3), np.float32)
     with np.errstate(all="ignore"):  # weights that are not finite paint what they may
         Transform(weights, choose_device("cpu")).synthesise([window], Margin(), DEFAULT_STATS)
-    HyperCoder(weights).decode(sound_chunks()[0], SHAPE)
+    HyperChunkCodec(weights).decode(sound_chunks()[0], SHAPE)
 
 
 class Containers:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
-from histocodec.codec.chunk import latent_coder
+from histocodec.codec.chunk import chunk_codec
 from histocodec.entropy import TableSet, quantise_pmf
 from histocodec.models.config import HyperConfig, VaeConfig
 from histocodec.models.export import export_model
@@ -131,7 +131,7 @@ def make(name: str) -> None:
     with open_compressed(container, device="cpu") as opened:
         pixels = opened.read(opened.levels[0].region, 0)
         latents = np.asarray(opened.latents(0)[:])
-    chunk = latent_coder(weights).encode(golden_latents(), 37)
+    chunk = chunk_codec(weights).encode(golden_latents(), 37)
     facts = {
         "model_sha256": weights.sha256,
         "chunk": chunk.hex(),

@@ -1,7 +1,7 @@
 """What a decoder meets in use: latents as the encoder leaves them, most of them sought, not rounded.
 
 A synthesis that has learnt from rounded latents alone, and frequency tables that were fitted to them, know nothing of
-what the search makes of them (`histocodec.codec.rdoq`).
+what the search makes of them (`histocodec.codec.latent_search`).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from histocodec.codec.chunk import LatentCoder, fast_coder
+from histocodec.codec.chunk import ChunkCodec, fast_chunk_codec
+from histocodec.codec.latent_search import whole_cells
 from histocodec.codec.quantise import Quantiser
-from histocodec.codec.rdoq import whole_cells
 from histocodec.codec.transform import Transform
 from histocodec.codec.window import Surroundings
 from histocodec.entropy import TableSet, fit_tables
@@ -63,7 +63,7 @@ class Encoder:
 
     def __init__(self, weights: ModelWeights, workers: Workers) -> None:
         self.weights, self.workers = weights, workers
-        self.coder: LatentCoder = workers.run(lambda: fast_coder(weights))
+        self.coder: ChunkCodec = workers.run(lambda: fast_chunk_codec(weights))
         self.transform = workers.run(lambda: Transform(weights, torch.device("cpu")))
 
     def stored(self, pixels: Pixels, stats: ChannelStats, quality: int, effort: int) -> Stored:
@@ -155,7 +155,7 @@ def seen_in_step(crops: Sequence[Stored], weights: ModelWeights, step: int, *, s
 
 def tables_of_stored(weights: ModelWeights, crops: Sequence[Stored]) -> TableSet:
     """The model's tables, refitted to the symbols of these."""
-    coder, tables = fast_coder(weights), weights.tables
+    coder, tables = fast_chunk_codec(weights), weights.tables
     counts = np.zeros(len(tables.freq), np.int64)
     for crop in crops:
         for segment in coder.segments(whole_cells(crop.latents.numpy()), crop.quality):

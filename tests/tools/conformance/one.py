@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from histocodec.codec.chunk import HyperCoder, fast_coder, quality_of
+from histocodec.codec.chunk import HyperChunkCodec, fast_chunk_codec, quality_of
 from histocodec.formats.container.layout import BACKGROUND
 from histocodec.formats.container.read import Container
 from histocodec.formats.container.shard import read_chunk, read_index
@@ -52,7 +52,7 @@ def unpack(folder: Path) -> None:
         (folder / pixels.name).write_bytes(pixels.read_bytes())
 
 
-def decode_chunks(container: Container, coder: HyperCoder) -> tuple[list[str], bool]:
+def decode_chunks(container: Container, coder: HyperChunkCodec) -> tuple[list[str], bool]:
     """SHA-256 of each level's latents as int16, and whether every chunk is written again byte for byte."""
     attributes, digests, same = container.attributes, [], True
     for level in range(len(attributes.levels)):
@@ -74,7 +74,7 @@ def decode_chunks(container: Container, coder: HyperCoder) -> tuple[list[str], b
 
 
 def latent_digests(path: Path, weights: ModelWeights) -> list[str]:
-    return decode_chunks(Container.open(path), HyperCoder(weights))[0]
+    return decode_chunks(Container.open(path), HyperChunkCodec(weights))[0]
 
 
 def decoded_pixels(path: Path, weights: ModelWeights, device: str, dtype: "torch.dtype") -> "Pixels":
@@ -118,7 +118,7 @@ def main() -> None:
     given = parser.parse_args()
     weights = load_model(given.folder / f"{MODEL_ID}.safetensors")
     if given.latents_only:
-        digests, same = decode_chunks(Container.open(given.folder / "small.zarr"), HyperCoder(weights))
+        digests, same = decode_chunks(Container.open(given.folder / "small.zarr"), HyperChunkCodec(weights))
         assert "torch" not in sys.modules
         print(json.dumps({"small": asdict(Finding(digests, digests, same, {}))}))
         return
@@ -139,8 +139,8 @@ def main() -> None:
     found = {}
     for path in sorted(given.folder.glob("*.zarr")):
         container, expected = Container.open(path), np.load(path.with_suffix(".npy"))
-        latents, same = decode_chunks(container, HyperCoder(weights))
-        fast, also = decode_chunks(container, fast_coder(weights))
+        latents, same = decode_chunks(container, HyperChunkCodec(weights))
+        fast, also = decode_chunks(container, fast_chunk_codec(weights))
         pixels = {
             str(dtype).removeprefix("torch."): _distance(decoded_pixels(path, weights, given.device, dtype), expected)
             for dtype in (torch.float32, torch.bfloat16)

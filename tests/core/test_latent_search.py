@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from histocodec.codec.chunk import HyperCoder
-from histocodec.codec.rdoq import Descent, Floats, Terms, _bent, _damped
+from histocodec.codec.chunk import HyperChunkCodec
+from histocodec.codec.latent_search import Floats, LatentSearch, Terms, _bent, _damped
 from histocodec.codec.transform import Transform, quantise
 from histocodec.codec.window import Window
 from histocodec.fidelity import squared_error
@@ -64,7 +64,7 @@ def test_a_position_that_shows_nothing_is_left_alone() -> None:
     pixels[0, 159] = 0  # but for this one
     window = Window(transform.analyse(pixels, Margin(), STATS), Margin(), pixels)
     descent, rounded = (
-        Descent(transform, HyperCoder(tiny_weights()), STATS),
+        LatentSearch(transform, HyperChunkCodec(tiny_weights()), STATS),
         quantise(window.y, tiny_weights().gain(60), np.dtype(np.int16)),
     )
     found = descent.cheaper(rounded, window, descent.terms(window, 60), 8)
@@ -82,15 +82,15 @@ def test_glass_is_right_at_the_quality_below_too(monkeypatch: pytest.MonkeyPatch
     window = Window(transform.analyse(pixels, Margin(), stats), Margin(), pixels)
     asked: list[tuple[int, float]] = []
 
-    def rounded(self: Descent, window: Window, quality: int, stats: ChannelStats) -> tuple[Floats, Floats]:
+    def rounded(self: LatentSearch, window: Window, quality: int, stats: ChannelStats) -> tuple[Floats, Floats]:
         _, error = found = _rounded(self, window, quality, stats)
         asked.append((quality, float(error[:, 9:].sum())))
         return found
 
-    _rounded = Descent._rounded
-    monkeypatch.setattr(Descent, "_rounded", rounded)
+    _rounded = LatentSearch._rounded
+    monkeypatch.setattr(LatentSearch, "_rounded", rounded)
     for known in (glass, None):
-        Descent(transform, HyperCoder(tiny_weights()), stats, known).terms(window, 60)
+        LatentSearch(transform, HyperChunkCodec(tiny_weights()), stats, known).terms(window, 60)
     (below, error), here, (_, wrong), again = asked
     assert below < 60
     assert here == again == (60, pytest.approx(here[1]))
@@ -98,18 +98,18 @@ def test_glass_is_right_at_the_quality_below_too(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_search_never_ends_dearer_than_it_began() -> None:
-    transform, coder = Transform(tiny_weights(), torch.device("cpu")), HyperCoder(tiny_weights())
+    transform, codec = Transform(tiny_weights(), torch.device("cpu")), HyperChunkCodec(tiny_weights())
     pixels = synthetic_slide(160, 160, seed=3)
     window = Window(transform.analyse(pixels, Margin(), STATS), Margin(), pixels)
     rounded = quantise(window.y, tiny_weights().gain(60), np.dtype(np.int16))
     trained = tiny_weights().hyper.rate_weight(60) / 3
     terms = Terms(60, np.full(48, 1e-9, np.float32), trained)
-    found = Descent(transform, coder, STATS).cheaper(rounded, window, terms, 3)
+    found = LatentSearch(transform, codec, STATS).cheaper(rounded, window, terms, 3)
     shown = [
         transform.synthesise([(x * tiny_weights().inverse_gain(60)[:, None, None]).astype(np.float32)], Margin(), STATS)
         for x in (rounded, found)
     ]
-    bits = [8 * len(coder.encode(np.pad(x, ((0, 0), (0, 2), (0, 2))), 60)) for x in (rounded, found)]
+    bits = [8 * len(codec.encode(np.pad(x, ((0, 0), (0, 2), (0, 2))), 60)) for x in (rounded, found)]
     before, after = (squared_error(one[0], pixels) for one in shown)
     assert bits[1] + trained * after < 1.01 * (bits[0] + trained * before)
 

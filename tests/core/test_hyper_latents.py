@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from histocodec.codec.chunk import HyperCoder
-from histocodec.codec.rdoz import cheapest_hyper_latents
+from histocodec.codec.chunk import HyperChunkCodec
+from histocodec.codec.hyper_latent_search import cheapest_hyper_latents
 from histocodec.codec.transform import Transform, quantise
 from histocodec.errors import UsageError
 from histocodec.models.prior.exact import RELUCTANCE, hyper_latents
@@ -20,8 +20,8 @@ STATS = ChannelStats(np.array([180.0, 140.0, 175.0], np.float32), np.array([40.0
 
 
 @lru_cache(maxsize=1)
-def coder() -> HyperCoder:
-    return HyperCoder(tiny_weights())
+def codec() -> HyperChunkCodec:
+    return HyperChunkCodec(tiny_weights())
 
 
 def latents(quality: int) -> np.ndarray:
@@ -37,15 +37,15 @@ def latents(quality: int) -> np.ndarray:
 @pytest.mark.parametrize("quality", [10, 30])
 def test_a_chosen_z_takes_fewer_bytes_for_the_same_latents(quality: int) -> None:
     y = latents(quality)
-    data = coder().encode(y, quality, z=cheapest_hyper_latents(coder(), y, quality))
-    assert len(data) < len(coder().encode(y, quality))
-    assert np.array_equal(coder().decode(data, y.shape), y)
+    data = codec().encode(y, quality, z=cheapest_hyper_latents(codec(), y, quality))
+    assert len(data) < len(codec().encode(y, quality))
+    assert np.array_equal(codec().decode(data, y.shape), y)
 
 
 def test_z_is_as_h_a_proposes_it_where_it_costs_next_to_nothing() -> None:
     y = latents(100)
     y[:] *= 20
-    assert np.array_equal(cheapest_hyper_latents(coder(), y, 100), coder().hyper_latents(y, 100))
+    assert np.array_equal(cheapest_hyper_latents(codec(), y, 100), codec().hyper_latents(y, 100))
 
 
 @pytest.mark.parametrize(
@@ -63,12 +63,12 @@ def test_a_proposed_z_is_rounded_after_it_went_a_little_towards_what_its_table_e
 def test_any_z_gives_the_same_latents() -> None:
     y = latents(40)
     z = np.random.default_rng(0).integers(-127, 128, (8, 4, 4))
-    data = coder().encode(y, 40, z=z)
-    assert data != coder().encode(y, 40)
-    assert np.array_equal(coder().decode(data, y.shape), y)
+    data = codec().encode(y, 40, z=z)
+    assert data != codec().encode(y, 40)
+    assert np.array_equal(codec().decode(data, y.shape), y)
 
 
 @pytest.mark.parametrize("z", [np.full((8, 4, 4), 128), np.zeros((8, 3, 4), int)], ids=["too large", "misshapen"])
 def test_a_z_that_no_reader_would_take_is_refused(z: np.ndarray) -> None:
     with pytest.raises(UsageError, match="z"):
-        coder().encode(latents(40), 40, z=z)
+        codec().encode(latents(40), 40, z=z)

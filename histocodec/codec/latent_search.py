@@ -2,7 +2,7 @@
 
 Every latent may go to the integer on the other side of where it was, or one step towards zero, if that lowers error and
 bits at the rate at which the slide's tissue exchanges them. What a move costs in pixels comes from the gradient of the
-synthesis and its curvature, what it saves in bits from the coder's own tables. Moves are judged one by one and made all
+synthesis and its curvature, what it saves in bits from the codec's own tables. Moves are judged one by one and made all
 together, so that not all promises are kept: each position of latents keeps its moves only where the pixels and bits
 that are its own have become cheaper, or hardly dearer, since what moves around it changes them, too. How much the error
 bent along a step, over what each move alone would have done, is how much more curvature counts from then on, around
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from histocodec.codec.chunk import HyperCoder, Segment
-from histocodec.codec.rdoz import around_each
+from histocodec.codec.chunk import HyperChunkCodec, Segment
+from histocodec.codec.hyper_latent_search import around_each
 from histocodec.codec.transform import Transform, quantise, whole_latents
 from histocodec.codec.window import Window
 from histocodec.entropy.cost import bits_of, symbol_bits
@@ -66,14 +66,14 @@ class _Judge:
     damping: NDArray[np.float32]
 
 
-class Descent:
+class LatentSearch:
     """Searches cheaper latents for chunks of a slide, whose statistics decode `glass` exactly, where it has any.
     Thread-safe."""
 
     def __init__(
-        self, transform: Transform, coder: HyperCoder, stats: ChannelStats, glass: Colour | None = None
+        self, transform: Transform, codec: HyperChunkCodec, stats: ChannelStats, glass: Colour | None = None
     ) -> None:
-        self.transform, self.coder, self.stats, self.glass = transform, coder, stats, glass
+        self.transform, self.codec, self.stats, self.glass = transform, codec, stats, glass
         self.weights = transform.weights
 
     def terms(self, example: Window, quality: int) -> Terms:
@@ -86,7 +86,7 @@ class Descent:
         whole, own, limits = rounded.copy(), window.own, np.iinfo(rounded.dtype)
         quality, curvature, weight = terms.quality, terms.curvature, terms.weight
         exact = window.y[own] * self.weights.gain(quality)[:, None, None]
-        z = self.coder.hyper_latents(whole_cells(rounded[own]), quality)  # a new one would hide what moves do
+        z = self.codec.hyper_latents(whole_cells(rounded[own]), quality)  # a new one would hide what moves do
         now = rounded[own]
         flat = _flat(window.pixels, self.weights.config.stride)
         error, slope = self._difference(whole, window, quality, self.stats)
@@ -146,7 +146,7 @@ class Descent:
             moved = self.transform.flat(self.glass, stats) - self.transform.flat(self.glass, self.stats)
             y = y + moved[:, None, None]
         latents = quantise(y, self.weights.gain(quality), np.dtype(np.int16))
-        z = self.coder.hyper_latents(whole_cells(latents[window.own]), quality)
+        z = self.codec.hyper_latents(whole_cells(latents[window.own]), quality)
         bits = self._bits(latents[window.own], quality, z)
         return bits, self._difference(latents, window, quality, stats, slope=False)[0]
 
@@ -191,7 +191,7 @@ class Descent:
 
     def _steps(self, latents: Latents, quality: int, z: NDArray[np.int64]) -> Iterator[tuple[int, Segment]]:
         """Each step with its number; none of z, which stays."""
-        yield from enumerate(islice(self.coder.segments(whole_cells(latents), quality, z=z), 1, None))
+        yield from enumerate(islice(self.codec.segments(whole_cells(latents), quality, z=z), 1, None))
 
 
 def whole_cells(latents: Latents) -> Latents:

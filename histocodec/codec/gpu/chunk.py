@@ -1,4 +1,4 @@
-"""Latent chunks from their bytes on a GPU, many at once: the integers of `HyperCoder.decode`."""
+"""Latent chunks from their bytes on a GPU, many at once: the integers of `HyperChunkCodec.decode`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,14 +57,14 @@ class Tables:
 @dataclass(frozen=True)
 class Latents:
     """Decoded chunks: y (B, n, n, 4, C/4) int16, the channel of [g, q] being 4q + g; quality (B,) int32; sound (B,)
-    bool: where not, nothing of a chunk can be trusted, and `HyperCoder` says what is wrong with it."""
+    bool: where not, nothing of a chunk can be trusted, and `HyperChunkCodec` says what is wrong with it."""
 
     y: Tensor
     quality: Tensor
     sound: Tensor
 
 
-class BatchCoder:
+class GpuChunkDecoder:
     """Decodes with one `hyper` model's prior on one device."""
 
     def __init__(self, weights: ModelWeights, device: torch.device) -> None:
@@ -103,7 +103,7 @@ class BatchCoder:
         self.hyper_index = self._put(arrays["prior.hyper_index"], np.int32)
 
     def decode(self, chunks: Sequence[bytes], side: int) -> Latents:
-        """Chunks of `side` × `side` latents, from the bytes that `HyperCoder.encode` wrote."""
+        """Chunks of `side` × `side` latents, from the bytes that `HyperChunkCodec.encode` wrote."""
         stream = _Stream(self, chunks, side)
         z = stream.hyper_latents()
         batch, width = len(chunks), self.config.hyper_width
@@ -143,8 +143,8 @@ class BatchCoder:
 class _Stream:
     """The streams of a batch of chunks while they are read."""
 
-    def __init__(self, coder: BatchCoder, chunks: Sequence[bytes], side: int) -> None:
-        self.coder, self.side, batch = coder, side, len(chunks)
+    def __init__(self, decoder: GpuChunkDecoder, chunks: Sequence[bytes], side: int) -> None:
+        self.decoder, self.side, batch = decoder, side, len(chunks)
         # quality; extent (3); lanes; first byte, last byte; whether broken; states
         sent = np.zeros((8 + 2 * MAX_LANES, batch), np.int32)
         sent[6] = 1
@@ -152,7 +152,7 @@ class _Stream:
         start = 0
         for n, chunk in enumerate(chunks):
             try:
-                header = ChunkHeader.unpack(chunk, (coder.config.latent_channels, side, side))
+                header = ChunkHeader.unpack(chunk, (decoder.config.latent_channels, side, side))
                 if not header.empty:
                     own = _first_states(chunk)
                     states[n, : len(own)] = own
@@ -163,23 +163,23 @@ class _Stream:
                 sent[7, n] = 1
             start += len(chunk)
         sent[8:] = states.view(np.int32).T
-        put = coder._put
+        put = decoder._put
         self.data = put(np.frombuffer(b"".join(chunks), np.uint8), np.uint8)
         there = put(sent, np.int32)
         self.quality, self.extents, self.lanes, self.status = there[0], there[1:4].T.contiguous(), there[4], there[7]
         self.cursors = there[5:7].T.contiguous()
         self.states = there[8:].T.reshape(-1).view(torch.int64).view(batch, MAX_LANES)
         self.count = self.extents[:, 0] * self.extents[:, 1] * self.extents[:, 2] * GROUPS
-        self.most = coder.config.latent_channels // GROUPS * side * side  # elements of a step
+        self.most = decoder.config.latent_channels // GROUPS * side * side  # elements of a step
 
     def hyper_latents(self) -> Tensor:
         """z (B, n/4, n/4, Cz) int8"""
-        coder, across, channels = self.coder, self.side // 4, self.coder.config.hyper_channels
+        decoder, across, channels = self.decoder, self.side // 4, self.decoder.config.hyper_channels
         rows, columns = ((self.extents[:, i] + 1) // 2 for i in (1, 2))
         area = rows * columns
-        every = torch.arange(channels * across * across, device=coder.device, dtype=torch.int32)[None]
+        every = torch.arange(channels * across * across, device=decoder.device, dtype=torch.int32)[None]
         own = (every // area.clamp(min=1)[:, None]).clamp(max=channels - 1).long()
-        mean, index = (torch.gather(v[self.quality.long()], 1, own) for v in (coder.hyper_mean, coder.hyper_index))
+        mean, index = (torch.gather(v[self.quality.long()], 1, own) for v in (decoder.hyper_mean, decoder.hyper_index))
         tables = ((index << MEAN_BITS) + (mean & PHASE_MASK)).to(torch.int16)
         found = self._read(tables, mean >> MEAN_BITS, channels * area, HYPER_CLIP + 1)
         self.status |= ((found == -HYPER_CLIP - 1) & (every < (channels * area)[:, None])).any(1).int()
@@ -192,20 +192,20 @@ class _Stream:
 
     def step(self, k: int, sums: Tensor, y: Tensor, small: Tensor) -> None:
         """The elements of step k into y and `small`, by what the prior has added up for them."""
-        coder, side, quads = self.coder, self.side, self.coder.quads
+        decoder, side, quads = self.decoder, self.side, self.decoder.quads
         batch, across = len(y), triton.next_power_of_2(side // 2)
         tables = torch.empty((batch, self.most), dtype=torch.int16, device=y.device)
         whole = torch.empty((batch, self.most), dtype=torch.int32, device=y.device)
-        shift = coder.shift[f"step{k}.heads"]
-        weight, bias = coder.predict[k] if k else (small, coder.base)
+        shift = decoder.shift[f"step{k}.heads"]
+        weight, bias = decoder.predict[k] if k else (small, decoder.base)
         grid = batch * (side // 2), GROUPS, triton.cdiv(quads, QUADS)
         launch(
-            kernels.distributions, grid, sums, coder.base, self.quality, y, weight, bias, self.extents, tables, whole,
+            kernels.distributions, grid, sums, decoder.base, self.quality, y, weight, bias, self.extents, tables, whole,
             shift - MEAN_BITS, shift - SCALE_BITS, side, quads, STEP=k, COLUMNS=across, QUADS=QUADS,
         )  # fmt: skip
         found = self._read(tables, whole, self.count, LIMIT)
         launch(
-            kernels.placed, grid, found, self.extents, coder.compress, y, small, side, quads,
+            kernels.placed, grid, found, self.extents, decoder.compress, y, small, side, quads,
             STEP=k, COLUMNS=across, QUADS=QUADS,
         )  # fmt: skip
 
@@ -216,7 +216,7 @@ class _Stream:
 
     def _read(self, tables: Tensor, whole: Tensor, count: Tensor, limit: int) -> Tensor:
         """The next segment: `count` (B,) integers in coding order, (B, N) int32, by tables and whole means (B, N)."""
-        of, most, lengths = self.coder.tables, tables.shape[1], count.to(torch.int32)
+        of, most, lengths = self.decoder.tables, tables.shape[1], count.to(torch.int32)
         found, grid = torch.empty(tables.shape, dtype=torch.int32, device=tables.device), (len(tables),)
         launch(
             kernels.symbols, grid, self.data, lengths, self.lanes, self.states, self.cursors, self.status, tables,

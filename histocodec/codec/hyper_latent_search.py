@@ -7,7 +7,7 @@ where z and the latents that it describes become cheaper together; no latent cha
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.codec.chunk import HyperCoder
+from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.entropy.cost import symbol_bits
 from histocodec.models.prior.graph import MEAN_BITS
 
@@ -19,14 +19,14 @@ HyperLatents = NDArray[np.int64]
 Bits = NDArray[np.float64]
 
 
-def cheapest_hyper_latents(coder: HyperCoder, latents: NDArray[np.signedinteger], quality: int) -> HyperLatents:
+def cheapest_hyper_latents(codec: HyperChunkCodec, latents: NDArray[np.signedinteger], quality: int) -> HyperLatents:
     """z (Cz, n/4, n/4) with which latents (C, n, n), not all zero, take the fewest bits that were found."""
-    z = coder.hyper_latents(latents, quality)
-    own, of_y = _bits(coder, latents, quality, z)
+    z = codec.hyper_latents(latents, quality)
+    own, of_y = _bits(codec, latents, quality, z)
     least = LEAST_SHARE * (own.sum() + of_y.sum())
     by_channel = own.sum(axis=(1, 2))
     dearest = [channel for channel in np.argsort(-by_channel)[:DEAREST] if by_channel[channel] > least]
-    expected = coder.weights.arrays["prior.hyper_mean"][quality] / 2**MEAN_BITS
+    expected = codec.weights.arrays["prior.hyper_mean"][quality] / 2**MEAN_BITS
     rows, columns = of_y.shape
     for channel in dearest:
         for i in range(APART):
@@ -37,22 +37,24 @@ def cheapest_hyper_latents(coder: HyperCoder, latents: NDArray[np.signedinteger]
                     continue
                 tried = z.copy()
                 tried[some] += step
-                own_tried, of_y_tried = _bits(coder, latents, quality, tried)
+                own_tried, of_y_tried = _bits(codec, latents, quality, tried)
                 change = (own_tried - own).sum(axis=0) + around_each(of_y_tried - of_y)
                 cheaper = change[some[1:]] < 0
                 if not cheaper.any():
                     continue
                 tried[some] = z[some] + np.where(cheaper, step, 0)
-                own_tried, of_y_tried = _bits(coder, latents, quality, tried)
+                own_tried, of_y_tried = _bits(codec, latents, quality, tried)
                 if own_tried.sum() + of_y_tried.sum() < own.sum() + of_y.sum():
                     z, own, of_y = tried, own_tried, of_y_tried
     return z
 
 
-def _bits(coder: HyperCoder, latents: NDArray[np.signedinteger], quality: int, z: HyperLatents) -> tuple[Bits, Bits]:
+def _bits(
+    codec: HyperChunkCodec, latents: NDArray[np.signedinteger], quality: int, z: HyperLatents
+) -> tuple[Bits, Bits]:
     """The bits of each z that is coded (Cz, rows, columns), and of the latents of each of their places."""
-    tables = coder.weights.tables
-    first, *steps = coder.segments(latents, quality, z=z)
+    tables = codec.weights.tables
+    first, *steps = codec.segments(latents, quality, z=z)
     _, cell_rows, cell_columns = first.extent
     rows, columns = -(-cell_rows // 2), -(-cell_columns // 2)
     own = symbol_bits(first.values - first.whole, first.tables, tables).reshape(-1, rows, columns)
