@@ -20,7 +20,6 @@ from histocodec.benchmarks.compare.plots import plots
 from histocodec.benchmarks.compare.report import CROPS, report
 from histocodec.benchmarks.compare.result import BenchResult
 from histocodec.benchmarks.compare.summary import summarise
-from histocodec.benchmarks.extra import bench_extra
 from histocodec.benchmarks.measure.images import LEAST, Sample, choose
 from histocodec.benchmarks.measure.rows import RowStore, as_csv, flat
 from histocodec.benchmarks.measure.runner import BenchOptions, measure
@@ -28,6 +27,7 @@ from histocodec.benchmarks.peers.codecs import PEERS
 from histocodec.benchmarks.provenance import Machine, Model, at_hand, versions
 from histocodec.benchmarks.studies.speed import speed_of_slide
 from histocodec.errors import OutputError
+from histocodec.extras import requires_extra
 from histocodec.formats.container.files import write_atomically
 from histocodec.formats.decode.open import open_slide
 from histocodec.report import Progress, plain
@@ -92,7 +92,7 @@ def as_json(result: BenchResult) -> dict[str, object]:
 
 
 def _check(out: Path) -> None:
-    with bench_extra():
+    with requires_extra("bench"):
         import matplotlib  # noqa: F401 - that it is there
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from histocodec.benchmarks.compare.comparison import METRICS, curves_of
 from histocodec.benchmarks.compare.groups import ALL, Group, grouped
-from histocodec.benchmarks.extra import bench_extra
 from histocodec.benchmarks.measure.rows import Row
+from histocodec.extras import requires_extra
 
 COLUMNS = 3  # panels in a row
 PANELS = 12  # of a figure; further images are in the rows
@@ -25,7 +25,7 @@ def plots(rows: Sequence[Row]) -> Iterator[tuple[str, bytes]]:
 
 
 def _figure(group: Group, metric: str) -> bytes:
-    with bench_extra():
+    with requires_extra("bench"):
         from matplotlib.figure import Figure
     subjects = group.subjects[:PANELS]
     columns = min(COLUMNS, len(subjects))

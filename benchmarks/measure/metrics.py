@@ -12,9 +12,9 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.benchmarks.extra import bench_extra
 from histocodec.benchmarks.measure.stains import EOSIN, HEMATOXYLIN, stains
 from histocodec.errors import UsageError
+from histocodec.extras import requires_extra
 from histocodec.fidelity import psnr, squared_error
 from histocodec.slide import Pixels
 
@@ -119,7 +119,7 @@ def _windowed(plane: Values) -> Values:
 
 def _delta_e(a: Pixels, b: Pixels) -> float:
     """G. Sharma, W. Wu and E. N. Dalal, "The CIEDE2000 color-difference formula", Color Res. Appl. 30 (2005)."""
-    with bench_extra():
+    with requires_extra("bench"):
         from skimage.color import deltaE_ciede2000, rgb2lab
     height, width = a.shape[:2]
     total = 0.0

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.benchmarks.extra import bench_extra
 from histocodec.benchmarks.measure.stains import HEMATOXYLIN, stains
+from histocodec.extras import requires_extra
 from histocodec.slide import Pixels
 
 Labels = NDArray[np.int32]  # (H, W); 0 where there is no nucleus
@@ -46,7 +46,7 @@ def agreement(original_pixels: Pixels, decoded_pixels: Pixels, *, mpp: float = D
 
 def segment(pixels: Pixels, *, mpp: float = DEFAULT_MPP) -> Labels:
     """Each nucleus by its number, from 1. `mpp` is microns per pixel."""
-    with bench_extra():
+    with requires_extra("bench"):
         from scipy import ndimage
         from skimage.feature import peak_local_max
         from skimage.filters import threshold_otsu

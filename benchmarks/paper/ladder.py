@@ -21,13 +21,13 @@ from PIL import Image
 
 from histocodec.benchmarks.compare.crops import ours_within
 from histocodec.benchmarks.compare.ratios import RATIOS, raw_bytes_over
-from histocodec.benchmarks.extra import bench_extra
 from histocodec.benchmarks.measure.metrics import fidelity
 from histocodec.benchmarks.measure.nuclei import agreement
 from histocodec.benchmarks.measure.runner import BenchOptions
 from histocodec.benchmarks.peers.codecs import JPEG2000, coded_at_bytes
 from histocodec.benchmarks.provenance import Machine, Model
 from histocodec.errors import HistocodecError
+from histocodec.extras import requires_extra
 from histocodec.formats.container.files import write_atomically
 from histocodec.formats.decode.open import open_slide
 from histocodec.formats.encode.encode import encode_slide
@@ -103,7 +103,7 @@ def whole(path: Path, ratio: int) -> Whole:
 
 def figure(rows: list[Step]) -> bytes:
     """A PNG: each metric against the ratio, means over the images in which all codecs fit."""
-    with bench_extra():
+    with requires_extra("bench"):
         from matplotlib.figure import Figure
     drawn = Figure(figsize=(10, 2.8), dpi=160, layout="constrained")
     for place, (metric, label) in enumerate(METRICS.items(), 1):

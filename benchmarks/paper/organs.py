@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from histocodec.benchmarks.provenance import Machine, Model
 from histocodec.errors import HistocodecError, UnsupportedError
+from histocodec.extras import requires_extra
 from histocodec.formats.container.files import write_atomically
 from histocodec.formats.decode.open import open_slide
 from histocodec.formats.embed import embed
@@ -29,7 +30,6 @@ from histocodec.formats.encode.encode import encode_slide
 from histocodec.formats.encode.options import DEFAULT_QUALITY, EncodeOptions
 from histocodec.models.weights import find_model
 from histocodec.report import plain, progress_bar
-from histocodec.search.extra import extra
 from histocodec.search.plot import COLOURS, MARKERS, coordinates
 from histocodec.search.whitening import Vectors, Whitening
 
@@ -116,7 +116,7 @@ def share_between(vectors: Vectors, groups: Names) -> float:
 
 def figure(points: NDArray[np.float32], patches: Patches, title: str) -> bytes:
     """A PNG: the same points, coloured by organ and by source."""
-    with extra("umap"):
+    with requires_extra("umap"):
         from matplotlib.figure import Figure
     drawn = Figure(figsize=(11, 4.6), dpi=160, layout="constrained")
     for place, (name, labels) in enumerate((("organ", patches.organ), ("source", patches.source)), 1):

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from histocodec.benchmarks.extra import bench_extra
 from histocodec.benchmarks.provenance import Machine
+from histocodec.extras import requires_extra
 from histocodec.formats.container.files import write_atomically
 from histocodec.models.config import VaeConfig
 from histocodec.models.vae.network import VaeModel
@@ -107,7 +107,7 @@ def images_of(folder: Path) -> list[TrainingImage]:
 
 def curves(panels: Mapping[str, Sequence[Outcome]], *, value: str, label: str) -> bytes:
     """A PNG: for each panel, a validation figure of `EpochResult` against the patches that training has seen."""
-    with bench_extra():
+    with requires_extra("bench"):
         from matplotlib.figure import Figure
     drawn = Figure(figsize=(4.6 * len(panels), 3.4), dpi=160, layout="constrained")
     for place, (title, outcomes) in enumerate(panels.items(), 1):

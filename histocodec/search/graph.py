@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histocodec.errors import FormatError, OutputError
-from histocodec.search.extra import extra
+from histocodec.extras import requires_extra
 from histocodec.search.index import Index
 from histocodec.search.nearest import PatchHit
 from histocodec.search.whitening import Vectors
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 def check_installed() -> None:
     """UnsupportedError, before any work is done, where the extra is missing."""
-    with extra("search"):
+    with requires_extra("search"):
         import usearch.index  # noqa: F401 - that it is there
 
 
 def up_to_date(index: Index) -> "Graph":
     """The graph of all vectors, and saved so."""
-    with extra("search"):
+    with requires_extra("search"):
         from usearch.index import Index as Graph
     path, rows = index.graph_path, index.facts.rows
     graph = Graph(ndim=index.facts.whitening.dimensions, metric="cos", dtype="f32")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.search.extra import extra
+from histocodec.extras import requires_extra
 from histocodec.search.whitening import Vectors
 
 NEIGHBOURS = 15  # umap-learn's own default
@@ -19,13 +19,13 @@ OTHER = "#bbbbbb"
 
 def check_installed() -> None:
     """UnsupportedError, before any work is done, where the extra is missing."""
-    with extra("umap"):
+    with requires_extra("umap"):
         import umap  # noqa: F401 - that they are there
 
 
 def coordinates(vectors: Vectors, *, seed: int = 0) -> NDArray[np.float32]:
     """(n, d) → (n, 2). The same in every run on one machine."""
-    with extra("umap"):
+    with requires_extra("umap"):
         import umap
     neighbours = min(NEIGHBOURS, len(vectors) - 1)
     # A random start where there are too few for the spectral one, which needs more points than dimensions.
@@ -36,7 +36,7 @@ def coordinates(vectors: Vectors, *, seed: int = 0) -> NDArray[np.float32]:
 
 def scatter(points: NDArray[np.float32], groups: Sequence[str], title: str) -> bytes:
     """A PNG: one colour and marker a group, the most frequent first; those without a name in grey."""
-    with extra("umap"):
+    with requires_extra("umap"):
         from matplotlib.figure import Figure
     names, counts = np.unique(np.array(groups), return_counts=True)
     ordered = sorted(zip(names.tolist(), counts.tolist(), strict=True), key=lambda one: (not one[0], -one[1], one[0]))
