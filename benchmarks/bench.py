@@ -30,7 +30,8 @@ from histocodec.errors import OutputError
 from histocodec.extras import requires_extra
 from histocodec.formats.container.files import write_atomically
 from histocodec.formats.decode.open import open_slide
-from histocodec.report import Progress, plain
+from histocodec.report import Progress
+from histocodec.text import jsonable
 
 JOURNAL = "rows.jsonl"
 
@@ -87,7 +88,7 @@ def run_bench(
 
 def as_json(result: BenchResult) -> dict[str, object]:
     """One object: everything but the rows under its name, and the rows flat."""
-    found = {field.name: plain(getattr(result, field.name)) for field in fields(result) if field.name != "rows"}
+    found = {field.name: jsonable(getattr(result, field.name)) for field in fields(result) if field.name != "rows"}
     return {**found, "rows": [flat(row) for row in result.rows]}
 
 

@@ -8,7 +8,8 @@ import click
 
 from histocodec.cli.options import box, device_option, json_option, path_argument, positive
 from histocodec.errors import UsageError
-from histocodec.report import Progress, print_facts, print_json, progress_bar, size_text, time_text
+from histocodec.report import Progress, print_facts, print_json, progress_bar
+from histocodec.text import size_text, time_text
 
 if TYPE_CHECKING:
     from histocodec.formats.decode.slide import CompressedSlide

@@ -11,16 +11,8 @@ import click
 
 from histocodec.cli.options import device_option, json_option
 from histocodec.errors import FormatError
-from histocodec.report import (
-    decibel_text,
-    print_facts,
-    print_json,
-    progress_bar,
-    ratio_text,
-    say,
-    size_text,
-    time_text,
-)
+from histocodec.report import print_facts, print_json, progress_bar, say
+from histocodec.text import decibel_text, ratio_text, size_text, time_text
 
 if TYPE_CHECKING:
     from histocodec.formats.encode.options import EncodeReport

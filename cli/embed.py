@@ -6,7 +6,8 @@ from pathlib import Path
 import click
 
 from histocodec.cli.options import json_option
-from histocodec.report import print_facts, print_json, progress_bar, size_text, time_text
+from histocodec.report import print_facts, print_json, progress_bar
+from histocodec.text import size_text, time_text
 
 
 @click.command("embed", short_help="Add vectors for search to containers.")

@@ -6,15 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from histocodec.cli.options import device_option, json_option, level_list, path_argument, positive, ratio
-from histocodec.report import (
-    decibel_text,
-    print_facts,
-    print_json,
-    progress_bar,
-    ratio_text,
-    size_text,
-    time_text,
-)
+from histocodec.report import print_facts, print_json, progress_bar
+from histocodec.text import decibel_text, ratio_text, size_text, time_text
 
 if TYPE_CHECKING:
     from histocodec.formats.encode.options import EncodeProgress, EncodeReport

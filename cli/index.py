@@ -8,7 +8,8 @@ import click
 
 from histocodec.cli.options import json_option, label_option, path_argument
 from histocodec.errors import FormatError
-from histocodec.report import mpp_text, print_facts, print_json, progress_bar, say, size_text
+from histocodec.report import print_facts, print_json, progress_bar, say
+from histocodec.text import mpp_text, size_text
 
 if TYPE_CHECKING:
     from histocodec.search.database import Entry, IndexedSlide

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from histocodec.cli.options import json_option, path_argument
-from histocodec.report import decibel_text, mpp_text, print_facts, print_json, ratio_text, size_text
+from histocodec.report import print_facts, print_json
+from histocodec.text import decibel_text, mpp_text, ratio_text, size_text
 
 if TYPE_CHECKING:
     from histocodec.slide import Slide

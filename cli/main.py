@@ -13,7 +13,7 @@ from types import FrameType
 import click
 
 from histocodec.errors import HistocodecError
-from histocodec.report import printable
+from histocodec.text import printable
 
 COMMANDS = (
     "encode", "decode", "info", "verify", "embed", "index", "search", "umap", "train", "bench", "demo",

@@ -7,7 +7,8 @@ import click
 
 from histocodec.cli.options import box, device_option, json_option, label, path_argument
 from histocodec.errors import UsageError
-from histocodec.report import mpp_text, print_facts, print_json, say
+from histocodec.report import print_facts, print_json, say
+from histocodec.text import mpp_text
 
 if TYPE_CHECKING:
     from histocodec.search.database import IndexedSlide

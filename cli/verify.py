@@ -7,7 +7,8 @@ import click
 
 from histocodec.cli.options import device_option, json_option, path_argument
 from histocodec.errors import FormatError
-from histocodec.report import decibel_text, print_facts, print_json, progress_bar, say, time_text
+from histocodec.report import print_facts, print_json, progress_bar, say
+from histocodec.text import decibel_text, time_text
 
 SHOWN = 20  # problems that are listed for people; --json has all
 

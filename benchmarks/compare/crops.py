@@ -21,8 +21,8 @@ from histocodec.benchmarks.peers.contender import coded_at_bytes
 from histocodec.fidelity import psnr, squared_error
 from histocodec.geometry import Region
 from histocodec.picture import PAPER, Panel, side_by_side
-from histocodec.report import decibel_text
 from histocodec.slide import Pixels
+from histocodec.text import decibel_text
 
 SIDE = 256  # pixels of an image that are shown
 BPP = 0.25  # low enough to see what goes first

@@ -9,7 +9,7 @@ from histocodec.benchmarks.compare.result import BenchResult
 from histocodec.benchmarks.compare.summary import SHOWN, AtRate, Speeds
 from histocodec.benchmarks.measure.rows import COUNTS, HEADLINE, Count
 from histocodec.benchmarks.studies.speed import speed_lines
-from histocodec.report import size_text
+from histocodec.text import size_text
 
 CROPS = "crops.png"
 WIDEST = "0.05-1.5"

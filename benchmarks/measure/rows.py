@@ -18,7 +18,7 @@ from histocodec.benchmarks.measure.images import Subject
 from histocodec.benchmarks.measure.metrics import Fidelity
 from histocodec.benchmarks.measure.nuclei import NucleiAgreement
 from histocodec.errors import FormatError, OutputError
-from histocodec.report import plain
+from histocodec.text import jsonable
 
 OURS = "histocodec"
 CURVE = "curve"  # a point of the rate-distortion curve, as opposed to one of the paper's ratios
@@ -124,7 +124,7 @@ def flat(row: Row) -> dict[str, object]:
     for part, kind, prefix in _PARTS:
         value = getattr(row, part)
         values = dict.fromkeys(field.name for field in fields(kind)) if value is None else asdict(value)
-        found |= {f"{prefix}{name}": plain(one) for name, one in values.items()}
+        found |= {f"{prefix}{name}": jsonable(one) for name, one in values.items()}
     return {name: found[name] for name in COLUMNS}
 
 

@@ -34,9 +34,10 @@ from histocodec.formats.encode.encode import encode_slide
 from histocodec.formats.encode.options import EncodeOptions
 from histocodec.models.weights import DEFAULT_MODEL, MODELS_VARIABLE, find_model
 from histocodec.picture import Panel, in_rows
-from histocodec.report import plain, progress_bar
+from histocodec.report import progress_bar
 from histocodec.slide import Pixels
 from histocodec.sources.synthetic import synthetic_slide
+from histocodec.text import json_text
 
 VAE, FLAGSHIP, PEER = "vae", DEFAULT_MODEL, "jpeg2000"
 NAMES = {VAE: "VAE", FLAGSHIP: "flagship", PEER: "JPEG 2000"}
@@ -181,7 +182,7 @@ def main(data: Path, *, models: Path, out: Path) -> None:
     ]
     found = {"machine": Machine.here(), "models": used, "means": means, "containers": containers, "rows": rows}
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "ladder.json", f"{json.dumps(plain(found), indent=1, ensure_ascii=False)}\n".encode())
+    write_atomically(out / "ladder.json", f"{json_text(found, indent=1)}\n".encode())
     write_atomically(out / "ladder.png", figure(rows))
     write_atomically(out / "ladder-picture.png", shown)
     for mean in means:

@@ -10,7 +10,6 @@ one organ that has three sources; and the share of the vectors' variance that li
 
 import csv
 import io
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +28,10 @@ from histocodec.formats.embed import embed
 from histocodec.formats.encode.encode import encode_slide
 from histocodec.formats.encode.options import DEFAULT_QUALITY, EncodeOptions
 from histocodec.models.weights import find_model
-from histocodec.report import plain, progress_bar
+from histocodec.report import progress_bar
 from histocodec.search.plot import COLOURS, MARKERS, coordinates
 from histocodec.search.whitening import Vectors, Whitening
+from histocodec.text import json_text
 
 MANY_ORGANS, MANY_SOURCES = "monuseg", "breast"  # the source with most organs, the organ with most sources
 Names = NDArray[np.str_]
@@ -169,9 +169,9 @@ def main(data: Path, *, model: str, most: int, out: Path) -> None:
         "cases": len(np.unique(patches.case)), "precision": found, "share of variance between": shares,
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / f"{name}.json", f"{json.dumps(plain(result), indent=1, ensure_ascii=False)}\n".encode())
+    write_atomically(out / f"{name}.json", f"{json_text(result, indent=1)}\n".encode())
     write_atomically(out / f"{name}.png", figure(points, patches, f"UMAP of {len(points)} patches, {weights.id}"))
-    click.echo(json.dumps(plain(result), indent=1))
+    click.echo(json_text(result, indent=1))
 
 
 if __name__ == "__main__":

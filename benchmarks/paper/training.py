@@ -14,7 +14,8 @@ from histocodec.extras import requires_extra
 from histocodec.formats.container.files import write_atomically
 from histocodec.models.config import VaeConfig
 from histocodec.models.vae.network import VaeModel
-from histocodec.report import plain, say
+from histocodec.report import say
+from histocodec.text import jsonable
 from histocodec.train.data.images import load_images, training_files
 from histocodec.train.data.patches import TrainingImage
 from histocodec.train.loop import Schedule
@@ -95,7 +96,7 @@ class Results:
 
     def write(self, **more: object) -> None:
         """Adds members beside the runs."""
-        self.found = {"machine": plain(Machine.here()), **self.found, **{k: plain(v) for k, v in more.items()}}
+        self.found = {"machine": jsonable(Machine.here()), **self.found, **{k: jsonable(v) for k, v in more.items()}}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, f"{json.dumps(self.found, indent=1)}\n".encode())
 

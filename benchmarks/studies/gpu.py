@@ -16,7 +16,6 @@ import click
 import torch
 
 from histocodec.benchmarks.provenance import Machine
-from histocodec.cli.options import device_option, json_option
 from histocodec.codec.transform import choose_device
 from histocodec.formats.container.layout import BACKGROUND
 from histocodec.formats.decode.slide import CompressedSlide, open_compressed
@@ -97,8 +96,8 @@ def _on_device(slide: CompressedSlide) -> torch.Tensor:
 @click.command()
 @click.argument("containers", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--repeat", type=click.IntRange(min=1), default=9, show_default=True)
-@device_option
-@json_option
+@click.option("--device", default="auto", metavar="auto|cpu|cuda", show_default=True, help="Where to decode.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def main(containers: tuple[Path, ...], *, repeat: int, device: str, as_json: bool) -> None:
     """Decode level 0 of CONTAINERS, which has to fit into the GPU's memory."""
     machine, chosen = Machine.here(), str(choose_device(device))

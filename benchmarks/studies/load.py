@@ -23,9 +23,10 @@ from histocodec.formats.decode.slide import CompressedSlide, open_compressed
 from histocodec.formats.encode.encode import encode_slide
 from histocodec.formats.encode.options import EncodeOptions
 from histocodec.geometry import Level, Region
-from histocodec.report import say, size_text
+from histocodec.report import say
 from histocodec.slide import Pixels, Slide
 from histocodec.sources import open_slide
+from histocodec.text import size_text
 
 SIDE = 256  # pixels of a region
 CACHE_BYTES = 8 << 20  # of a reader: a few blocks, so that most regions are decoded anew

@@ -5,7 +5,6 @@ container; its patches are queries, and all patches of other cases, or of other 
 """
 
 import csv
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from histocodec.formats.encode.encode import encode_slide
 from histocodec.formats.encode.options import EncodeOptions
 from histocodec.geometry import Region
 from histocodec.models.weights import find_model
-from histocodec.report import Progress, plain, progress_bar, say
+from histocodec.report import Progress, progress_bar, say
 from histocodec.search.database import Entry
 from histocodec.search.embedding import CHANNELS, EMBEDDERS, FLOOR, Latents
 from histocodec.search.graph import up_to_date
@@ -35,6 +34,7 @@ from histocodec.search.index import build
 from histocodec.search.nearest import nearest_patches
 from histocodec.search.whitening import Vectors, Whitening
 from histocodec.slide import Pixels
+from histocodec.text import json_text
 
 BINS = 8  # of each colour in the histogram
 MANY = 200_000  # vectors on which speed is measured
@@ -328,7 +328,7 @@ def main(data: Path, *, out: Path | None, work: Path | None, quality: int) -> No
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         found = {"machine": machine, "model": model, "quality": quality, "bytes": size, "speed": fast, "rows": rows}
-        write_atomically(out / "results.json", f"{json.dumps(plain(found), indent=1, ensure_ascii=False)}\n".encode())
+        write_atomically(out / "results.json", f"{json_text(found, indent=1)}\n".encode())
         write_atomically(out / "report.md", text.encode())
     click.echo(text)
 

@@ -23,8 +23,9 @@ from histocodec.codec.transform import choose_device
 from histocodec.errors import UsageError
 from histocodec.formats.decode.open import open_slide
 from histocodec.formats.encode.options import DEFAULT_QUALITY
-from histocodec.report import decibel_text, say, size_text
+from histocodec.report import say
 from histocodec.slide import Pixels
+from histocodec.text import decibel_text, size_text
 from histocodec.tissue import busiest_region
 
 PEER = JPEG2000_TILES

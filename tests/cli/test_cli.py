@@ -16,8 +16,8 @@ from histocodec.cli import main
 from histocodec.cli.main import COMMANDS, commands, run
 from histocodec.cli.options import box, level_list, ratio
 from histocodec.errors import FormatError, HistocodecError, UnsupportedError, UsageError
-from histocodec.report import plain, ratio_text, size_text, time_text
 from histocodec.sources.synthetic import synthetic_slide, write_pyramidal_tiff
+from histocodec.text import jsonable, ratio_text, size_text, time_text
 
 Captured = pytest.CaptureFixture[str]
 
@@ -284,7 +284,7 @@ def test_figures_are_short(text: str, expected: str) -> None:
 
 
 def test_json_has_no_infinities() -> None:
-    assert plain({"psnr": float("inf"), "nested": (1.5, float("nan")), "path": Path("a")}) == {
+    assert jsonable({"psnr": float("inf"), "nested": (1.5, float("nan")), "path": Path("a")}) == {
         "psnr": None,
         "nested": [1.5, None],
         "path": "a",
@@ -292,4 +292,4 @@ def test_json_has_no_infinities() -> None:
 
 
 def test_json_of_numbers_from_numpy_is_json() -> None:
-    assert json.dumps(plain({"a": np.float32(0.5), "b": np.int64(3)})) == '{"a": 0.5, "b": 3}'
+    assert json.dumps(jsonable({"a": np.float32(0.5), "b": np.int64(3)})) == '{"a": 0.5, "b": 3}'

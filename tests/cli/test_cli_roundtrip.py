@@ -11,9 +11,9 @@ from PIL import Image
 
 import histocodec
 from histocodec.cli.main import run
-from histocodec.report import plain
 from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide, write_pyramidal_tiff
+from histocodec.text import jsonable
 from tests.support.tiny import tiny_model
 
 Captured = pytest.CaptureFixture[str]
@@ -284,7 +284,7 @@ def test_the_facade_encodes_paths_and_opened_slides(folder: Path) -> None:
         ArraySlide(pixels), folder / "array.zarr", model=model, quality=60, device="cpu", embed_model=True
     )
     assert isinstance(report, histocodec.EncodeReport)
-    assert isinstance(plain(report), dict)
+    assert isinstance(jsonable(report), dict)
     with histocodec.open(folder / "array.zarr") as slide:
         assert isinstance(slide, histocodec.Slide)
         assert slide.read_array(0, 0, 300, 200).shape == pixels.shape
