@@ -1,4 +1,4 @@
-"""Rectangles, levels and block grids: the integer arithmetic that everything above shares."""
+"""Rectangles, levels, margins, grids and the keys of chunks and shards: integer geometry that everything shares."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,8 +13,10 @@ def ceil_div(numerator: int, denominator: int) -> int:
 
 @dataclass(frozen=True)
 class Region:
-    """A rectangle of whole pixels, in whichever plane the caller says. It may lie outside the image and may
-    be empty, but never has a negative size."""
+    """A rectangle of pixels with integer corners, in the plane that the caller names: a level, its latents, an array.
+
+    It may lie outside the image and may be empty. Raises UsageError for a negative size.
+    """
 
     x: int
     y: int
@@ -27,36 +29,45 @@ class Region:
 
     @property
     def x_end(self) -> int:
+        """The first column to the right of the region."""
         return self.x + self.width
 
     @property
     def y_end(self) -> int:
+        """The first row below the region."""
         return self.y + self.height
 
     @property
     def area(self) -> int:
+        """The number of pixels."""
         return self.width * self.height
 
     @property
     def empty(self) -> bool:
+        """Whether the region has no pixels."""
         return self.width == 0 or self.height == 0
 
     def intersect(self, other: "Region") -> "Region":
-        """The common part; empty (size zero, at the nearer corner) where there is none."""
+        """The common part; where there is none, an empty region (size zero, at the nearer corner)."""
         x, y = max(self.x, other.x), max(self.y, other.y)
         width = max(0, min(self.x_end, other.x_end) - x)
         height = max(0, min(self.y_end, other.y_end) - y)
         return Region(x, y, width, height)
 
     def contains(self, other: "Region") -> bool:
-        """True where every pixel of `other` is in here, so an empty region is contained in all."""
+        """Whether every pixel of `other` lies in this region. An empty region lies in every other."""
         return other.empty or self.intersect(other) == other
 
     def shifted(self, dx: int, dy: int) -> "Region":
+        """The region of the same size, `dx` to the right and `dy` down."""
         return Region(self.x + dx, self.y + dy, self.width, self.height)
 
+    def expanded(self, by: int) -> "Region":
+        """The region with `by` more pixels on each of four sides."""
+        return Region(self.x - by, self.y - by, self.width + 2 * by, self.height + 2 * by)
+
     def within(self, outer: "Region") -> tuple[slice, slice]:
-        """Where this region's pixels lie in an array that holds `outer`: (rows, columns)."""
+        """The (rows, columns) of this region in an array that holds the pixels of `outer`."""
         return (
             slice(self.y - outer.y, self.y_end - outer.y),
             slice(self.x - outer.x, self.x_end - outer.x),
@@ -68,7 +79,10 @@ class Region:
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution of a slide. `downsample` is level-0 pixels per pixel of this level, at least 1."""
+    """One resolution of a slide: its size in pixels, and `downsample`, the width of its pixels in level-0 pixels.
+
+    Raises UsageError where a size is below 1 or the downsample is not above 0.
+    """
 
     width: int
     height: int
@@ -82,48 +96,83 @@ class Level:
 
     @property
     def region(self) -> Region:
-        """The whole level."""
+        """The whole level, as a region of itself."""
         return Region(0, 0, self.width, self.height)
 
 
 @dataclass(frozen=True)
+class Margin:
+    """By how much a window reaches beyond the part that is needed, on each of four sides. The unit is an element of
+    the plane at hand: latents, or the finer and coarser elements within a network.
+
+    On a side where the level ends, a window has no margin or a narrower one. Nothing is ever cut there, so that a
+    network pads with zeros exactly where it would pad the whole level.
+    """
+
+    top: int = 0
+    left: int = 0
+    bottom: int = 0
+    right: int = 0
+
+    def within(self, needed: int) -> "Margin":
+        """This margin, limited to `needed` on each side."""
+        return Margin(*(min(side, needed) for side in (self.top, self.left, self.bottom, self.right)))
+
+    def beyond(self, needed: int) -> tuple[int, int, int, int]:
+        """What this margin has more than `needed`: top, left, bottom, right."""
+        limited = self.within(needed)
+        return (
+            self.top - limited.top,
+            self.left - limited.left,
+            self.bottom - limited.bottom,
+            self.right - limited.right,
+        )
+
+    def scaled(self, factor: float) -> "Margin":
+        """This margin in elements that are `factor` times as many to a side, rounded towards zero."""
+        return Margin(*(int(side * factor) for side in (self.top, self.left, self.bottom, self.right)))
+
+
+@dataclass(frozen=True)
 class Grid:
-    """A plane of height x width pixels cut into square blocks; those of the last row and column may be
-    smaller."""
+    """A plane of `height` × `width` pixels (or latents) cut into squares of `side`; those of the last row and column
+    may be smaller. Raises UsageError where a size is below 1."""
 
     height: int
     width: int
-    block: int
+    side: int
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
             raise UsageError(f"a grid needs at least one pixel, found {self.width}x{self.height}")
-        if self.block < 1:
-            raise UsageError(f"a grid's block must be at least 1 pixel, found {self.block}")
+        if self.side < 1:
+            raise UsageError(f"a grid's squares must be at least 1 pixel wide, found {self.side}")
 
     @property
     def rows(self) -> int:
-        return ceil_div(self.height, self.block)
+        """The number of rows of squares."""
+        return ceil_div(self.height, self.side)
 
     @property
-    def cols(self) -> int:
-        return ceil_div(self.width, self.block)
+    def columns(self) -> int:
+        """The number of columns of squares."""
+        return ceil_div(self.width, self.side)
 
-    def region(self, row: int, col: int) -> Region:
-        """The block's pixels, cut at the plane's edge."""
-        if not (0 <= row < self.rows and 0 <= col < self.cols):
-            raise UsageError(f"block ({row}, {col}) is outside the grid of {self.rows}x{self.cols} blocks")
-        x, y = col * self.block, row * self.block
-        return Region(x, y, min(self.block, self.width - x), min(self.block, self.height - y))
+    def region(self, row: int, column: int) -> Region:
+        """The pixels of one square, cut at the plane's edge. Raises UsageError for a square outside the grid."""
+        if not (0 <= row < self.rows and 0 <= column < self.columns):
+            raise UsageError(f"square ({row}, {column}) is outside the grid of {self.rows}x{self.columns} squares")
+        x, y = column * self.side, row * self.side
+        return Region(x, y, min(self.side, self.width - x), min(self.side, self.height - y))
 
-    def blocks_in(self, region: Region) -> Iterator[tuple[int, int]]:
-        """(row, col) of every block that shares a pixel with `region`, row by row."""
+    def squares_in(self, region: Region) -> Iterator[tuple[int, int]]:
+        """The (row, column) of every square that shares a pixel with `region`, row by row."""
         inside = region.intersect(Region(0, 0, self.width, self.height))
         if inside.empty:
             return
-        for row in range(inside.y // self.block, ceil_div(inside.y_end, self.block)):
-            for col in range(inside.x // self.block, ceil_div(inside.x_end, self.block)):
-                yield row, col
+        for row in range(inside.y // self.side, ceil_div(inside.y_end, self.side)):
+            for column in range(inside.x // self.side, ceil_div(inside.x_end, self.side)):
+                yield row, column
 
 
 @dataclass(frozen=True, order=True)

@@ -91,7 +91,7 @@ def tissue_stats(
     grid = Grid(level.height, level.width, TILE)
     blocks = [
         block
-        for block in grid.blocks_in(level.region)
+        for block in grid.squares_in(level.region)
         if cell_of(mask, level, grid.region(*block)).mean() >= LEAST_TISSUE
     ]
     if len(blocks) > MOST_TILES:

@@ -123,7 +123,7 @@ def glass_share(view: Pixels, level: Level, background: Colour, *, side: int) ->
     glass = bare(view, background)
     grid = Grid(level.height, level.width, side)
     found = total = 0
-    for block in grid.blocks_in(level.region):
+    for block in grid.squares_in(level.region):
         cell = cell_of(glass, level, grid.region(*block))
         if not cell.all():
             found, total = found + int(cell.sum()), total + cell.size

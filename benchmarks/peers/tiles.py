@@ -27,7 +27,7 @@ def tiled(contender: Contender, tile: int = TILE) -> Contender:
 
 def _encode_tiles(contender: Contender, tile: int, pixels: Pixels, setting: float, threads: int) -> bytes:
     grid = Grid(pixels.shape[0], pixels.shape[1], tile)
-    places = list(np.ndindex(grid.rows, grid.cols))
+    places = list(np.ndindex(grid.rows, grid.columns))
     whole = Region(0, 0, grid.width, grid.height)
 
     def encode(place: tuple[int, ...]) -> bytes:
@@ -42,7 +42,7 @@ def _encode_tiles(contender: Contender, tile: int, pixels: Pixels, setting: floa
 
 def _decode_tiles(contender: Contender, data: bytes, threads: int) -> Pixels:
     grid = Grid(*TILE_HEADER.unpack_from(data))
-    places = list(np.ndindex(grid.rows, grid.cols))
+    places = list(np.ndindex(grid.rows, grid.columns))
     sizes = struct.unpack_from(f"<{len(places)}I", data, TILE_HEADER.size)
     starts = TILE_HEADER.size + 4 * len(places) + np.concatenate(([0], np.cumsum(sizes)[:-1]))
     pixels = np.empty((grid.height, grid.width, 3), np.uint8)

@@ -18,14 +18,13 @@ import torch
 from numpy.typing import NDArray
 
 from histocodec.codec.chunk import ChunkCodec, fast_chunk_codec, quality_of
-from histocodec.codec.transform import Transform, around
+from histocodec.codec.transform import Transform
 from histocodec.errors import FormatError
 from histocodec.formats.container.layout import BACKGROUND, LOSSLESS
 from histocodec.formats.container.read import Container
 from histocodec.formats.container.shard import ShardIndex, read_chunks, read_index
-from histocodec.geometry import Grid, Region, ceil_div
+from histocodec.geometry import Grid, Margin, Region, ceil_div
 from histocodec.kernels.jit import jit
-from histocodec.models.transforms.network import Margin
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Pixels
 from histocodec.threads import Workers
@@ -247,7 +246,7 @@ class BlockDecoder:
         """Whether a region within the level is best decoded by itself: small beside the blocks that it touches, of
         which nothing is known yet, so that nobody seems to read around there. Else whole blocks are worth keeping."""
         coded = [key for key in self.touched(level, region) if self.coded(key)]
-        window = around(region, self.weights.config.synthesis_halo * self.weights.config.stride).area
+        window = region.expanded(self.weights.config.synthesis_halo * self.weights.config.stride).area
         block = self.container.attributes.chunk_side**2
         return (
             self.transform.exact
@@ -329,12 +328,12 @@ class BlockDecoder:
         """An area in latents and those around it, as far as the synthesis looks and the level goes."""
         grid = self._grids[level]
         whole = Region(0, 0, grid.latent_columns, grid.latent_rows)
-        return around(area, self.weights.config.synthesis_halo).intersect(whole)
+        return area.expanded(self.weights.config.synthesis_halo).intersect(whole)
 
     def chunks_in(self, level: int, area: Region) -> Iterator[BlockKey]:
         """The chunks that an area in latents touches."""
         grid = self._grids[level]
-        for row, column in Grid(grid.latent_rows, grid.latent_columns, self.side).blocks_in(area):
+        for row, column in Grid(grid.latent_rows, grid.latent_columns, self.side).squares_in(area):
             yield BlockKey(level, row, column)
 
     def _blocks(self, keys: Sequence[BlockKey]) -> list[tuple[BlockKey, Pixels]]:
@@ -411,7 +410,7 @@ class BlockDecoder:
         return self._blocks_of[key.level].region(key.row, key.column)
 
     def touched(self, level: int, region: Region) -> list[BlockKey]:
-        return [BlockKey(level, *place) for place in self._blocks_of[level].blocks_in(region)]
+        return [BlockKey(level, *place) for place in self._blocks_of[level].squares_in(region)]
 
 
 @lru_cache(maxsize=4)

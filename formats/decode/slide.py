@@ -99,7 +99,7 @@ class CompressedSlide(openslide.AbstractSlide):
             pixels[inside.within(region)] = self.decoder.region(level, inside)
             return pixels
         grid = self._grid(level)
-        for key, block in self._blocks(level, grid.blocks_in(inside)):
+        for key, block in self._blocks(level, grid.squares_in(inside)):
             where = grid.region(*key)
             part = where.intersect(inside)
             pixels[part.within(region)] = block[part.within(where)]
@@ -199,10 +199,10 @@ class CompressedSlide(openslide.AbstractSlide):
         insides = [region.intersect(self.levels[level].region) for region in regions]
         pixels = np.empty((len(regions), size[1], size[0], 3), np.uint8)
         pixels[...] = self.background or WHITE
-        most = max(1, BATCH_PIXELS // grid.block**2)
+        most = max(1, BATCH_PIXELS // grid.side**2)
         wanted: dict[tuple[int, int], list[int]] = {}
         for i, inside in enumerate(insides):
-            for place in grid.blocks_in(inside):
+            for place in grid.squares_in(inside):
                 wanted.setdefault(place, []).append(i)
         sharing = {i for some in wanted.values() if len(some) > 1 for i in some}
         apart = [i for i, inside in enumerate(insides) if i not in sharing and decoder.apart(level, inside)]

@@ -21,7 +21,7 @@ import torch
 
 from histocodec.codec.chunk import fast_chunk_codec
 from histocodec.codec.quantise import Quantiser
-from histocodec.codec.transform import Transform, around, choose_device, latents_of, margin_of, whole_latents
+from histocodec.codec.transform import Transform, choose_device, latents_of, margin_of, whole_latents
 from histocodec.codec.window import Window
 from histocodec.errors import OutputError, SourceError, UsageError
 from histocodec.formats.container import read as files
@@ -257,19 +257,19 @@ class _Encoder:
         level = self._size(task.level).region
         block = self._block_region(task)
         config, stride = self.weights.config, self.weights.config.stride
-        kept = around(block, config.synthesis_halo * stride).intersect(level) if self.quantiser.effort else block
-        window = around(kept, config.analysis_halo * stride).intersect(level)
+        kept = block.expanded(config.synthesis_halo * stride).intersect(level) if self.quantiser.effort else block
+        window = kept.expanded(config.analysis_halo * stride).intersect(level)
         pixels = self.slide.read(window, self.source_levels[task.level])
         side = self.attributes.chunk_side
         grid = Grid(level.height, level.width, side)
-        coded = [p for p in grid.blocks_in(block) if not self._skips(pixels[grid.region(*p).within(window)])]
+        coded = [p for p in grid.squares_in(block) if not self._skips(pixels[grid.region(*p).within(window)])]
         if not coded:
             return {}
         y = self.transform.analyse(whole_latents(pixels, stride), margin_of(kept, window, stride), self.stats)
         chunks = {}
         for place in coded:
             own = grid.region(*place)
-            around_it = around(own, config.synthesis_halo * stride).intersect(kept)
+            around_it = own.expanded(config.synthesis_halo * stride).intersect(kept)
             part = Window(
                 y[latents_of(around_it, kept, stride)], margin_of(own, around_it, stride), pixels[own.within(window)]
             )

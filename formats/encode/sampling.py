@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from histocodec.codec.quantise import Quantiser
-from histocodec.codec.transform import Transform, around
+from histocodec.codec.transform import Transform
 from histocodec.codec.window import Surroundings, Window, analysed
 from histocodec.errors import UsageError
 from histocodec.fidelity import psnr, squared_error
@@ -181,7 +181,7 @@ def places_of(source: SampleSource) -> list[Place]:
         level = source.slide.levels[number]
         grid = Grid(level.height, level.width, CHUNK_PIXELS)
         found: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
-        for place in grid.blocks_in(level.region):
+        for place in grid.squares_in(level.region):
             found[bool(cell_of(glass, level, grid.region(*place)).all())].append(place)
         for empty, chunks in found.items():
             strata[empty].append((number, chunks))
@@ -216,7 +216,7 @@ def tissue_example(source: SampleSource, transform: Transform) -> Window:
     """The most tissue that a chunk of the first level shows."""
     level, config = source.slide.levels[0].region, transform.weights.config
     chunk = busiest_region(source.slide, CHUNK_PIXELS)
-    window = around(chunk, config.analysis_halo * config.stride).intersect(level)
+    window = chunk.expanded(config.analysis_halo * config.stride).intersect(level)
     alone = Surroundings(source.slide.read(window, 0), chunk, kept=chunk, read=window)
     return alone.analysed(transform, source.stats)
 

@@ -67,7 +67,7 @@ def refined_stats(
     places = [place for place in places_of(source) if place.level == number and not place.bare]
     regions = [grid.region(place.row, place.column) for place in places]
     if len(regions) > FEW:
-        regions = spread([finer.region(*piece) for region in regions for piece in finer.blocks_in(region)], PIECES)
+        regions = spread([finer.region(*piece) for region in regions for piece in finer.squares_in(region)], PIECES)
     sample = [Surroundings.of(source.slide, number, region, transform.weights.config) for region in regions]
     if not sample:
         return best

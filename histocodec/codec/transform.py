@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from histocodec.errors import FormatError, UnsupportedError, UsageError
-from histocodec.geometry import Region, ceil_div
+from histocodec.geometry import Margin, Region, ceil_div
 from histocodec.kernels.jit import jit
 from histocodec.models.config import HyperConfig, VaeConfig
 from histocodec.models.transforms.analysis import ByteAnalysis
 from histocodec.models.transforms.fast import Engine, IntegerSynthesis, bytes_exact
 from histocodec.models.transforms.integer import real_parameters
-from histocodec.models.transforms.network import Analysis, Hidden, Margin, Pullback, Synthesis
+from histocodec.models.transforms.network import Analysis, Hidden, Pullback, Synthesis
 from histocodec.models.vae.network import VaeDecoder, VaeEncoder
 from histocodec.models.weights import ModelWeights
 from histocodec.normalise import ChannelStats
@@ -284,11 +284,6 @@ def whole_latents(pixels: Pixels, stride: int) -> Pixels:
     needed."""
     down, across = -pixels.shape[0] % stride, -pixels.shape[1] % stride
     return np.pad(pixels, ((0, down), (0, across), (0, 0)), mode="edge") if down or across else pixels
-
-
-def around(region: Region, pixels: int) -> Region:
-    """`region` and so many pixels on every side, or latents where it is in those."""
-    return Region(region.x - pixels, region.y - pixels, region.width + 2 * pixels, region.height + 2 * pixels)
 
 
 def margin_of(inner: Region, outer: Region, stride: int) -> Margin:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.codec.transform import Transform, around, margin_of, whole_latents
-from histocodec.geometry import Region
+from histocodec.codec.transform import Transform, margin_of, whole_latents
+from histocodec.geometry import Margin, Region
 from histocodec.models.config import ModelConfig
-from histocodec.models.transforms.network import Margin
 from histocodec.normalise import ChannelStats
 from histocodec.slide import Pixels, Slide
 
@@ -42,8 +41,8 @@ class Surroundings:
     @classmethod
     def of(cls, slide: Slide, level: int, chunk: Region, config: ModelConfig) -> "Surroundings":
         whole = slide.levels[level].region
-        kept = around(chunk, config.synthesis_halo * config.stride).intersect(whole)
-        read = around(kept, config.analysis_halo * config.stride).intersect(whole)
+        kept = chunk.expanded(config.synthesis_halo * config.stride).intersect(whole)
+        read = kept.expanded(config.analysis_halo * config.stride).intersect(whole)
         return cls(slide.read(read, level), chunk, kept, read)
 
     def analysed(self, transform: Transform, stats: ChannelStats) -> Window:

@@ -79,7 +79,7 @@ class OpenSlideSlide(BaseSlide):
         pixels = np.empty((region.height, region.width, 3), np.uint8)
         size, downsample = self.levels[level], self._downsamples[level]
         grid = Grid(size.height, size.width, BLOCK)
-        for row, col in grid.blocks_in(region):
+        for row, col in grid.squares_in(region):
             block = grid.region(row, col)
             x, y = _address(block.x, downsample), _address(block.y, downsample)
             widened = Region(x.pixel, y.pixel, block.x_end - x.pixel, block.y_end - y.pixel)

@@ -8,9 +8,9 @@ import torch
 
 from histocodec.codec.transform import Transform
 from histocodec.errors import FormatError
+from histocodec.geometry import Margin
 from histocodec.models.export import export_model
 from histocodec.models.transforms.fast import bytes_exact
-from histocodec.models.transforms.network import Margin
 from histocodec.models.weights import ModelWeights
 from histocodec.normalise import ChannelStats
 from histocodec.sources.synthetic import synthetic_slide

@@ -23,9 +23,9 @@ from histocodec.entropy import rans
 from histocodec.formats.decode.blocks import BlockDecoder
 from histocodec.formats.decode.gpu import GpuRegions
 from histocodec.formats.decode.slide import CompressedSlide, open_compressed
-from histocodec.geometry import Region
+from histocodec.geometry import Margin, Region
 from histocodec.models.transforms.fast import IntegerSynthesis
-from histocodec.models.transforms.network import Hidden, Margin
+from histocodec.models.transforms.network import Hidden
 from histocodec.normalise import ChannelStats
 from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide

@@ -10,8 +10,8 @@ from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.codec.hyper_latent_search import cheapest_hyper_latents
 from histocodec.codec.transform import Transform, quantise
 from histocodec.errors import UsageError
+from histocodec.geometry import Margin
 from histocodec.models.prior.exact import RELUCTANCE, hyper_latents
-from histocodec.models.transforms.network import Margin
 from histocodec.normalise import ChannelStats
 from histocodec.sources.synthetic import synthetic_slide
 from tests.support.tiny import tiny_weights

@@ -15,12 +15,13 @@ from histocodec.formats.decode.blocks import BlockDecoder, BlockKey
 from histocodec.formats.decode.slide import open_compressed
 from histocodec.formats.encode.encode import encode_slide
 from histocodec.formats.encode.options import EncodeOptions
+from histocodec.geometry import Margin
 from histocodec.models.config import HyperConfig
 from histocodec.models.export import export_model
 from histocodec.models.hyper import HyperModel
 from histocodec.models.transforms.fast import ByteEngine, FloatEngine, IntegerSynthesis, bytes_exact
 from histocodec.models.transforms.integer import real_parameters, synthesis_layers
-from histocodec.models.transforms.network import Hidden, Margin, Synthesis
+from histocodec.models.transforms.network import Hidden, Synthesis
 from histocodec.models.weights import DEFAULT_MODEL, MODELS_VARIABLE, ModelWeights, find_model
 from histocodec.normalise import ChannelStats
 from histocodec.sources import ArraySlide

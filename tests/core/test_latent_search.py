@@ -9,8 +9,9 @@ from histocodec.codec.latent_search import Floats, LatentSearch, Terms, _bent, _
 from histocodec.codec.transform import Transform, quantise
 from histocodec.codec.window import Window
 from histocodec.fidelity import squared_error
+from histocodec.geometry import Margin
 from histocodec.models.config import HyperConfig
-from histocodec.models.transforms.network import Hidden, Margin, Pullback, Synthesis
+from histocodec.models.transforms.network import Hidden, Pullback, Synthesis
 from histocodec.normalise import ChannelStats
 from histocodec.sources.synthetic import synthetic_slide
 from tests.support.tiny import tiny_weights

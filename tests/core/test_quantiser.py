@@ -19,7 +19,7 @@ from histocodec.fidelity import squared_error
 from histocodec.formats.decode.slide import open_compressed
 from histocodec.formats.encode.encode import encode_slide
 from histocodec.formats.encode.options import EncodeOptions
-from histocodec.models.transforms.network import Margin
+from histocodec.geometry import Margin
 from histocodec.normalise import ChannelStats
 from histocodec.sources.array import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide

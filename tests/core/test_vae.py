@@ -19,9 +19,8 @@ from histocodec.formats.decode.describe import describe
 from histocodec.formats.decode.slide import CompressedSlide
 from histocodec.formats.decode.verify import verify
 from histocodec.formats.embed import embed
-from histocodec.geometry import Region
+from histocodec.geometry import Margin, Region
 from histocodec.models.config import MOST_LATENTS, VaeConfig
-from histocodec.models.transforms.network import Margin
 from histocodec.models.vae.network import VaeDecoder, VaeEncoder, folded_state
 from histocodec.models.weights import parse_model
 from histocodec.normalise import DEFAULT_STATS

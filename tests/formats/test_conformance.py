@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from histocodec.codec.transform import Transform, whole_latents
+from histocodec.geometry import Margin
 from histocodec.models.config import HyperConfig
-from histocodec.models.transforms.network import Margin
 from histocodec.models.weights import DEFAULT_MODEL, find_model, load_model
 from histocodec.normalise import DEFAULT_STATS, ChannelStats
 from histocodec.sources.synthetic import synthetic_slide

@@ -88,7 +88,7 @@ def measured(path: Path, source: Slide) -> list[dict[tuple[int, int], float]]:
         for number, level in enumerate(slide.levels):
             error = slide.read(level.region, number).astype(float) - source.read(level.region, number)
             grid, chunks = Grid(level.height, level.width, CHUNK), {}
-            for place in grid.blocks_in(level.region):
+            for place in grid.squares_in(level.region):
                 mean = float((error[grid.region(*place).within(level.region)] ** 2).mean())
                 chunks[place] = 10 * math.log10(255**2 / mean) if mean else math.inf
             found.append(chunks)

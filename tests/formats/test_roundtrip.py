@@ -482,7 +482,7 @@ def test_the_psnr_map_is_what_the_pixels_say(slide: CompressedSlide, source: Arr
     for number, level in enumerate(slide.levels):
         stored, total = slide.container.psnr(number), 0.0
         grid = Grid(level.height, level.width, CHUNK)
-        for row, column in grid.blocks_in(level.region):
+        for row, column in grid.squares_in(level.region):
             region = grid.region(row, column)
             difference = slide.read(region, number).astype(float) - originals.read(region, number)
             total += float((difference**2).sum())
@@ -497,7 +497,7 @@ def test_the_map_of_local_errors_is_what_the_pixels_say(slide: CompressedSlide, 
     for number, level in enumerate(slide.levels):
         stored = slide.container.block_error(number)
         assert stored is not None
-        for place in Grid(level.height, level.width, CHUNK).blocks_in(level.region):
+        for place in Grid(level.height, level.width, CHUNK).squares_in(level.region):
             region = Grid(level.height, level.width, CHUNK).region(*place)
             square = (slide.read(region, number).astype(float) - originals.read(region, number)) ** 2
             corners = [(y, x) for y in range(0, region.height, 16) for x in range(0, region.width, 16)]

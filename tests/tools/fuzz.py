@@ -37,8 +37,8 @@ from histocodec.formats.decode.slide import open_compressed
 from histocodec.formats.decode.verify import verify
 from histocodec.formats.encode.encode import encode_slide
 from histocodec.formats.encode.options import EncodeOptions
+from histocodec.geometry import Margin
 from histocodec.models.prior.exact import IntegerPrior
-from histocodec.models.transforms.network import Margin
 from histocodec.models.weights import ModelWeights, parse_model
 from histocodec.normalise import DEFAULT_STATS
 from histocodec.sources import ArraySlide

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from histocodec.codec.gpu import kernels
 from histocodec.codec.gpu.layers import Layer, added_bytes, launch
+from histocodec.geometry import Margin
 from histocodec.models.config import HyperConfig
 from histocodec.models.transforms.fast import WIDER, Arrays, extremes, synthesised
 from histocodec.models.transforms.integer import PARTS, factors, synthesis_layers
-from histocodec.models.transforms.network import Margin
 from histocodec.normalise import ChannelStats
 
 PLACES, CHANNELS = 32, 64  # of a program

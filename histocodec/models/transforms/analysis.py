@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from histocodec.errors import FormatError
+from histocodec.geometry import Margin
 from histocodec.kernels.onednn import ByteLayer, stream_bytes
-from histocodec.models.transforms.network import Analysis, Margin, Residual
+from histocodec.models.transforms.network import Analysis, Residual, trim
 
 HEADROOM = 1.1  # times what a channel was seen to reach in training is the largest byte
 LEAST = 1e-6  # that it is taken to reach: some are dead
@@ -51,7 +52,7 @@ def _run(blocks: list["_ByteBlock"], x: Tensor, margin: Margin, beyond: int) -> 
     x = x.contiguous(memory_format=torch.channels_last)
     for block in blocks:
         x = block.over(x)
-    return margin.trim(x, beyond)
+    return trim(x, margin, beyond)
 
 
 class _ByteBlock:

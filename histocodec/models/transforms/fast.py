@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from histocodec.geometry import Margin
 from histocodec.kernels.jit import jit
 from histocodec.kernels.onednn import ByteLayer, channels_first, channels_last, raised_bytes
 from histocodec.models.config import HyperConfig
@@ -25,7 +26,7 @@ from histocodec.models.transforms.integer import (
     synthesis_layers,
     synthesis_tensors,
 )
-from histocodec.models.transforms.network import Hidden, Margin
+from histocodec.models.transforms.network import Hidden, trim
 
 WIDER = ("up", "tail")  # layers that see more than a byte
 ALL = 1 << 16  # of a margin
@@ -99,7 +100,7 @@ class IntegerSynthesis:
                 active.append(engine.activation(f"{name}.{i}.depthwise", active[0]))
             if hidden is not None:
                 hidden.append([a.to(torch.int16) - engine.zero if engine.zero else a for a in active])
-            last, margin = margin.trim(active[-1], needed)
+            last, margin = trim(active[-1], margin, needed)
             x = engine.added(f"{name}.{i}.project", x, last)
         return x, margin
 
@@ -128,7 +129,7 @@ class FloatEngine:
         return (latents * self.scale).mul_(2.0**ENTRY_BITS).round_().mul_(2.0**-ENTRY_BITS).clamp_(-WIDE, WIDE)
 
     def seen(self, x: Tensor, margin: Margin, needed: int) -> tuple[Tensor, Tensor]:
-        return x.round().clamp_(-BYTE, BYTE - 1), margin.trim(x, needed)[0]
+        return x.round().clamp_(-BYTE, BYTE - 1), trim(x, margin, needed)[0]
 
     def activation(self, name: str, a: Tensor) -> Tensor:
         return self._layer(name, a).round_().clamp_(0, 255)

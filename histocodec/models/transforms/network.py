@@ -11,7 +11,6 @@ wanted block, or ends where the slide ends, therefore gives exactly the block of
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
 
@@ -20,44 +19,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from histocodec.geometry import Margin
 from histocodec.kernels.jit import jit
 from histocodec.models.config import QUALITIES, HyperConfig
 
 Hidden = list[list[Tensor]]  # the activations of each residual block
 
 
-@dataclass(frozen=True)
-class Margin:
-    """How far a window reaches beyond the wanted block on each side, in elements of the current resolution.
+def trim(x: Tensor, margin: Margin, needed: int) -> tuple[Tensor, Margin]:
+    """Cuts x (B, C, h, w), which has this margin, down to a margin of at most `needed` on each side: later layers look
+    no further. Returns the view and its margin."""
+    top, left, bottom, right = margin.beyond(needed)
+    return x[:, :, top : x.shape[2] - bottom, left : x.shape[3] - right], margin.within(needed)
 
-    A side where the slide ends has what there is, down to 0, and keeps it: there the zero padding is right."""
 
-    top: int = 0
-    left: int = 0
-    bottom: int = 0
-    right: int = 0
-
-    def within(self, needed: int) -> "Margin":
-        """At most `needed` on each side."""
-        return Margin(*(min(have, needed) for have in (self.top, self.left, self.bottom, self.right)))
-
-    def beyond(self, needed: int) -> tuple[int, int, int, int]:
-        """What is more than `needed`: top, left, bottom, right."""
-        left = self.within(needed)
-        return self.top - left.top, self.left - left.left, self.bottom - left.bottom, self.right - left.right
-
-    def trim(self, x: Tensor, needed: int) -> "tuple[Tensor, Margin]":
-        """Cuts away what no later layer looks at: beyond `needed` on each side."""
-        top, left, bottom, right = self.beyond(needed)
-        return x[:, :, top : x.shape[2] - bottom, left : x.shape[3] - right], self.within(needed)
-
-    def untrim(self, x: Tensor, left: "Margin") -> Tensor:
-        """x, to which `trim` left so much, with zeros where it was cut."""
-        cut = (self.left - left.left, self.right - left.right, self.top - left.top, self.bottom - left.bottom)
-        return F.pad(x, cut) if any(cut) else x
-
-    def scaled(self, factor: float) -> "Margin":
-        return Margin(*(int(have * factor) for have in (self.top, self.left, self.bottom, self.right)))
+def untrim(x: Tensor, before: Margin, after: Margin) -> Tensor:
+    """The derivative of `trim`: x (B, C, h, w) with zeros where `trim` cut the margin `before` down to `after`."""
+    cut = (before.left - after.left, before.right - after.right, before.top - after.top, before.bottom - after.bottom)
+    return F.pad(x, cut) if any(cut) else x
 
 
 class Residual(nn.Module):
@@ -127,7 +106,7 @@ def _blocks(
         x = _added_to(block.project, x, active[-1]) if fused else x + block.project(active[-1])
         if hidden is not None:
             hidden.append(active)
-        x, margin = margin.trim(x, sum(ahead[i + 1 :]) + beyond)
+        x, margin = trim(x, margin, sum(ahead[i + 1 :]) + beyond)
     return x, margin
 
 
@@ -205,7 +184,7 @@ class Pullback:
 
     def _blocks(self, name: str, g: Tensor, margins: list[Margin], hidden: Hidden) -> Tensor:
         for i in reversed(range(len(hidden))):
-            g, activations = margins[i].untrim(g, margins[i + 1]), hidden[i]
+            g, activations = untrim(g, margins[i], margins[i + 1]), hidden[i]
             h = _mixed(g, self.weight[f"{name}.{i}.project"])
             if len(activations) == 2:
                 h = self._where(activations[1], h)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from histocodec.geometry import Margin
 from histocodec.models.config import BLOCK, VaeConfig
-from histocodec.models.transforms.network import Margin
 
 LEAST_LOG_VARIANCE, MOST_LOG_VARIANCE = -12.0, 6.0  # beyond, nothing is learnt and much can overflow
 

@@ -90,7 +90,7 @@ def _slide_tiles(file: Path, seed: int) -> Iterator[NDArray[np.uint8]]:
     with open_slide(file) as slide:
         level = slide.levels[0]
         grid = Grid(level.height, level.width, TILE)
-        places = [(row, col) for row in range(grid.rows) for col in range(grid.cols)]
+        places = [(row, col) for row in range(grid.rows) for col in range(grid.columns)]
         rng = np.random.default_rng([seed, *file.name.encode()])
         found = 0
         for index in rng.permutation(len(places)):

@@ -84,7 +84,7 @@ class Encoder:
             window = Surroundings.of(slide, 0, grid.region(*place), config).analysed(transform, stats)
             return quantiser.window(window, quality, np.dtype(np.int16))[window.own]
 
-        rows = [[(row, column) for column in range(grid.cols)] for row in range(grid.rows)]
+        rows = [[(row, column) for column in range(grid.columns)] for row in range(grid.rows)]
         latents = np.concatenate(
             [np.concatenate(list(self.workers.map(quantised, row)), axis=2) for row in rows], axis=1
         )

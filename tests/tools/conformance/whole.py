@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from histocodec.codec.transform import Transform
+from histocodec.geometry import Margin
 from histocodec.models.config import HyperConfig
 from histocodec.models.transforms.fast import IntegerSynthesis
 from histocodec.models.transforms.integer import check_synthesis, synthesis_tensors
-from histocodec.models.transforms.network import Margin
 from histocodec.normalise import ChannelStats
 
 CONFIG = HyperConfig(latent_channels=64, synthesis16=(True, False), synthesis8=(True,), integer_synthesis=True)
