@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.tiny import tiny_model
+pytest.register_assert_rewrite("tests.support")
+
+from tests.support.tiny import tiny_model  # noqa: E402  # after its asserts are told to explain themselves
 
 
 @pytest.fixture(scope="session")

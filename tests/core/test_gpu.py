@@ -29,7 +29,7 @@ from histocodec.models.transforms.network import Hidden
 from histocodec.normalise import ChannelStats
 from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide
-from tests.formats.test_roundtrip import make_lossless
+from tests.support.slides import make_lossless
 from tests.support.tiny import TINY, tiny_integer_weights
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

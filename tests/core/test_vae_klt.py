@@ -17,8 +17,8 @@ from histocodec.train.vae.klt import CODED_SHARE, cosine_transform, start_from_k
 from histocodec.train.vae.loop import LINEAR_RATE, EpochResult, VaeTrainer
 from histocodec.train.vae.patches import PatchEpochs
 from histocodec.train.vae.run import VaeTrainOptions, run_vae_training
-from tests.core.test_vae_train import folder_of_images, image
 from tests.support.tiny import TINY_VAE
+from tests.support.training import folder_of_images, image
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,30 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from histocodec.cli.main import run
 from histocodec.errors import FormatError, UsageError
 from histocodec.models.config import VaeConfig
 from histocodec.models.vae.network import VaeModel
 from histocodec.models.weights import load_model
-from histocodec.sources.synthetic import synthetic_slide
-from histocodec.train.data.patches import TrainingImage, training_image
+from histocodec.train.data.patches import TrainingImage
 from histocodec.train.loop import Schedule
 from histocodec.train.vae.loop import DIVERGENCE_WEIGHT, EpochResult, VaeTrainer, validate
 from histocodec.train.vae.patches import FixedPatches, PatchEpochs, grid_patches, non_blank, normalised
 from histocodec.train.vae.run import VaeTrainOptions, fitting_batches, run_vae_training
 from tests.support.tiny import TINY_VAE
+from tests.support.training import folder_of_images, image
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
 SMALL = replace(TINY_VAE, latent_channels=8, stride=32)
-
-
-def image(seed: int = 0, side: int = 256) -> TrainingImage:
-    made = training_image(synthetic_slide(side, side, seed=seed), f"case {seed}", torch.device("cpu"))
-    assert made is not None
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -221,13 +213,6 @@ def test_a_run_that_diverges_says_so(images: list[TrainingImage]) -> None:
     with pytest.raises(FormatError, match="diverged"):
         made.run(Schedule(5, warmup=0), ignore)
     assert made.history == []
-
-
-def folder_of_images(folder: Path) -> Path:
-    folder.mkdir()
-    for seed in range(3):
-        Image.fromarray(synthetic_slide(256, 256, seed=seed)).save(folder / f"{seed}.png")
-    return folder
 
 
 def test_a_run_ends_in_a_model_that_codes(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from histocodec.geometry import Region
 from histocodec.slide import Pixels
 from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide
-from tests.formats.test_roundtrip import make_lossless
+from tests.support.slides import make_lossless
 from tests.support.tiny import tiny_integer_weights, tiny_model
 
 SIZE = (1700, 1300)

@@ -21,6 +21,7 @@ from histocodec.geometry import Grid, Region
 from histocodec.slide import Pixels, Slide
 from histocodec.sources import ArraySlide, open_slide, with_pyramid
 from histocodec.sources.synthetic import synthetic_slide
+from tests.support.slides import contents
 
 CHUNK = 512
 SIZE = (4700, 600)  # 10 x 2 chunks: the shards' border is at x = 4096; and two derived levels
@@ -97,10 +98,6 @@ def measured(path: Path, source: Slide) -> list[dict[tuple[int, int], float]]:
 
 def worst(path: Path, source: Slide) -> float:
     return min(min(chunks.values()) for chunks in measured(path, source))
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from histocodec.cli.main import run
 from histocodec.formats.container.read import Container
 from histocodec.formats.encode.journal import journal_path, old_path, partial_path
 from histocodec.sources.synthetic import synthetic_slide
+from tests.support.slides import contents
 
 Captured = pytest.CaptureFixture[str]
 REPOSITORY = Path(histocodec.__file__).parents[1]
@@ -124,10 +125,6 @@ def stop(process: subprocess.Popen[str], target: Path, number: int) -> Stopped:
     except histocodec.HistocodecError:
         opens = False
     return Stopped(process.returncode, stderr, finished(target), names, opens)
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGINT", "SIGTERM"])

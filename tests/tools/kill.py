@@ -26,6 +26,7 @@ import tifffile
 from histocodec.cli.main import run
 from histocodec.formats.encode.journal import journal_path, old_path, partial_path
 from histocodec.sources.synthetic import synthetic_slide
+from tests.support.slides import contents
 from tests.support.tiny import tiny_model
 
 SHARDS = 2  # of 4096 pixels
@@ -69,10 +70,6 @@ def prepare(folder: Path) -> Bench:
         made[quality] = contents(target)
         shutil.rmtree(target)
     return Bench(folder, source, model, made[OLD], made[NEW])
-
-
-def contents(path: Path) -> Contents:
-    return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
 def _encode(source: Path, target: Path, model: Path, quality: str, *options: str) -> int:

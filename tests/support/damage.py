@@ -1,0 +1,47 @@
+"""Damage to a container that carries the tiny model."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from histocodec.formats.container.layout import shard_path
+from histocodec.formats.container.read import Container
+from histocodec.formats.container.shard import pack_shard
+from tests.support.tiny import tiny_weights
+
+
+def largest_shard(path: Path) -> Path:
+    return max((path / "latents").rglob("c/*/*/*"), key=lambda file: file.stat().st_size)
+
+
+def fill_shard(path: Path, chunk: bytes, *, absent: tuple[int, int] | None = None) -> None:
+    """The same chunk in all places of level 0, which is one shard, but one."""
+    attributes = Container.open(path).attributes
+    grid, side = attributes.grid(0), range(attributes.shard)
+    there = [(r, c) for r in range(grid.chunk_rows) for c in range(grid.chunk_columns) if (r, c) != absent]
+    slots = [chunk if (r, c) in there else None for r in side for c in side]
+    shard_path(path, 0, 0, 0).write_bytes(pack_shard(slots))
+
+
+def foreign_weights() -> bytes:
+    """Weights that fit just as well, and differ in the last bit of one number."""
+    data = bytearray(tiny_weights().data)
+    body = 8 + int.from_bytes(data[:8], "little")
+    data[body + json.loads(data[8:body])["inverse_gain"]["data_offsets"][0]] ^= 1
+    return bytes(data)
+
+
+def edited(*changes: tuple[str, object]) -> Callable[[Path], object]:
+    """Sets fields of the root's metadata, given as a.b.0.c."""
+
+    def change(path: Path) -> None:
+        written = json.loads((path / "zarr.json").read_text())
+        for name, value in changes:
+            *parents, last = name.split(".")
+            node = written
+            for key in parents:
+                node = node[int(key) if isinstance(node, list) else key]
+            node[last] = value
+        (path / "zarr.json").write_text(json.dumps(written))
+
+    return change
