@@ -12,11 +12,12 @@ from histocodec.errors import UnsupportedError
 from histocodec.formats.container.embeddings import latents_digest
 from histocodec.formats.container.layout import BACKGROUND
 from histocodec.formats.container.read import Container
-from histocodec.formats.decode.blocks import BlockDecoder, BlockKey
+from histocodec.formats.decode.blocks import BlockDecoder
 from histocodec.formats.decode.open import open_slide
 from histocodec.formats.decode.slide import model_of
 from histocodec.formats.encode.encode import encode_slide
 from histocodec.formats.encode.options import DEFAULT_QUALITY, EncodeOptions
+from histocodec.geometry import ChunkKey
 from histocodec.models.weights import find_model
 from histocodec.search.embedding import LEAST_TISSUE, Embedder, Embeddings, Kind, Latents, embedder_of
 from histocodec.threads import Workers
@@ -48,7 +49,7 @@ def embed(
 
     least = min(embedder.least, grid.latent_rows, grid.latent_columns)
 
-    def of_chunk(key: BlockKey) -> list[tuple[Place, Vector]]:
+    def of_chunk(key: ChunkKey) -> list[tuple[Place, Vector]]:
         chunk = decoder.chunk(key)
         assert chunk is not None  # background is not asked for
         rows, columns = grid.latent_rows - key.row * side, grid.latent_columns - key.column * side
@@ -59,7 +60,7 @@ def embed(
             if embedder.tissue(patch, stats.background_latent, stats.channels.std) >= LEAST_TISSUE
         ]
 
-    keys = [BlockKey(level, int(r), int(c)) for r, c in np.argwhere(container.tiles(level) != BACKGROUND)]
+    keys = [ChunkKey(level, int(r), int(c)) for r, c in np.argwhere(container.tiles(level) != BACKGROUND)]
     found: list[tuple[Place, Vector]] = []
     try:
         for done, some in enumerate(pool.map(of_chunk, keys), 1):

@@ -15,11 +15,10 @@ from histocodec.benchmarks.peers.contender import Coded, Contender
 from histocodec.fidelity import psnr, squared_error
 from histocodec.formats.container.read import Container
 from histocodec.formats.container.shard import PAIR_BYTES, read_index
-from histocodec.formats.decode.blocks import BlockKey
 from histocodec.formats.decode.slide import CompressedSlide, open_compressed
 from histocodec.formats.encode.encode import encode_slide
 from histocodec.formats.encode.options import EncodeOptions, EncodeProgress, EncodeReport
-from histocodec.geometry import Region
+from histocodec.geometry import ChunkKey, Region
 from histocodec.slide import Pixels
 from histocodec.sources import ArraySlide
 from histocodec.threads import Workers
@@ -147,7 +146,7 @@ class Ours:
         """Files to integer latents alone."""
         with self._opened() as slide, _started(self.threads) as workers:
             decoder, grid = slide.decoder, slide.container.attributes.grid(0)
-            keys = [BlockKey(0, r, c) for r in range(grid.chunk_rows) for c in range(grid.chunk_columns)]
+            keys = [ChunkKey(0, r, c) for r in range(grid.chunk_rows) for c in range(grid.chunk_columns)]
             began = time.perf_counter()
             for _ in workers.map(decoder.chunk, keys):
                 pass

@@ -23,7 +23,7 @@ from histocodec.errors import FormatError
 from histocodec.formats.container.layout import BACKGROUND, LOSSLESS
 from histocodec.formats.container.read import Container
 from histocodec.formats.container.shard import ShardIndex, read_chunks, read_index
-from histocodec.geometry import Grid, Margin, Region, ceil_div
+from histocodec.geometry import ChunkKey, Grid, Margin, Region, ceil_div
 from histocodec.kernels.jit import jit
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Pixels
@@ -35,15 +35,6 @@ if TYPE_CHECKING:
 MOST_INDICES = 1024  # shard indices kept, of 10 KB each as objects
 TOGETHER = 2  # blocks side by side in one window, where there are many: they share a margin, and calls
 GPU_BATCH = 16  # blocks a launch; always this many unless exact: a convolution may round differently in another batch
-
-
-@dataclass(frozen=True)
-class BlockKey:
-    """A block's place: the level, and the chunk's row and column."""
-
-    level: int
-    row: int
-    column: int
 
 
 @dataclass(frozen=True)
@@ -60,16 +51,16 @@ class Cache:
     def __init__(self, limit: int) -> None:
         self.limit, self.bytes = limit, 0
         self._lock = threading.Lock()
-        self._values: OrderedDict[BlockKey, tuple[object, int]] = OrderedDict()
+        self._values: OrderedDict[ChunkKey, tuple[object, int]] = OrderedDict()
 
-    def get(self, key: BlockKey) -> object | None:
+    def get(self, key: ChunkKey) -> object | None:
         with self._lock:
             if key not in self._values:
                 return None
             self._values.move_to_end(key)
             return self._values[key][0]
 
-    def put(self, key: BlockKey, value: object, size: int) -> None:
+    def put(self, key: ChunkKey, value: object, size: int) -> None:
         with self._lock:
             if key in self._values:
                 return
@@ -84,10 +75,10 @@ class Underway:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._ends: dict[tuple[int, BlockKey], threading.Event] = {}
+        self._ends: dict[tuple[int, ChunkKey], threading.Event] = {}
 
     @contextmanager
-    def alone(self, key: BlockKey) -> Iterator[bool]:
+    def alone(self, key: ChunkKey) -> Iterator[bool]:
         """True where this thread is to make it; else waits until another thread has, or has failed to."""
         mine = os.getpid(), key
         with self._lock:
@@ -104,7 +95,7 @@ class Underway:
             with self._lock:
                 self._ends.pop(mine).set()
 
-    def last(self, keys: Iterable[BlockKey]) -> Iterator[BlockKey]:
+    def last(self, keys: Iterable[ChunkKey]) -> Iterator[ChunkKey]:
         """The keys, those that are underway just then last."""
         left = list(keys)
         while left:
@@ -134,7 +125,7 @@ class BlockDecoder:
         side = container.attributes.chunk_side
         self._blocks_of = [Grid(level.height, level.width, side) for level in container.attributes.levels]
         self.tiles = [container.tiles(level) for level in range(len(container.attributes.levels))]
-        self._indices: dict[BlockKey, ShardIndex] = {}
+        self._indices: dict[ChunkKey, ShardIndex] = {}
         self._latents, self._pixels = Cache(cache_bytes // 2), Cache(cache_bytes // 2)
         self._underway = Underway()
 
@@ -147,7 +138,7 @@ class BlockDecoder:
 
         return GpuRegions(self)
 
-    def blocks(self, keys: Iterable[BlockKey]) -> Iterator[tuple[BlockKey, Pixels]]:
+    def blocks(self, keys: Iterable[ChunkKey]) -> Iterator[tuple[ChunkKey, Pixels]]:
         """(key, pixels (h, w, 3) uint8, cut at the level's edge), in the order of the keys. Do not write to them."""
         if self.device.type != "cpu":
             yield from self._in_batches(keys)
@@ -159,7 +150,7 @@ class BlockDecoder:
         for found in self.workers.map(self._blocks, _side_by_side(wanted, TOGETHER if many else 1)):
             yield from found
 
-    def chunk(self, key: BlockKey) -> ChunkLatents | None:
+    def chunk(self, key: ChunkKey) -> ChunkLatents | None:
         """The latents of a chunk, or None where it is background."""
         if self.tiles[key.level][key.row, key.column] == BACKGROUND:
             self._check_absent(key)
@@ -174,13 +165,13 @@ class BlockDecoder:
                     self._latents.put(key, chunk, chunk.y.nbytes)
                     return chunk
 
-    def stored(self, keys: Sequence[BlockKey]) -> list[bytes]:
+    def stored(self, keys: Sequence[ChunkKey]) -> list[bytes]:
         """The bytes of chunks that are not background. The workers read them, a shard at a time."""
         across = self.container.attributes.shard
-        shards: dict[BlockKey, list[BlockKey]] = {}
+        shards: dict[ChunkKey, list[ChunkKey]] = {}
         for key in keys:
-            shards.setdefault(BlockKey(key.level, key.row // across, key.column // across), []).append(key)
-        found: dict[BlockKey, bytes] = {}
+            shards.setdefault(ChunkKey(key.level, key.row // across, key.column // across), []).append(key)
+        found: dict[ChunkKey, bytes] = {}
         for shard, chunks in zip(shards.values(), self.workers.map(self._stored, shards.values()), strict=True):
             for key, data in zip(shard, chunks, strict=True):
                 if data is None:
@@ -188,12 +179,12 @@ class BlockDecoder:
                 found[key] = data
         return [found[key] for key in keys]
 
-    def _stored(self, keys: Sequence[BlockKey]) -> list[bytes | None]:
+    def _stored(self, keys: Sequence[ChunkKey]) -> list[bytes | None]:
         """Those of one shard."""
         path, _ = self._place(keys[0])
         return read_chunks(path, self._index(keys[0], path), map(self._number, keys))
 
-    def decoded(self, key: BlockKey) -> ChunkLatents:
+    def decoded(self, key: ChunkKey) -> ChunkLatents:
         """The latents of a chunk that is not background, from its shard."""
         (data,), where = self._stored([key]), self._named(key)
         if data is None:
@@ -208,11 +199,11 @@ class BlockDecoder:
             raise FormatError(f"{where}: holds values from {y.min()} to {y.max()}, beyond {dtype}")
         return ChunkLatents(y.astype(dtype, copy=False), quality_of(data))
 
-    def _named(self, key: BlockKey) -> str:
+    def _named(self, key: ChunkKey) -> str:
         """A chunk as errors name it."""
         return f"{self.container.path}: level {key.level} chunk ({key.row}, {key.column})"
 
-    def _check_absent(self, key: BlockKey) -> None:
+    def _check_absent(self, key: ChunkKey) -> None:
         """FormatError where a chunk is stored that `tiles` calls background: one of both is wrong."""
         path, number = self._place(key)
         if path.exists() and self._index(key, path).entries[number] is not None:
@@ -221,19 +212,19 @@ class BlockDecoder:
                 "background"
             )
 
-    def _place(self, key: BlockKey) -> tuple[Path, int]:
+    def _place(self, key: ChunkKey) -> tuple[Path, int]:
         """The shard of a chunk, and the chunk's number there."""
         across = self.container.attributes.shard
         return self.container.shard_path(key.level, key.row // across, key.column // across), self._number(key)
 
-    def _number(self, key: BlockKey) -> int:
+    def _number(self, key: ChunkKey) -> int:
         across = self.container.attributes.shard
         return key.row % across * across + key.column % across
 
-    def _index(self, key: BlockKey, path: Path) -> ShardIndex:
+    def _index(self, key: ChunkKey, path: Path) -> ShardIndex:
         """The index of a chunk's shard, which is read once."""
         across = self.container.attributes.shard
-        shard = BlockKey(key.level, key.row // across, key.column // across)
+        shard = ChunkKey(key.level, key.row // across, key.column // across)
         index = self._indices.get(shard)
         if index is None:
             index = read_index(path, across * across)
@@ -297,7 +288,7 @@ class BlockDecoder:
         beyond = max(0, seen.y_end - area.y_end), max(0, seen.x_end - area.x_end)
         return seen, Margin(area.y - seen.y, area.x - seen.x, *beyond)
 
-    def block_window(self, key: BlockKey, across: int = 1) -> tuple[NDArray[np.float32], Margin]:
+    def block_window(self, key: ChunkKey, across: int = 1) -> tuple[NDArray[np.float32], Margin]:
         """`window` of a block, or of so many from there on `across` the level."""
         return self.window(key.level, replace(self._area(key), width=across * self.side))
 
@@ -320,7 +311,7 @@ class BlockDecoder:
         x, y = region.x // stride, region.y // stride
         return Region(x, y, ceil_div(region.x_end, stride) - x, ceil_div(region.y_end, stride) - y)
 
-    def _area(self, key: BlockKey) -> Region:
+    def _area(self, key: ChunkKey) -> Region:
         """A chunk in latents, whole even where the level ends."""
         return Region(key.column * self.side, key.row * self.side, self.side, self.side)
 
@@ -330,13 +321,13 @@ class BlockDecoder:
         whole = Region(0, 0, grid.latent_columns, grid.latent_rows)
         return area.expanded(self.weights.config.synthesis_halo).intersect(whole)
 
-    def chunks_in(self, level: int, area: Region) -> Iterator[BlockKey]:
+    def chunks_in(self, level: int, area: Region) -> Iterator[ChunkKey]:
         """The chunks that an area in latents touches."""
         grid = self._grids[level]
         for row, column in Grid(grid.latent_rows, grid.latent_columns, self.side).squares_in(area):
-            yield BlockKey(level, row, column)
+            yield ChunkKey(level, row, column)
 
-    def _blocks(self, keys: Sequence[BlockKey]) -> list[tuple[BlockKey, Pixels]]:
+    def _blocks(self, keys: Sequence[ChunkKey]) -> list[tuple[ChunkKey, Pixels]]:
         """Blocks that lie side by side, on this thread."""
         known = [(key, pixels) for key in keys if (pixels := self.known(key)) is not None]
         if known:
@@ -346,9 +337,9 @@ class BlockDecoder:
         side = self.container.attributes.chunk_side
         return [(key, self._keep(key, pixels[:, n * side :])) for n, key in enumerate(keys)]
 
-    def _in_batches(self, keys: Iterable[BlockKey]) -> Iterator[tuple[BlockKey, Pixels]]:
+    def _in_batches(self, keys: Iterable[ChunkKey]) -> Iterator[tuple[ChunkKey, Pixels]]:
         """The same on a GPU: windows are made by the workers, GPU_BATCH of one shape go up together."""
-        group: list[BlockKey] = []
+        group: list[ChunkKey] = []
         for key in keys:
             group.append(key)
             if len(group) == 4 * GPU_BATCH:
@@ -356,7 +347,7 @@ class BlockDecoder:
                 group = []
         yield from self._batch(group)
 
-    def _batch(self, keys: Sequence[BlockKey]) -> Iterator[tuple[BlockKey, Pixels]]:
+    def _batch(self, keys: Sequence[ChunkKey]) -> Iterator[tuple[ChunkKey, Pixels]]:
         done = {key: pixels for key in keys if (pixels := self.known(key)) is not None}
         missing = [key for key in dict.fromkeys(keys) if key not in done]
         windows = list(zip(missing, self.workers.map(self.block_window, missing), strict=True))
@@ -373,15 +364,15 @@ class BlockDecoder:
         for key in keys:
             yield key, done[key]
 
-    def _undecoded(self, key: BlockKey) -> bool:
+    def _undecoded(self, key: ChunkKey) -> bool:
         """Whether a block's pixels are still to come from its latents."""
         return self.coded(key) and self._pixels.get(key) is None
 
-    def coded(self, key: BlockKey) -> bool:
+    def coded(self, key: ChunkKey) -> bool:
         """Whether a block's pixels come from its latents."""
         return self.tiles[key.level][key.row, key.column] not in (BACKGROUND, LOSSLESS)
 
-    def known(self, key: BlockKey) -> Pixels | None:
+    def known(self, key: ChunkKey) -> Pixels | None:
         """A block that is background, was decoded before, or is stored as pixels."""
         stored = self.tiles[key.level][key.row, key.column]
         if stored == BACKGROUND:
@@ -395,22 +386,22 @@ class BlockDecoder:
             return self._keep(key, self.container.lossless(key.level, key.row, key.column))
         return None
 
-    def _keep(self, key: BlockKey, pixels: Pixels) -> Pixels:
+    def _keep(self, key: ChunkKey, pixels: Pixels) -> Pixels:
         height, width = self._size(key)
         block = np.ascontiguousarray(pixels[:height, :width])
         self._pixels.put(key, block, block.nbytes)
         return block
 
-    def _size(self, key: BlockKey) -> tuple[int, int]:
+    def _size(self, key: ChunkKey) -> tuple[int, int]:
         where = self.where(key)
         return where.height, where.width
 
-    def where(self, key: BlockKey) -> Region:
+    def where(self, key: ChunkKey) -> Region:
         """A block's pixels, cut at the level's edge."""
         return self._blocks_of[key.level].region(key.row, key.column)
 
-    def touched(self, level: int, region: Region) -> list[BlockKey]:
-        return [BlockKey(level, *place) for place in self._blocks_of[level].squares_in(region)]
+    def touched(self, level: int, region: Region) -> list[ChunkKey]:
+        return [ChunkKey(level, *place) for place in self._blocks_of[level].squares_in(region)]
 
 
 @lru_cache(maxsize=4)
@@ -419,9 +410,9 @@ def _networks(weights: ModelWeights, device: torch.device, dtype: torch.dtype | 
     return fast_chunk_codec(weights), Transform(weights, device, dtype=dtype)
 
 
-def _side_by_side(keys: Iterable[BlockKey], most: int) -> Iterator[list[BlockKey]]:
+def _side_by_side(keys: Iterable[ChunkKey], most: int) -> Iterator[list[ChunkKey]]:
     """The keys in their order, up to `most` at once where one follows the other across a level."""
-    run: list[BlockKey] = []
+    run: list[ChunkKey] = []
     for key in keys:
         if run and (len(run) == most or key != replace(run[-1], column=run[-1].column + 1)):
             yield run

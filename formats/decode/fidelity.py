@@ -11,16 +11,14 @@ from numpy.typing import NDArray
 from histocodec.fidelity import psnr, squared_error
 from histocodec.formats.container.layout import BACKGROUND
 from histocodec.formats.container.read import Container
-from histocodec.formats.decode.blocks import BlockDecoder, BlockKey
-from histocodec.geometry import Grid
+from histocodec.formats.decode.blocks import BlockDecoder
+from histocodec.geometry import ChunkKey, Grid
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Colour, Pixels, Slide
 from histocodec.threads import Workers
 
 CACHE_BYTES = 256 << 20
 BLOCK = 16  # pixels a side of the blocks whose error is looked at one by one: a nucleus, or the foot of a letter
-
-Place = tuple[int, int]
 
 # What a floor keeps in reserve, so that it also holds where pixels are rounded in another way. On the same chunks
 # bfloat16 had a mean squared error 0.3 grey values² above float32's at every quality, and two devices with the same
@@ -60,8 +58,10 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class LevelFidelity:
-    """What was measured of each chunk, (rows, columns) float64; NaN where nothing was, as of background."""
+    """What was measured of the chunks of one level, (rows, columns) float64 each; NaN where nothing was measured, as
+    of background."""
 
+    level: int
     squared_error: NDArray[np.float64]  # sums, all below 2^53
     samples: NDArray[np.float64]
     block_error: NDArray[np.float64]
@@ -72,10 +72,10 @@ class LevelFidelity:
         with np.errstate(divide="ignore"):
             return (10 * np.log10(255**2 * self.samples / self.squared_error)).astype(np.float32)
 
-    def below(self, floor: Floor) -> list[Place]:
-        """The chunks that do not hold a floor, row by row."""
+    def below(self, floor: Floor) -> list[ChunkKey]:
+        """The chunks that do not reach `floor`, row by row."""
         failing = self.squared_error > floor.mean_squared_error * self.samples  # never true of NaN
-        return [(int(row), int(column)) for row, column in np.argwhere(failing)]
+        return [ChunkKey(self.level, int(row), int(column)) for row, column in np.argwhere(failing)]
 
     @property
     def total(self) -> float:
@@ -105,25 +105,28 @@ def measure_level(
     level: int,
     done: Callable[[int], None],
     *,
-    places: Iterable[Place] | None = None,
-    known: LevelFidelity | None = None,
+    keys: Iterable[ChunkKey] | None = None,
+    previous: LevelFidelity | None = None,
     dtype: torch.dtype | None = None,
 ) -> LevelFidelity:
-    """Decodes the chunks at `places` of a level of `container`, by default all but background, and compares them with
-    `source_level` of `source`; other places are as in `known`. `done` is told pixels; `dtype` is the synthesis's
-    arithmetic, the device's fastest where none is given."""
+    """Decodes the chunks `keys` of a level of `container`, by default all but background, and compares them with
+    `source_level` of `source`. Other chunks keep the values of `previous`, or are NaN. `done` is called with the
+    number of pixels after each chunk. `dtype` is the arithmetic of the synthesis, by default the device's fastest."""
     decoder = BlockDecoder(container, weights, device, workers, cache_bytes=CACHE_BYTES, dtype=dtype)
     size, tiles = container.attributes.levels[level], container.tiles(level)
     grid = Grid(size.height, size.width, container.attributes.chunk_side)
-    if places is None:
-        places = [(int(row), int(column)) for row, column in np.argwhere(tiles != BACKGROUND)]
-    keys = [BlockKey(level, *place) for place in places]
-    nothing = np.full(tiles.shape, np.nan)
-    before = known or LevelFidelity(nothing, nothing, nothing)
-    error, samples, block_error = before.squared_error.copy(), before.samples.copy(), before.block_error.copy()
+    if keys is None:
+        keys = [ChunkKey(level, int(row), int(column)) for row, column in np.argwhere(tiles != BACKGROUND)]
+    keys = list(keys)
+    if previous is None:
+        error, samples, block_error = (np.full(tiles.shape, np.nan) for _ in range(3))
+    else:
+        error, samples = previous.squared_error.copy(), previous.samples.copy()
+        block_error = previous.block_error.copy()
     originals = workers.map(lambda key: source.read(grid.region(key.row, key.column), source_level), keys)
     for (key, decoded), original in zip(decoder.blocks(keys), originals, strict=True):
-        found, place = compare(decoded, original), (key.row, key.column)
-        error[place], samples[place], block_error[place] = found.squared_error, found.samples, found.block_error
+        comparison, place = compare(decoded, original), (key.row, key.column)
+        error[place], samples[place] = comparison.squared_error, comparison.samples
+        block_error[place] = comparison.block_error
         done(original.shape[0] * original.shape[1])
-    return LevelFidelity(error, samples, block_error)
+    return LevelFidelity(level, error, samples, block_error)

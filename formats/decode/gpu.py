@@ -15,13 +15,13 @@ from histocodec.codec.gpu.chunk import GpuChunkDecoder, Latents
 from histocodec.codec.gpu.layers import launch
 from histocodec.codec.gpu.synthesis import TritonEngine, pixels
 from histocodec.formats.container.layout import BACKGROUND
-from histocodec.geometry import Region, ceil_div
+from histocodec.geometry import ChunkKey, Region, ceil_div
 from histocodec.models.transforms.fast import IntegerSynthesis
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Pixels
 
 if TYPE_CHECKING:
-    from histocodec.formats.decode.blocks import BlockDecoder, BlockKey
+    from histocodec.formats.decode.blocks import BlockDecoder
 
 BATCH = 1024  # chunks that are decoded side by side, at most: a warp each, of which a GPU runs thousands
 BAND = 256  # of which pixels are made at once
@@ -118,7 +118,7 @@ class GpuRegions:
         )  # fmt: skip
         return out.permute(0, 3, 1, 2)
 
-    def _mended(self, level: int, keys: list["BlockKey"], latents: Latents) -> bool:
+    def _mended(self, level: int, keys: list[ChunkKey], latents: Latents) -> bool:
         """Whether latents had to be decoded by the CPU, which says what is wrong with those that are."""
         decoder, side = self.decoder, self.decoder.side
         limits = np.iinfo(decoder.container.attributes.levels[level].dtype)

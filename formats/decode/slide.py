@@ -12,7 +12,7 @@ from PIL import Image
 
 from histocodec.errors import FormatError, UsageError
 from histocodec.formats.container.read import Container, is_container
-from histocodec.geometry import Grid, Level, Region
+from histocodec.geometry import ChunkKey, Grid, Level, Region
 from histocodec.models.weights import ModelWeights, find_model, parse_model
 from histocodec.slide import WHITE, Colour, LazyImages, Mpp, Pixels
 from histocodec.threads import Workers
@@ -272,9 +272,7 @@ class CompressedSlide(openslide.AbstractSlide):
 
     def _blocks(self, level: int, places: Iterable[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], Pixels]]:
         """((row, column), pixels) of each block, in order."""
-        from histocodec.formats.decode.blocks import BlockKey
-
-        for key, pixels in self.decoder.blocks(BlockKey(level, *place) for place in places):
+        for key, pixels in self.decoder.blocks(ChunkKey(level, *place) for place in places):
             yield (key.row, key.column), pixels
 
 

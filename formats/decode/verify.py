@@ -16,6 +16,7 @@ from histocodec.formats.container.embeddings import embedding_problems
 from histocodec.formats.container.layout import BACKGROUND, LOSSLESS
 from histocodec.formats.container.read import Container
 from histocodec.formats.decode.slide import model_of
+from histocodec.geometry import ChunkKey
 from histocodec.slide import Slide
 from histocodec.sources import with_pyramid
 from histocodec.threads import Workers
@@ -141,11 +142,9 @@ class _Check:
 
     def decode(self) -> list[str]:
         """Every chunk, to integers: the entropy coder's own check is that it ends where it began."""
-        from histocodec.formats.decode.blocks import BlockKey
-
         tiles = [self.container.tiles(level) for level in range(len(self.container.attributes.levels))]
 
-        def problem(key: BlockKey) -> str | None:
+        def problem(key: ChunkKey) -> str | None:
             try:
                 chunk = self.decoder.chunk(key)
                 if tiles[key.level][key.row, key.column] == LOSSLESS:
@@ -159,7 +158,7 @@ class _Check:
             return None
 
         keys = [
-            BlockKey(level, int(row), int(column))
+            ChunkKey(level, int(row), int(column))
             for level, stored in enumerate(tiles)
             for row, column in np.argwhere(stored != BACKGROUND)
         ]
@@ -190,8 +189,8 @@ class _Check:
             coded.append(measure(lambda _: self._step()))
             found += self._differences(number, coded[-1], measure)
             background = np.argwhere(self.container.tiles(number) == BACKGROUND)
-            places = [(int(row), int(column)) for row, column in background]
-            bare.append(measure(lambda _: None, places=places))
+            keys = [ChunkKey(number, int(row), int(column)) for row, column in background]
+            bare.append(measure(lambda _: None, keys=keys))
         return _Fidelity(
             coded[0].total,
             _extreme(min, [one.psnr for one in coded]),

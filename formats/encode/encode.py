@@ -45,7 +45,7 @@ from histocodec.formats.encode.privacy import without_private
 from histocodec.formats.encode.progress import Clock
 from histocodec.formats.encode.sampling import SampleSource, choose_quality, tissue_example
 from histocodec.formats.encode.statistics import refined_stats
-from histocodec.geometry import Grid, Level, Region, ceil_div
+from histocodec.geometry import ChunkKey, Grid, Level, Region, ceil_div
 from histocodec.models.config import CHUNK_PIXELS, QUALITIES, HyperConfig
 from histocodec.models.weights import ModelWeights, find_model
 from histocodec.normalise import ChannelStats, tissue_stats
@@ -295,16 +295,16 @@ class _Encoder:
         self.clock.skip("measure", self._size(level).region.area - int(np.nansum(fidelity.samples)) // 3)
         return fidelity
 
-    def _measure_again(self, level: int, places: Sequence[Place], known: LevelFidelity) -> LevelFidelity:
-        return self._measured(level, "raise", places, known)
+    def _measure_again(self, keys: Sequence[ChunkKey], previous: LevelFidelity) -> LevelFidelity:
+        return self._measured(previous.level, "raise", keys, previous)
 
     def _measured(
-        self, level: int, stage: str, places: Sequence[Place] | None, known: LevelFidelity | None
+        self, level: int, stage: str, keys: Sequence[ChunkKey] | None, previous: LevelFidelity | None
     ) -> LevelFidelity:
         container = Container(self.journal.partial, self.attributes)
         return measure_level(
             container, self.weights, self.device, self.workers, self.slide, self.source_levels[level], level,
-            lambda pixels: self.clock.add(stage, pixels), places=places, known=known, dtype=self.transform.dtype,
+            lambda pixels: self.clock.add(stage, pixels), keys=keys, previous=previous, dtype=self.transform.dtype,
         )  # fmt: skip
 
     def _stats(self) -> Stats:

@@ -29,11 +29,11 @@ from histocodec.fidelity import squared_error
 from histocodec.formats.container import read as files
 from histocodec.formats.container.layout import CODED, LOSSLESS
 from histocodec.formats.container.read import Container
-from histocodec.formats.decode.blocks import BlockDecoder, BlockKey
+from histocodec.formats.decode.blocks import BlockDecoder
 from histocodec.formats.decode.fidelity import CACHE_BYTES, Floor, LevelFidelity
 from histocodec.formats.encode.journal import Change, Round
-from histocodec.formats.encode.partial import Growing, Place, StoredChunk
-from histocodec.geometry import Grid, Region
+from histocodec.formats.encode.partial import Growing, StoredChunk
+from histocodec.geometry import ChunkKey, Grid, Region
 from histocodec.models.config import QUALITIES
 from histocodec.slide import Slide
 from histocodec.threads import Workers
@@ -41,7 +41,7 @@ from histocodec.threads import Workers
 MOST_ROUNDS = 8  # two or three are usual: a neighbour's rise hardly ever lowers a chunk by more than the spare
 SEARCHED = 8  # times that a chunk is analysed or decoded in a search; for the progress alone
 
-Measure = Callable[[int, Sequence[Place], LevelFidelity], LevelFidelity]  # these places of a level, anew
+Measure = Callable[[Sequence[ChunkKey], LevelFidelity], LevelFidelity]  # these chunks anew, the others as before
 
 
 @dataclass(frozen=True)
@@ -77,45 +77,45 @@ class Guarantee:
         """Changes chunks of a level whose maps are written until each holds the floor; what was measured at last."""
         while failing := fidelity.below(self.floor):
             count = sum(one.level == level for one in self.growing.journal.rounds)
-            changes = self._given_up(level, failing) if count >= MOST_ROUNDS else self._searched(level, failing)
+            changes = self._given_up(failing) if count >= MOST_ROUNDS else self._searched(failing)
             self.growing.journal.begin(Round(level, changes))
             self._make(level, changes)
             self.growing.write_maps(level)
             again = self._affected(failing, fidelity)
-            self.extend(sum(self._region(level, place).area for place in again))
-            fidelity = measure(level, again, fidelity)
+            self.extend(sum(self._region(key).area for key in again))
+            fidelity = measure(again, fidelity)
         return fidelity
 
-    def _given_up(self, level: int, failing: Sequence[Place]) -> tuple[Change, ...]:
-        quality = self.growing.maps(level).quality
-        return tuple(Change(*place, LOSSLESS, int(quality[place])) for place in failing)
+    def _given_up(self, failing: Sequence[ChunkKey]) -> tuple[Change, ...]:
+        quality = self.growing.maps(failing[0].level).quality
+        return tuple(Change(key.row, key.column, LOSSLESS, int(quality[key.row, key.column])) for key in failing)
 
-    def _searched(self, level: int, failing: Sequence[Place]) -> tuple[Change, ...]:
+    def _searched(self, failing: Sequence[ChunkKey]) -> tuple[Change, ...]:
         attributes = self.growing.attributes
         decoder = BlockDecoder(
             Container(self.growing.root, attributes), self.quantiser.weights, self.quantiser.transform.device,
             self.workers, cache_bytes=CACHE_BYTES, dtype=self.quantiser.transform.dtype,
         )  # fmt: skip
-        self.extend(SEARCHED * sum(self._region(level, place).area for place in failing))
-        before = self.growing.maps(level).quality
+        self.extend(SEARCHED * sum(self._region(key).area for key in failing))
+        before = self.growing.maps(failing[0].level).quality
 
-        def search(place: Place) -> Change:
-            quality = self._lowest(BlockKey(level, *place), int(before[place]), decoder)
+        def search(key: ChunkKey) -> Change:
+            quality = self._lowest(key, int(before[key.row, key.column]), decoder)
             if quality is None:
-                return Change(*place, LOSSLESS, self.quality)
-            return Change(*place, CODED, quality)
+                return Change(key.row, key.column, LOSSLESS, self.quality)
+            return Change(key.row, key.column, CODED, quality)
 
         changes = []
-        for place, change in zip(failing, self.workers.map(search, failing), strict=True):
+        for key, change in zip(failing, self.workers.map(search, failing), strict=True):
             changes.append(change)
-            self.done(SEARCHED * self._region(level, place).area)
+            self.done(SEARCHED * self._region(key).area)
         return tuple(changes)
 
-    def _lowest(self, key: BlockKey, low: int, decoder: BlockDecoder) -> int | None:
+    def _lowest(self, key: ChunkKey, low: int, decoder: BlockDecoder) -> int | None:
         """The lowest quality above `low` with which the chunk holds the floor, found by bisection and tried; None
         where the highest does not."""
         around, margin = decoder.block_window(key)
-        part = self._window(key.level, (key.row, key.column))
+        part = self._window(key)
         height, width, _ = part.pixels.shape
         rows, columns = around.shape[1] - margin.bottom, around.shape[2] - margin.right
         own = around[:, margin.top : rows, margin.left : columns]
@@ -151,27 +151,28 @@ class Guarantee:
             self.growing.change_shard(level, shard, chunks)
 
     def _stored(self, level: int, change: Change) -> StoredChunk:
-        place, side = (change.row, change.column), self.growing.attributes.chunk
-        part = self._window(level, place)
+        side, part = self.growing.attributes.chunk, self._window(ChunkKey(level, change.row, change.column))
         if change.tile == LOSSLESS:
-            files.write_lossless(self.growing.root, self.growing.attributes, level, *place, part.pixels)
+            files.write_lossless(
+                self.growing.root, self.growing.attributes, level, change.row, change.column, part.pixels
+            )
         return StoredChunk(change.tile, self.quantiser.coded(part, change.quality, side, self.dtype))
 
-    def _affected(self, changed: Sequence[Place], fidelity: LevelFidelity) -> list[Place]:
+    def _affected(self, changed: Sequence[ChunkKey], fidelity: LevelFidelity) -> list[ChunkKey]:
         """These and their neighbours, as far as they are measured: a halo reaches no farther than one chunk."""
         rows, columns = fidelity.squared_error.shape
         near = {
-            (r, c)
-            for row, column in changed
-            for r in range(max(0, row - 1), min(rows, row + 2))
-            for c in range(max(0, column - 1), min(columns, column + 2))
+            ChunkKey(key.level, row, column)
+            for key in changed
+            for row in range(max(0, key.row - 1), min(rows, key.row + 2))
+            for column in range(max(0, key.column - 1), min(columns, key.column + 2))
         }
-        return sorted(place for place in near if not np.isnan(fidelity.squared_error[place]))
+        return sorted(key for key in near if not np.isnan(fidelity.squared_error[key.row, key.column]))
 
-    def _window(self, level: int, place: Place) -> Window:
+    def _window(self, key: ChunkKey) -> Window:
         transform, stats = self.quantiser.transform, self.quantiser.stats
-        return analysed(self.slide, self.source_levels[level], self._region(level, place), transform, stats)
+        return analysed(self.slide, self.source_levels[key.level], self._region(key), transform, stats)
 
-    def _region(self, level: int, place: Place) -> Region:
-        size, side = self.growing.attributes.levels[level], self.growing.attributes.chunk_side
-        return Grid(size.height, size.width, side).region(*place)
+    def _region(self, key: ChunkKey) -> Region:
+        size, side = self.growing.attributes.levels[key.level], self.growing.attributes.chunk_side
+        return Grid(size.height, size.width, side).region(key.row, key.column)

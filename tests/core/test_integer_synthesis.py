@@ -11,11 +11,11 @@ import torch
 
 from histocodec.codec.transform import Transform
 from histocodec.errors import FormatError
-from histocodec.formats.decode.blocks import BlockDecoder, BlockKey
+from histocodec.formats.decode.blocks import BlockDecoder
 from histocodec.formats.decode.slide import open_compressed
 from histocodec.formats.encode.encode import encode_slide
 from histocodec.formats.encode.options import EncodeOptions
-from histocodec.geometry import Margin
+from histocodec.geometry import ChunkKey, Margin
 from histocodec.models.config import HyperConfig
 from histocodec.models.export import export_model
 from histocodec.models.hyper import HyperModel
@@ -165,7 +165,7 @@ def test_blocks_side_by_side_are_what_each_is_by_itself(tmp_path: Path, monkeypa
     monkeypatch.setenv(MODELS_VARIABLE, str(tmp_path))
     window = BlockDecoder.block_window
 
-    def watched(self: BlockDecoder, key: BlockKey, across: int = 1) -> tuple[np.ndarray, Margin]:
+    def watched(self: BlockDecoder, key: ChunkKey, across: int = 1) -> tuple[np.ndarray, Margin]:
         around.append((key.row, key.column, across))
         return window(self, key, across)
 

@@ -17,12 +17,11 @@ from histocodec.formats.container import read as files
 from histocodec.formats.container.layout import BACKGROUND, CODED
 from histocodec.formats.container.read import Container
 from histocodec.formats.container.zarr_codec import register
-from histocodec.formats.decode.blocks import BlockKey
 from histocodec.formats.decode.slide import CompressedSlide, open_compressed
 from histocodec.formats.decode.verify import verify
 from histocodec.formats.encode.encode import encode_slide
 from histocodec.formats.encode.options import EncodeOptions
-from histocodec.geometry import Region
+from histocodec.geometry import ChunkKey, Region
 from histocodec.models.weights import MODELS_VARIABLE
 from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide
@@ -111,7 +110,7 @@ def test_zarr_alone_opens_the_latents(
     latents = np.asarray(array[:])
     assert np.array_equal(latents, np.asarray(slide.latents(0)[:]))
     for row, column in np.argwhere(slide.container.tiles(0) == CODED).tolist():
-        chunk = slide.decoder.chunk(BlockKey(0, row, column))
+        chunk = slide.decoder.chunk(ChunkKey(0, row, column))
         assert chunk is not None
         part = latents[:, 32 * row : 32 * row + 32, 32 * column : 32 * column + 32]
         assert chunk.y.dtype == array.dtype

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 
 from histocodec.codec.chunk import HyperChunkCodec
-from histocodec.formats.decode.blocks import BlockKey, Underway
+from histocodec.formats.decode.blocks import Underway
 from histocodec.formats.decode.slide import open_compressed
 from histocodec.formats.encode.encode import encode_slide
 from histocodec.formats.encode.options import EncodeOptions
+from histocodec.geometry import ChunkKey
 from histocodec.models.weights import MODELS_VARIABLE
 from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide
 from tests.support.tiny import tiny_model
 
-KEY = BlockKey(0, 0, 0)
+KEY = ChunkKey(0, 0, 0)
 
 
 def test_the_second_waits_for_the_first() -> None:
@@ -38,7 +39,7 @@ def test_the_second_waits_for_the_first() -> None:
     threads = [threading.Thread(target=target) for target in (first, second)]
     threads[0].start()
     assert begun.wait(10)
-    assert list(underway.last([KEY, BlockKey(0, 0, 1)])) == [BlockKey(0, 0, 1), KEY]
+    assert list(underway.last([KEY, ChunkKey(0, 0, 1)])) == [ChunkKey(0, 0, 1), KEY]
     threads[1].start()
     time.sleep(0.05)
     assert seen == []

@@ -80,8 +80,8 @@ def latent_digests(path: Path, weights: ModelWeights) -> list[str]:
 def decoded_pixels(path: Path, weights: ModelWeights, device: str, dtype: "torch.dtype") -> "Pixels":
     """Every STEP-th pixel of level 0."""
     from histocodec.codec.transform import choose_device
-    from histocodec.formats.decode.blocks import BlockDecoder, BlockKey
-    from histocodec.geometry import Grid, Region
+    from histocodec.formats.decode.blocks import BlockDecoder
+    from histocodec.geometry import ChunkKey, Grid, Region
     from histocodec.threads import Workers
 
     container, workers = Container.open(path), Workers(2)
@@ -90,7 +90,7 @@ def decoded_pixels(path: Path, weights: ModelWeights, device: str, dtype: "torch
     level_region = Region(0, 0, level.width, level.height)
     decoder = BlockDecoder(container, weights, choose_device(device), workers, cache_bytes=64 << 20, dtype=dtype)
     pixels = np.empty((level.height, level.width, 3), np.uint8)
-    keys = [BlockKey(0, row, column) for row in range(grid.rows) for column in range(grid.columns)]
+    keys = [ChunkKey(0, row, column) for row in range(grid.rows) for column in range(grid.columns)]
     for key, block in decoder.blocks(keys):
         pixels[grid.region(key.row, key.column).within(level_region)] = block
     workers.close()
