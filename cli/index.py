@@ -49,14 +49,14 @@ def build_command(
     Example:
       histocodec index build lung.index lung/*.zarr --label organ=lung
     """
-    from histocodec.search.graph import check_installed, up_to_date
+    from histocodec.search.graph import check_installed, updated_graph
     from histocodec.search.index import build
 
     if approximate:
         check_installed()
     made = build(index, _entries(slides, labels), graph=approximate)
     if approximate:
-        up_to_date(made)
+        updated_graph(made)
     _report(made, as_json=as_json)
 
 
@@ -72,7 +72,7 @@ def add_command(index: Path, slides: tuple[Path, ...], *, labels: dict[str, str]
     Example:
       histocodec index add lung.index more/*.zarr --label organ=lung
     """
-    from histocodec.search.graph import check_installed, up_to_date
+    from histocodec.search.graph import check_installed, updated_graph
     from histocodec.search.index import Index
 
     opened = Index(index)
@@ -80,7 +80,7 @@ def add_command(index: Path, slides: tuple[Path, ...], *, labels: dict[str, str]
         check_installed()
     opened.add(_entries(slides, labels))
     if opened.facts.graph:
-        up_to_date(opened)
+        updated_graph(opened)
     _report(opened, as_json=as_json)
 
 
@@ -147,9 +147,9 @@ def _report(index: "Index", *, as_json: bool, problems: Sequence[str] = ()) -> N
         slides = [
             {
                 "path": slide.path,
-                "patches": slide.count,
+                "patches": slide.patch_count,
                 "level": slide.level,
-                "patch": slide.patch,
+                "patch": slide.patch_side,
                 "mpp": slide.mpp,
                 "labels": slide.labels,
             }
@@ -184,4 +184,4 @@ def _report(index: "Index", *, as_json: bool, problems: Sequence[str] = ()) -> N
 
 def _line(slide: "IndexedSlide") -> str:
     labels = "".join(f", {key}={value}" for key, value in slide.labels.items())
-    return f"{slide.path}: {slide.count} patches, {mpp_text(slide.mpp)}{labels}"
+    return f"{slide.path}: {slide.patch_count} patches, {mpp_text(slide.mpp)}{labels}"

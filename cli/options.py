@@ -1,87 +1,163 @@
-"""The options and arguments that commands share, and how their values are read."""
+"""Options and arguments that commands share, and the types of their values."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-Command = TypeVar("Command", bound=Callable[..., Any])  # click's decorators take and give any callable
+Command = TypeVar("Command", bound=Callable[..., Any])  # click's decorators take and return any callable
 
-DEVICE_HELP = "Where the network runs; auto takes a GPU where there is one."
+
+# How help looks.
+
+
+class Option(click.Option):
+    """An option whose help ends with its default, if that is shown, and without click's `[0<=x<=9]`.
+
+    `show_default` may also be the words to show.
+    """
+
+    def get_help_extra(self, ctx: click.Context) -> click.types.OptionHelpExtra:
+        """Return what click puts in square brackets after the help text."""
+        extra = super().get_help_extra(ctx)
+        extra.pop("range", None)
+        if isinstance(self.show_default, str):
+            extra["default"] = self.show_default  # click would put it in parentheses
+        return extra
+
+
+class SectionedCommand(click.Command):
+    """A command that lists its options under headings: `sections` maps each heading to the options' parameter names.
+
+    Options that no section names come last, under "Options".
+    """
+
+    def __init__(self, *args: Any, sections: Mapping[str, Sequence[str]], **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.sections = sections
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections."""
+        headings = {name: heading for heading, names in self.sections.items() for name in names}
+        records: dict[str, list[tuple[str, str]]] = {heading: [] for heading in (*self.sections, "Options")}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                records[headings.get(parameter.name or "", "Options")].append(record)
+        for heading, lines in records.items():
+            if lines:
+                with formatter.section(heading):
+                    formatter.write_dl(lines)
+
+
+def option(*names: str, **attributes: Any) -> Callable[[Command], Command]:
+    """Declare an option, as `click.option` does."""
+    return click.option(*names, cls=Option, **attributes)
+
+
+# Types of values: each takes the text of the command line.
 
 
 def positive(text: str) -> float:
-    """A finite number above 0."""
+    """Parse a finite number above 0."""
     try:
         number = float(text)
     except ValueError as exc:
-        raise click.BadParameter(f"{text!r} is no number") from exc
+        raise click.BadParameter(f"{text!r} is not a number") from exc
     if not math.isfinite(number) or number <= 0:
-        raise click.BadParameter(f"{text} is not allowed; a finite number above 0 is")
+        raise click.BadParameter(f"{text} is not allowed; give a finite number above 0")
     return number
 
 
 def ratio(text: str) -> float:
-    """32 or 1:32."""
+    """Parse a compression ratio, 32 or 1:32, as 32.0."""
     try:
         return float(text.removeprefix("1:"))
     except ValueError as exc:
-        raise click.BadParameter(f"{text!r} is no ratio; 32 and 1:32 are") from exc
+        raise click.BadParameter(f"{text!r} is not a ratio; write 32 or 1:32") from exc
 
 
 def level_list(text: str) -> tuple[int, ...] | None:
-    """`all` (which is None), or numbers with commas between them."""
+    """Parse `all`, which is None, or numbers of levels separated by commas."""
     if text == "all":
         return None
     parts = text.split(",")
     if not all(part.strip().isdecimal() for part in parts):
-        raise click.BadParameter(f"{text!r}; allowed are all, one level (0) or several (0,2)")
+        raise click.BadParameter(f"{text!r} names no levels; write all, one level (0) or several (0,2)")
     return tuple(sorted({int(part) for part in parts}))
 
 
 def box(text: str) -> tuple[int, int, int, int]:
-    """X,Y,W,H"""
+    """Parse X,Y,W,H: the upper left corner, which may be negative, and the size of a region."""
     try:
         x, y, width, height = (int(part) for part in text.split(","))
     except ValueError as exc:
-        raise click.BadParameter(f"{text!r}; four whole numbers are needed: 1024,2048,512,512") from exc
+        raise click.BadParameter(f"{text!r} is not a region; write four integers X,Y,W,H: 1024,2048,512,512") from exc
     if width < 1 or height < 1:
-        raise click.BadParameter(f"{text}: a size of {width}x{height}; at least 1x1 is needed")
+        raise click.BadParameter(f"{text} has a size of {width}x{height}; at least 1x1 is needed")
     return x, y, width, height
 
 
-def path_argument(name: str) -> Callable[[Command], Command]:
-    """Whether it exists is for the command to say: its message names what can be read."""
-    return click.argument(name, type=click.Path(path_type=Path))
-
-
-def json_option(command: Command) -> Command:
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")(command)
-
-
 def label(text: str) -> tuple[str, str]:
-    """KEY=VALUE"""
+    """Parse KEY=VALUE."""
     key, separator, value = text.partition("=")
     if not (separator and key.strip() and value.strip()):
-        raise click.BadParameter(f"{text!r} is no label; organ=lung is")
+        raise click.BadParameter(f"{text!r} is not a label; write KEY=VALUE: organ=lung")
     return key.strip(), value.strip()
 
 
+# Shared options and arguments.
+
+
+def path_argument(name: str) -> Callable[[Command], Command]:
+    """Declare an argument that is a path. The command checks that it exists: it can say what it reads."""
+    return click.argument(name, type=click.Path(path_type=Path))
+
+
+def path_arguments(name: str, metavar: str) -> Callable[[Command], Command]:
+    """Declare an argument of one or more paths."""
+    return click.argument(name, metavar=metavar, nargs=-1, required=True, type=click.Path(path_type=Path))
+
+
+def overwrite_option(output: str) -> Callable[[Command], Command]:
+    """Declare `--overwrite`; `output` is what it replaces."""
+    return option("--overwrite", is_flag=True, help=f"Replace {output} if it exists.")
+
+
+def model_option(command: Command) -> Command:
+    """Declare `--model`, the model to encode with."""
+    text = "Model: the id of an installed one, or a .safetensors file."
+    return option("--model", default="hyper-6", show_default=True, metavar="ID|FILE", help=text)(command)
+
+
 def label_option(command: Command) -> Command:
-    return click.option(
+    """Declare `--label`, whose values become a dict."""
+    return option(
         "--label",
         "labels",
         type=label,
         multiple=True,
         metavar="KEY=VALUE",
         callback=lambda context, parameter, values: dict(values),
-        help="Of these slides, for --filter and colours; may be given again.",
+        help="Label these slides, for search --filter and umap --color. Repeatable.",
+    )(command)
+
+
+def workers_option(command: Command) -> Command:
+    """Declare `--workers`, the number of threads."""
+    return option(
+        "--workers", type=click.IntRange(1, 1024), metavar="N", show_default="one per core", help="Number of threads."
     )(command)
 
 
 def device_option(command: Command) -> Command:
-    return click.option("--device", default="auto", metavar="auto|cpu|cuda", show_default=True, help=DEVICE_HELP)(
-        command
-    )
+    """Declare `--device`."""
+    text = "Where networks run; auto uses a GPU if there is one."
+    return option("--device", default="auto", metavar="auto|cpu|cuda", show_default=True, help=text)(command)
+
+
+def json_option(command: Command) -> Command:
+    """Declare `--json`, the flag `as_json`."""
+    return option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")(command)

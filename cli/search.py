@@ -92,9 +92,9 @@ def command(
         assert slide is not None
         found = read_embeddings(slide)
     raw = found.vectors if region is None else found.vectors[_inside(found, region)]
-    queries = opened.prepared(found.kind, raw, name)
-    among = opened.chosen(dict(filters))
-    others = tuple(one for one in among if one.latents != found.latents)
+    queries = opened.whitened(found.kind, raw, name)
+    among = opened.slides_with(dict(filters))
+    others = tuple(one for one in among if one.latents_sha256 != found.latents_sha256)
     if not others:
         raise UsageError(f"{index}: has no other slide than {name} itself to search")
     _compare_resolutions(name, found.mpp, others)
@@ -123,11 +123,11 @@ def _inside(found: "Embeddings", region: tuple[int, int, int, int]) -> list[int]
     import numpy as np
 
     x, y, width, height = region
-    middles = found.positions + found.span / 2
+    middles = found.positions + found.patch_side_level0 / 2
     within = ((middles >= (x, y)) & (middles < (x + width, y + height))).all(axis=1)
     if not within.any():
         middle = (x + width / 2, y + height / 2)
-        within = ((found.positions <= middle) & (found.positions + found.span > middle)).all(axis=1)
+        within = ((found.positions <= middle) & (found.positions + found.patch_side_level0 > middle)).all(axis=1)
     chosen: list[int] = np.flatnonzero(within).tolist()
     return chosen
 
@@ -166,7 +166,7 @@ def _report_patches(index: "Index", name: str, queries: "Vectors", hits: "list[P
                 "x": x,
                 "y": y,
                 "level": hit.slide.level,
-                "patch": hit.slide.patch,
+                "patch": hit.slide.patch_side,
                 "mpp": hit.slide.mpp,
                 "distance": hit.distance,
                 "labels": hit.slide.labels,
@@ -197,7 +197,7 @@ def _draw(path: Path, index: "Index", hits: "list[PatchHit]", device: str) -> No
     for hit in hits:
         x, y = index.position(hit.slide, hit.row)
         with open_compressed(hit.slide.path, device=device) as slide:
-            side = hit.slide.patch
+            side = hit.slide.patch_side
             pixels = slide.read_array(x, y, side, side, level=hit.slide.level)
         panels.append(Panel(pixels, f"{hit.distance:.3f}", f"{Path(hit.slide.path).name[:18]} {x},{y}"))
     write_region(path, in_rows(panels), mpp=None, icc=None)

@@ -19,7 +19,7 @@ from histocodec.formats.encode.encode import encode_slide
 from histocodec.formats.encode.options import DEFAULT_QUALITY, EncodeOptions
 from histocodec.geometry import ChunkKey
 from histocodec.models.weights import find_model
-from histocodec.search.embedding import LEAST_TISSUE, Embedder, Embeddings, Kind, Latents, embedder_of
+from histocodec.search.embedding import MIN_TISSUE_SHARE, Embedder, Embeddings, Latents, VectorKind, embedder_of
 from histocodec.threads import Workers
 
 Place = tuple[int, int]  # x, y
@@ -47,7 +47,7 @@ def embed(
     weights, stats, pool = model_of(container), container.stats(), Workers(workers)
     decoder = BlockDecoder(container, weights, torch.device("cpu"), pool, cache_bytes=0)
 
-    least = min(embedder.least, grid.latent_rows, grid.latent_columns)
+    least = min(embedder.min_side, grid.latent_rows, grid.latent_columns)
 
     def of_chunk(key: ChunkKey) -> list[tuple[Place, Vector]]:
         chunk = decoder.chunk(key)
@@ -57,7 +57,7 @@ def embed(
         return [
             ((key.column * side + left, key.row * side + top), embedder.vector(patch))
             for (left, top), patch in _patches(scaled, embedder.side, least)
-            if embedder.tissue(patch, stats.background_latent, stats.channels.std) >= LEAST_TISSUE
+            if embedder.tissue(patch, stats.background_latent, stats.channels.std) >= MIN_TISSUE_SHARE
         ]
 
     keys = [ChunkKey(level, int(r), int(c)) for r, c in np.argwhere(container.tiles(level) != BACKGROUND)]
@@ -75,7 +75,7 @@ def embed(
     values = np.stack(vectors).astype(np.float16).astype(np.float32)  # as they are stored
     stride, downsample = attributes.model.stride, attributes.levels[level].downsample
     positions = np.rint(np.array(places) * (stride * downsample)).astype(np.int32)
-    kind = Kind(attributes.model.id, attributes.model.sha256, embedder.name, values.shape[1])
+    kind = VectorKind(attributes.model.id, attributes.model.sha256, embedder.name, values.shape[1])
     pixels = embedder.side * stride
     mpp = attributes.mpp_at(level)
     return Embeddings(kind, level, pixels, pixels * downsample, mpp, digest, values, positions)
@@ -91,7 +91,7 @@ def _patches(scaled: Latents, side: int, least: int) -> Iterator[tuple[Place, La
                 yield (left, top), patch
 
 
-def embed_image(path: Path, kind: Kind, *, device: str = "auto") -> Embeddings:
+def embed_image(path: Path, kind: VectorKind, *, device: str = "auto") -> Embeddings:
     """The vectors of an image, or of any slide, as `kind`'s model sees it once it is compressed. Raises
     MissingModelError where that is not installed, and what opening and encoding raise."""
     find_model(kind.model, kind.sha256)

@@ -29,7 +29,7 @@ from histocodec.formats.encode.encode import encode_slide
 from histocodec.formats.encode.options import DEFAULT_QUALITY, EncodeOptions
 from histocodec.models.weights import find_model
 from histocodec.report import progress_bar
-from histocodec.search.plot import COLOURS, MARKERS, coordinates
+from histocodec.search.plot import COLOURS, MARKERS, umap_coordinates
 from histocodec.search.whitening import Vectors, Whitening
 from histocodec.text import json_text
 
@@ -162,7 +162,7 @@ def main(data: Path, *, model: str, most: int, out: Path) -> None:
             f"organ, within {MANY_ORGANS}": share_between(one_source.vectors, one_source.organ),
             f"source, within {MANY_SOURCES}": share_between(one_organ.vectors, one_organ.source),
         }
-        points = coordinates(patches.vectors)
+        points = umap_coordinates(patches.vectors)
     name = f"organs-{weights.id}"
     result = {
         "machine": Machine.here(), "model": Model.of(weights), "patches": len(patches.organ),

@@ -29,7 +29,7 @@ from histocodec.models.weights import find_model
 from histocodec.report import Progress, progress_bar, say
 from histocodec.search.database import Entry
 from histocodec.search.embedding import CHANNELS, EMBEDDERS, FLOOR, Latents
-from histocodec.search.graph import up_to_date
+from histocodec.search.graph import updated_graph
 from histocodec.search.index import build
 from histocodec.search.nearest import nearest_patches
 from histocodec.search.whitening import Vectors, Whitening
@@ -237,11 +237,11 @@ def speed(entries: Sequence[Entry], folder: Path) -> Speed:
     exact = [{hit.row for hit in nearest_patches(index, query[None], index.slides, K)} for query in queries]
     per_second = QUERIES / (time.perf_counter() - began)
     try:
-        up_to_date(index)
+        updated_graph(index)
     except UnsupportedError as exc:
         say(str(exc))
         return Speed(MANY, per_second)
-    graph = up_to_date(index)  # loaded once, as by a program that answers many queries
+    graph = updated_graph(index)  # loaded once, as by a program that answers many queries
     began = time.perf_counter()
     approximate = [set(graph.search(query, K).keys.tolist()) for query in queries]
     approximate_per_second = QUERIES / (time.perf_counter() - began)

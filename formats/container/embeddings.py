@@ -24,7 +24,7 @@ from histocodec.formats.container.arrays import (
 from histocodec.formats.container.attributes import MODEL_ID, SHA256
 from histocodec.formats.container.files import sync_folder
 from histocodec.formats.container.read import Container, file_digest
-from histocodec.search.embedding import Embeddings, Kind
+from histocodec.search.embedding import Embeddings, VectorKind
 
 GROUP = "embeddings"
 KEY = "histocodec_embedding"
@@ -117,8 +117,8 @@ def _described(embeddings: Embeddings) -> dict[str, object]:
         "count": len(embeddings.vectors),
         "length": kind.length,
         "level": embeddings.level,
-        "patch": embeddings.patch,
-        "latents": embeddings.latents,
+        "patch": embeddings.patch_side,
+        "latents": embeddings.latents_sha256,
     }
 
 
@@ -136,7 +136,7 @@ def _read(container: Container, folder: Path) -> Embeddings:
         raise UnsupportedError(f"{folder}: embeddings of version {version}; up to {VERSION} can be read")
     f = described.fields("version", "model", "embedder", "count", "length", "level", "patch", "latents")
     model = f["model"].fields("id", "sha256")
-    kind = Kind(
+    kind = VectorKind(
         model["id"].text(64, MODEL_ID),
         model["sha256"].text(64, SHA256),
         f["embedder"].text(64),

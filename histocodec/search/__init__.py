@@ -1,1 +1,1 @@
-"""Latents as something to be found by: a vector for each patch, an index of them, and what is nearest."""
+"""Search by latents: a vector for each patch of tissue, an index of many slides, and what is nearest in it."""

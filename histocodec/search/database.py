@@ -1,4 +1,4 @@
-"""The SQLite file of an index: its tables, and what goes into them and comes out, checked."""
+"""The SQLite file of an index: its tables, how rows are written, and how they are read and checked."""
 
 import hashlib
 import sqlite3
@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from histocodec.errors import FormatError, OutputError, UnsupportedError
-from histocodec.search.embedding import Embeddings, Kind
+from histocodec.search.embedding import Embeddings, VectorKind
 from histocodec.search.whitening import Vectors, Whitening
+from histocodec.slide import Mpp
 
-APPLICATION = 0x48434958  # "HCIX", in SQLite's header: which program's file it is
+APPLICATION = 0x48434958  # "HCIX", in SQLite's header: which program the file belongs to
 VERSION = 1
 SCHEMA = """
 CREATE TABLE facts (
@@ -35,12 +36,11 @@ CREATE TABLE labels (
 """
 
 Labels = Mapping[str, str]
-Mpp = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A slide to be added."""
+    """A slide to add to an index. `path` is its name there, and must be unique."""
 
     path: str
     embeddings: Embeddings
@@ -49,38 +49,39 @@ class Entry:
 
 @dataclass(frozen=True)
 class IndexedSlide:
-    """A slide in an index; its vectors are the rows from `first` on."""
+    """A slide in an index. Its vectors are the rows from `first_row` up to, but without, `end_row`."""
 
     id: int
     path: str
-    latents: str
-    first: int
-    count: int
+    latents_sha256: str  # as in Embeddings
+    first_row: int
+    patch_count: int
     level: int
-    patch: int
-    mpp: Mpp | None  # microns per pixel of the level that was embedded
-    vectors: str  # SHA-256 of its rows
+    patch_side: int  # pixels of that level
+    mpp: Mpp | None  # microns per pixel of that level
+    vectors_sha256: str  # of its rows; see `sha256_of`
     labels: Labels
 
     @property
-    def end(self) -> int:
-        return self.first + self.count
+    def end_row(self) -> int:
+        """The row after its last vector."""
+        return self.first_row + self.patch_count
 
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """What all slides of an index share, and where its vectors are."""
+    """What all slides of an index share, and which files hold its vectors."""
 
-    kind: Kind
+    kind: VectorKind
     whitening: Whitening
-    rows: int
-    generation: int
-    graph: bool
+    rows: int  # vectors that count; the file may hold more after an interrupted run
+    generation: int  # number in the names of the current files
+    graph: bool  # whether a graph is kept for approximate search
 
 
-def create(path: Path, kind: Kind, whitening: Whitening, *, graph: bool) -> None:
-    """An index's database without slides."""
-    with foreign_errors(path), closing(sqlite3.connect(path)) as database:
+def create(path: Path, kind: VectorKind, whitening: Whitening, *, graph: bool) -> None:
+    """Create the database of an index without slides."""
+    with sqlite_errors(path), closing(sqlite3.connect(path)) as database:
         database.executescript(SCHEMA)
         database.execute(f"PRAGMA application_id = {APPLICATION}")
         database.execute(f"PRAGMA user_version = {VERSION}")
@@ -90,40 +91,47 @@ def create(path: Path, kind: Kind, whitening: Whitening, *, graph: bool) -> None
         database.commit()
 
 
-def insert_slide(database: sqlite3.Connection, entry: Entry, first: int, digest: str) -> None:
+def insert_slide(database: sqlite3.Connection, entry: Entry, first_row: int, vectors_sha256: str) -> None:
+    """Insert a slide, the positions of its patches and its labels, within the caller's transaction."""
     e = entry.embeddings
     mpp = e.mpp or (None, None)
     cursor = database.execute(
         "INSERT INTO slides (path, latents, first, count, level, patch, mpp_x, mpp_y, vectors) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (entry.path, e.latents, first, len(e.vectors), e.level, e.patch, *mpp, digest),
+        (entry.path, e.latents_sha256, first_row, len(e.vectors), e.level, e.patch_side, *mpp, vectors_sha256),
     )
     slide = cursor.lastrowid
-    places = ((slide, number, int(x), int(y)) for number, (x, y) in enumerate(e.positions))
-    database.executemany("INSERT INTO patches VALUES (?, ?, ?, ?)", places)
+    positions = ((slide, number, int(x), int(y)) for number, (x, y) in enumerate(e.positions))
+    database.executemany("INSERT INTO patches VALUES (?, ?, ?, ?)", positions)
     database.executemany("INSERT INTO labels VALUES (?, ?, ?)", ((slide, *label) for label in entry.labels.items()))
 
 
 def read_facts(database: sqlite3.Connection, path: Path) -> Facts:
+    """Read and check what the slides share; `path` is for messages.
+
+    Raises UnsupportedError where the file belongs to another program or a later version, FormatError where it is
+    damaged.
+    """
     (application,) = database.execute("PRAGMA application_id").fetchone()
     (version,) = database.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION:
-        raise UnsupportedError(f"{path}: is an SQLite file, but no histocodec index")
+        raise UnsupportedError(f"{path}: is an SQLite file, but not a histocodec index")
     if version > VERSION:
-        raise UnsupportedError(f"{path}: an index of version {version}; up to {VERSION} can be read")
-    found = database.execute("SELECT * FROM facts").fetchall()
+        raise UnsupportedError(f"{path}: is an index of version {version}; this histocodec reads up to {VERSION}")
+    records = database.execute("SELECT * FROM facts").fetchall()
     try:
-        ((model, sha256, embedder, length, mean, basis, rows, generation, graph),) = found
-        kind = Kind(str(model), str(sha256), str(embedder), int(length))
+        ((model, sha256, embedder, length, mean, basis, rows, generation, graph),) = records
+        kind = VectorKind(str(model), str(sha256), str(embedder), int(length))
         whitening = Whitening(
             np.frombuffer(mean, "<f4").reshape(length), np.frombuffer(basis, "<f4").reshape(length, -1)
         )
         return Facts(kind, whitening, int(rows), int(generation), bool(graph))
     except (TypeError, ValueError) as exc:
-        raise FormatError(f"{path}: its table of facts is not sound: {exc}. Build the index anew") from exc
+        raise FormatError(f"{path}: its table of facts is damaged: {exc}. Build the index again") from exc
 
 
 def read_slides(database: sqlite3.Connection, path: Path) -> tuple[IndexedSlide, ...]:
+    """Read all slides in the order of their rows; `path` is for messages. Raises FormatError where one is damaged."""
     labels: dict[int, dict[str, str]] = {}
     for slide, key, value in database.execute("SELECT slide, key, value FROM labels ORDER BY key"):
         labels.setdefault(slide, {})[key] = value
@@ -139,25 +147,27 @@ def read_slides(database: sqlite3.Connection, path: Path) -> tuple[IndexedSlide,
             )
         )  # fmt: skip
     except (TypeError, ValueError) as exc:
-        raise FormatError(f"{path}: its table of slides is not sound: {exc}. Build the index anew") from exc
+        raise FormatError(f"{path}: its table of slides is damaged: {exc}. Build the index again") from exc
 
 
-def digest_of(vectors: Vectors) -> str:
+def sha256_of(vectors: Vectors) -> str:
+    """Return the SHA-256 of vectors as they are stored: float32, little endian, row by row."""
     return hashlib.sha256(np.ascontiguousarray(vectors, "<f4").tobytes()).hexdigest()
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """An existing file; transactions begin and end where we say so."""
+    """Open an existing database; transactions begin and end only where the caller says so."""
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
 
 
 @contextmanager
-def foreign_errors(path: Path) -> Iterator[None]:
+def sqlite_errors(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into FormatError, where the file is damaged, or OutputError, where it cannot be used."""
     try:
         yield
     except sqlite3.OperationalError as exc:
         if "no such" in str(exc):  # table or column
-            raise FormatError(f"{path}: is not a sound index: {exc}. Build it anew") from exc
+            raise FormatError(f"{path}: is not a sound index: {exc}. Build it again") from exc
         raise OutputError(f"{path}: cannot be used: {exc}") from exc
     except (sqlite3.DatabaseError, OverflowError) as exc:
-        raise FormatError(f"{path}: is damaged, or no SQLite file: {exc}. Build the index anew") from exc
+        raise FormatError(f"{path}: is damaged, or not an SQLite file: {exc}. Build the index again") from exc

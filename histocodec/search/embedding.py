@@ -1,7 +1,7 @@
-"""What a patch's vector is, and which vectors may be compared.
+"""Embedders: functions that turn a patch of a container's latents into a vector.
 
-An embedder is a function from a patch of one container's latents to a vector, and a name. The name is stored with
-the vectors: another function, another name.
+An embedder has a name, which is stored with its vectors. Vectors are comparable only if model and embedder are the
+same, so a changed function gets a new name.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,73 +14,85 @@ from histocodec.errors import UnsupportedError
 from histocodec.slide import Mpp
 from histocodec.tissue import GLASS_DISTANCE
 
-Latents = NDArray[np.float32]  # (C, h, w), gains undone
+Latents = NDArray[np.float32]  # (C, h, w), dequantised
 
-LEAST_TISSUE = 0.25  # of a patch's latents
-BLOCK_SAMPLES = 16 * 16 * 3  # that one position of latents stands for
-CHANNELS = 64  # the first of them: the finer patterns are the scanner's rather than the tissue's
-# Added to each energy before the logarithm: with 1, the finest patterns count as much as any, and they are those of
-# the scanner; see benchmarks/results/search.
+MIN_TISSUE_SHARE = 0.25  # of a patch's latents; patches with less tissue get no vector
+BLOCK_SAMPLES = 16 * 16 * 3  # the samples of the block that one position of the latents stands for
+CHANNELS = 64  # the first ones; later channels hold finer patterns, which belong to the scanner more than to the tissue
+# Added to each energy before the logarithm. With 1, the finest patterns count as much as any other, and those are the
+# scanner's; see benchmarks/results/search.
 FLOOR = 20.0
 
 
 @dataclass(frozen=True)
 class Embedder:
-    """`vector` maps a patch of latents (C, h, w) to (D,); h and w are `least` to `side`, less on a smaller level.
-    `tissue` says how much of a patch is not bare glass, 0 to 1, from the patch, the latents of glass (C,) and the
-    slide's standard deviation (3,)."""
+    """A way to turn a patch into a vector, and the size of the patches that it takes.
+
+    `vector` maps the latents (C, h, w) of a patch to (D,); h and w are between `min_side` and `side`, or less on a
+    level that is smaller. `tissue` maps a patch (C, h, w), the latents of the background (C,) and the slide's standard
+    deviation (3,) to the share of the patch that is not background, 0 to 1.
+    """
 
     name: str
     vector: Callable[[Latents], NDArray[np.float32]]
     tissue: Callable[[Latents, NDArray[np.float32], NDArray[np.float32]], float]
     side: int  # latents
-    least: int  # latents of a patch that are within the level; a narrower rest at the edge is left out
+    min_side: int  # latents within the level; a narrower strip at its edge gets no vector
 
 
 def log_energies(latents: Latents) -> NDArray[np.float32]:
-    """The logarithm of each channel's variance within the patch: how much there is of each pattern, wherever it
-    lies. The mean is left out; in it is little but the stain. (C, h, w) → (64,), or (C,) where C is less"""
+    """Return the logarithm of each channel's variance within the patch: (C, h, w) → (min(C, 64),).
+
+    It says how much there is of each pattern, wherever in the patch it lies. The channels' means are left out: they
+    hold little but the stain.
+    """
     return np.asarray(np.log(latents[:CHANNELS].var(axis=(1, 2)) + FLOOR), np.float32)
 
 
 def mean(latents: Latents) -> NDArray[np.float32]:
-    """The mean of a patch's posterior, as it was quantised: (D, 1, 1) → (D,)"""
+    """Return the mean of the posterior of an autoencoder's patch, as it was quantised: (D, 1, 1) → (D,)."""
     return latents[:, 0, 0].copy()
 
 
 def tissue_share(latents: Latents, background: NDArray[np.float32], std: NDArray[np.float32]) -> float:
-    """How much of a patch is not bare glass, 0 to 1, without its pixels: the share of positions whose latents are
-    farther from those of glass than glass varies. The transform keeps distances roughly (it began as a KLT), so the
-    squared distance over the samples of a block is that of its pixels, in units of the slide's `std` (3,)."""
+    """Return the share of a patch that is not background, 0 to 1, without decoding its pixels.
+
+    A position counts as tissue where its latents are farther from those of the background than the background varies.
+    The transform roughly keeps distances, since its training starts from a KLT: the squared distance of the latents,
+    divided by the samples of a block, is that of the pixels, in units of the slide's standard deviation `std` (3,).
+    """
     squares = np.square(latents - background[:, None, None]).sum(axis=0) / BLOCK_SAMPLES
     return float((np.sqrt(squares) * std.mean() > GLASS_DISTANCE).mean())
 
 
-def differs_from_glass(latents: Latents, background: NDArray[np.float32], std: NDArray[np.float32]) -> float:
-    """1 where a patch's vector is farther from that of glass than a third of that vector's own length, else 0. The
-    autoencoder's distances are not those of pixels; the third was set by eye on two sections, and pale tissue can fall
-    below it."""
+def differs_from_background(latents: Latents, background: NDArray[np.float32], std: NDArray[np.float32]) -> float:
+    """Return 1 where a patch's vector is farther from the background's than a third of the latter's length, else 0.
+
+    Distances of the autoencoder's latents are not those of pixels. The third was set by eye on two sections; pale
+    tissue can fall below it.
+    """
     distance = np.linalg.norm(mean(latents) - background)
     return float(distance > np.linalg.norm(background) / 3)
 
 
-# By the model's family. A patch of a `hyper` model has 256 pixels a side, as most of the field takes; one of a `vae`
-# model is what the model itself calls a patch.
+# By the model's family. A patch of a `hyper` model has 256 pixels a side, the usual size in the field; one of a `vae`
+# model is what that model calls a patch.
 EMBEDDERS: Mapping[str, Embedder] = {
-    "hyper": Embedder("log-energies/1", log_energies, tissue_share, side=16, least=8),
-    "vae": Embedder("mean/1", mean, differs_from_glass, side=1, least=1),
+    "hyper": Embedder("log-energies/1", log_energies, tissue_share, side=16, min_side=8),
+    "vae": Embedder("mean/1", mean, differs_from_background, side=1, min_side=1),
 }
 
 
 def embedder_of(family: str) -> Embedder:
+    """Return the embedder for models of `family`; raises UnsupportedError where there is none."""
     if family not in EMBEDDERS:
         raise UnsupportedError(f"models of family {family!r} have no embedder; {', '.join(EMBEDDERS)} have one")
     return EMBEDDERS[family]
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What two vectors must have in common to be compared: the model, by id and SHA-256, the embedder, the length."""
+class VectorKind:
+    """What two vectors must share to be comparable: model id, the model's SHA-256, embedder and length."""
 
     model: str
     sha256: str
@@ -93,13 +105,25 @@ class Kind:
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """The vectors of one slide. `latents` is the SHA-256 of what they were computed from: see SPEC."""
+    """The vectors of a slide's patches of tissue, on one level."""
 
-    kind: Kind
+    kind: VectorKind
     level: int
-    patch: int  # pixels of that level a side
-    span: float  # the same in pixels of level 0
+    patch_side: int  # pixels of that level
+    patch_side_level0: float  # the same in pixels of level 0
     mpp: Mpp | None  # microns per pixel of that level
-    latents: str
+    latents_sha256: str  # names the latents that they were computed from; see "Embeddings" in formats/SPEC.md
     vectors: NDArray[np.float32]  # (n, D)
     positions: NDArray[np.int32]  # (n, 2): x, y of each patch's upper left corner, in pixels of level 0
+
+    def vectors_in(self, x: int, y: int, width: int, height: int) -> NDArray[np.float32]:
+        """Return the vectors (m, D) of the patches whose centre lies in a rectangle, in pixels of level 0.
+
+        Where no centre does, return that of the patch which covers the rectangle's own centre, if there is one.
+        """
+        centres = self.positions + self.patch_side_level0 / 2
+        inside = ((centres >= (x, y)) & (centres < (x + width, y + height))).all(axis=1)
+        if not inside.any():
+            centre, ends = (x + width / 2, y + height / 2), self.positions + self.patch_side_level0
+            inside = ((self.positions <= centre) & (ends > centre)).all(axis=1)
+        return self.vectors[inside]

@@ -1,6 +1,8 @@
-"""What is nearest, approximately and in less time: usearch's HNSW graph over an index's vectors.
+"""Approximate search, in less time: an HNSW graph over an index's vectors, by usearch.
 
-The graph is derived from the vectors. It is saved beside them, and brought up to date whenever it has fewer.
+The graph is derived from the vectors. It is saved beside them, and extended whenever the index has grown. The method:
+Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using Hierarchical Navigable Small World
+graphs", IEEE TPAMI 42 (2020).
 """
 
 import secrets
@@ -19,13 +21,17 @@ if TYPE_CHECKING:
 
 
 def check_installed() -> None:
-    """UnsupportedError, before any work is done, where the extra is missing."""
+    """Raise UnsupportedError where the extra `search` is missing: to be called before any work is done."""
     with requires_extra("search"):
-        import usearch.index  # noqa: F401 - that it is there
+        import usearch.index  # noqa: F401 - only whether it is there
 
 
-def up_to_date(index: Index) -> "Graph":
-    """The graph of all vectors, and saved so."""
+def updated_graph(index: Index) -> "Graph":
+    """Load the graph of an index, add the vectors that it lacks, and save it if it changed.
+
+    Raises UnsupportedError where the extra `search` is missing, FormatError where the graph's file is damaged, and
+    OutputError where it cannot be written.
+    """
     with requires_extra("search"):
         from usearch.index import Index as Graph
     path, rows = index.graph_path, index.facts.rows
@@ -34,12 +40,12 @@ def up_to_date(index: Index) -> "Graph":
         if path.is_file():
             graph.load(path)
     except (RuntimeError, ValueError) as exc:
-        raise FormatError(f"{path}: cannot be read: {exc}. Delete it, and it is made anew") from exc
-    done = len(graph)
-    if done > rows or graph.ndim != index.facts.whitening.dimensions:
-        raise FormatError(f"{path}: has {done} vectors, the index {rows}. Delete it, and it is made anew")
-    if done < rows:
-        graph.add(np.arange(done, rows, dtype=np.uint64), np.ascontiguousarray(index.vectors()[done:]))
+        raise FormatError(f"{path}: cannot be read: {exc}. Delete it, and it is made again") from exc
+    present = len(graph)
+    if present > rows or graph.ndim != index.facts.whitening.dimensions:
+        raise FormatError(f"{path}: has {present} vectors, but the index {rows}. Delete it, and it is made again")
+    if present < rows:
+        graph.add(np.arange(present, rows, dtype=np.uint64), np.ascontiguousarray(index.vectors()[present:]))
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
             graph.save(temporary)
@@ -51,12 +57,16 @@ def up_to_date(index: Index) -> "Graph":
 
 
 def approximate_patches(index: Index, queries: Vectors, k: int) -> list[PatchHit]:
-    """As `nearest.nearest_patches` among all slides, but now and then one of the k is missed."""
-    graph = up_to_date(index)
-    least: dict[int, float] = {}
+    """Find the `k` patches nearest to any of `queries` (n, d), whitened, among all slides of an index.
+
+    It does what `histocodec.search.nearest.nearest_patches` does, but can miss some of the k. It raises what
+    `updated_graph` raises.
+    """
+    graph = updated_graph(index)
+    nearest: dict[int, float] = {}  # by row
     for query in queries:
-        found = graph.search(query, min(k, len(graph)))
-        for row, distance in zip(found.keys.tolist(), found.distances.tolist(), strict=True):
-            least[row] = min(distance, least.get(row, np.inf))
-    best = sorted(least.items(), key=lambda item: (item[1], item[0]))[:k]
+        matches = graph.search(query, min(k, len(graph)))
+        for row, distance in zip(matches.keys.tolist(), matches.distances.tolist(), strict=True):
+            nearest[row] = min(distance, nearest.get(row, np.inf))
+    best = sorted(nearest.items(), key=lambda item: (item[1], item[0]))[:k]
     return [PatchHit(index.slide_of(row), row, max(distance, 0.0)) for row, distance in best]

@@ -85,7 +85,7 @@ def test_no_command_is_a_usage_error_that_shows_the_help(capsys: Captured) -> No
         (["encode", "a", "b", "--mpp", "-1"], "above 0"),
         (["encode", "a", "b", "--mpp", "nan"], "above 0"),
         (["encode", "a", "b", "--workers", "0"], "--workers"),
-        (["decode", "a", "b.png", "--region", "1,2,3"], "four whole numbers"),
+        (["decode", "a", "b.png", "--region", "1,2,3"], "four integers"),
         (["decode", "a", "b.png", "--region", "1,2,3,-4"], "at least 1x1"),
         (["decode", "a", "b.png", "--region", "1,2,0,4"], "at least 1x1"),
         (["decode", "a", "b.png", "--level", "-1"], "--level"),

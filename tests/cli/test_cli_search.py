@@ -115,10 +115,10 @@ def test_info_has_what_was_added(capsys: Captured, folder: Path) -> None:
         (["an.index", "--image", "a.png", "--region", "0,0,9,9"], 2, "--region is a part of --slide"),
         (["an.index", "--slide", "a.zarr", "--sheet", "s.png"], 2, "--sheet shows patches"),
         (["an.index", "--slide", "a.zarr", "--region", "9999,9999,9,9"], 2, "no patch of tissue"),
-        (["an.index", "--slide", "a.zarr", "--filter", "organ"], 2, "organ=lung is"),
+        (["an.index", "--slide", "a.zarr", "--filter", "organ"], 2, "KEY=VALUE"),
         (["an.index", "--slide", "a.zarr", "--filter", "organ=skin"], 2, "organ=colon, organ=lung"),
         (["an.index", "--slide", "a.zarr", "--filter", "organ=lung"], 2, "no other slide"),
-        (["a.zarr", "--slide", "a.zarr"], 2, "is no index"),
+        (["a.zarr", "--slide", "a.zarr"], 2, "is not an index"),
     ],
 )
 def test_a_query_that_makes_no_sense_is_wrong_usage(

@@ -10,12 +10,12 @@ import pytest
 from histocodec.errors import FormatError, OutputError, UnsupportedError, UsageError
 from histocodec.search import nearest
 from histocodec.search.database import Entry
-from histocodec.search.embedding import Embeddings, Kind, embedder_of, log_energies, tissue_share
+from histocodec.search.embedding import Embeddings, VectorKind, embedder_of, log_energies, tissue_share
 from histocodec.search.index import DATABASE, Index, build
 from histocodec.search.nearest import nearest_patches, nearest_slides
 from histocodec.search.whitening import Whitening
 
-KIND = Kind("tiny-0", "0" * 64, "log-energies/1", 24)
+KIND = VectorKind("tiny-0", "0" * 64, "log-energies/1", 24)
 
 
 def entry(name: str, seed: int, count: int = 30, **labels: str) -> Entry:
@@ -33,7 +33,7 @@ def index(tmp_path: Path) -> Index:
 
 
 def queries(index: Index, of: Entry) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    return index.prepared(of.embeddings.kind, of.embeddings.vectors, of.path)
+    return index.whitened(of.embeddings.kind, of.embeddings.vectors, of.path)
 
 
 # Vectors.
@@ -60,7 +60,7 @@ def test_a_vector_does_not_depend_on_where_in_the_patch_things_lie() -> None:
     assert log_energies(latents).shape == (64,)
 
 
-def test_latents_of_glass_are_no_tissue() -> None:
+def test_latents_of_background_are_no_tissue() -> None:
     background, std = np.full(48, 2, np.float32), np.full(3, 40, np.float32)
     glass = np.broadcast_to(background[:, None, None], (48, 16, 16)).copy()
     assert tissue_share(glass, background, std) == 0
@@ -83,17 +83,17 @@ def test_a_patch_of_the_index_finds_itself_first(index: Index) -> None:
     assert [hit.distance for hit in hits] == sorted(hit.distance for hit in hits)
 
 
-def test_search_in_blocks_finds_what_one_comparison_finds(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_in_parts_finds_what_one_comparison_finds(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = queries(index, entry("q", 9, 7))
     distances = (1 - asked @ index.vectors().T).min(axis=0)
-    monkeypatch.setattr(nearest, "BLOCK", 13)
+    monkeypatch.setattr(nearest, "ROWS_AT_ONCE", 13)
     hits = nearest_patches(index, asked, index.slides, 12)
     assert [hit.row for hit in hits] == np.argsort(distances, kind="stable")[:12].tolist()
     np.testing.assert_allclose([hit.distance for hit in hits], np.sort(distances)[:12], atol=1e-6)
 
 
 def test_only_slides_with_the_label_are_searched(index: Index) -> None:
-    chosen = index.chosen({"organ": "colon"})
+    chosen = index.slides_with({"organ": "colon"})
     hits = nearest_patches(index, queries(index, entry("q", 1)), chosen, 100)
     assert {hit.slide.path for hit in hits} == {"c"}
     assert len(hits) == 20
@@ -103,7 +103,7 @@ def test_slides_are_ranked_by_the_median_of_the_least_distances(index: Index) ->
     asked = queries(index, entry("q", 2, 11))
     hits = nearest_slides(index, asked, index.slides, 3)
     medians = {
-        slide.path: float(np.median((1 - asked @ index.vectors()[slide.first : slide.end].T).min(axis=1)))
+        slide.path: float(np.median((1 - asked @ index.vectors()[slide.first_row : slide.end_row].T).min(axis=1)))
         for slide in index.slides
     }
     assert [hit.slide.path for hit in hits] == sorted(medians, key=lambda path: medians[path])
@@ -116,7 +116,7 @@ def test_slides_are_ranked_by_the_median_of_the_least_distances(index: Index) ->
 
 def test_an_opened_index_is_what_was_built(index: Index) -> None:
     opened = Index(index.folder)
-    assert [(s.path, s.count, s.mpp, s.labels["organ"]) for s in opened.slides] == [
+    assert [(s.path, s.patch_count, s.mpp, s.labels["organ"]) for s in opened.slides] == [
         ("a", 30, (0.5, 0.5), "lung"), ("b", 30, (0.5, 0.5), "lung"), ("c", 20, (0.5, 0.5), "colon"),
     ]  # fmt: skip
     assert opened.facts.kind == KIND
@@ -190,21 +190,21 @@ def test_a_slide_that_is_not_in_the_index_cannot_be_removed(index: Index) -> Non
 
 def test_a_query_of_another_model_is_refused(index: Index) -> None:
     with pytest.raises(UsageError, match=r"other-model.*holds.*tiny-0"):
-        index.prepared(replace(KIND, model="other-model"), np.zeros((1, 24), np.float32), "q")
+        index.whitened(replace(KIND, model="other-model"), np.zeros((1, 24), np.float32), "q")
 
 
 def test_an_empty_query_is_refused(index: Index) -> None:
     with pytest.raises(UsageError, match=r"q: .*at least one"):
-        index.prepared(KIND, np.zeros((0, 24), np.float32), "q")
+        index.whitened(KIND, np.zeros((0, 24), np.float32), "q")
 
 
 def test_a_label_that_no_slide_has_is_refused_with_those_that_there_are(index: Index) -> None:
     with pytest.raises(UsageError, match="no slide has organ=skin; there are organ=colon, organ=lung"):
-        index.chosen({"organ": "skin"})
+        index.slides_with({"organ": "skin"})
 
 
 def test_a_folder_that_is_no_index_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no index"):
+    with pytest.raises(UsageError, match="is not an index"):
         Index(tmp_path)
 
 
@@ -249,10 +249,10 @@ def test_altered_vectors_are_found(index: Index) -> None:
 
 def test_a_graph_finds_nearly_what_exact_search_finds(index: Index) -> None:
     pytest.importorskip("usearch.index", reason="the extra search is not installed")
-    from histocodec.search.graph import approximate_patches, up_to_date
+    from histocodec.search.graph import approximate_patches, updated_graph
 
     asked = queries(index, entry("q", 9, 10))
-    up_to_date(index)
+    updated_graph(index)
     index.add([entry("d", 4)])  # the graph has fewer vectors now, and is brought up to date
     for one in asked:
         exact = {hit.row for hit in nearest_patches(index, one[None], index.slides, 10)}
@@ -261,8 +261,8 @@ def test_a_graph_finds_nearly_what_exact_search_finds(index: Index) -> None:
 
 def test_a_damaged_graph_is_a_format_error(index: Index) -> None:
     pytest.importorskip("usearch.index", reason="the extra search is not installed")
-    from histocodec.search.graph import up_to_date
+    from histocodec.search.graph import updated_graph
 
     index.graph_path.write_bytes(b"nonsense")
     with pytest.raises(FormatError, match="graph-0"):
-        up_to_date(index)
+        updated_graph(index)

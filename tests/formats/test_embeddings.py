@@ -49,7 +49,7 @@ def test_there_is_a_vector_for_each_patch_of_tissue_and_none_for_glass(made: Pat
     assert {place for place in places if place[0] > 512} == {(x, y) for x in (768, 1024) for y in (0, 256)}
     assert min(x for x, _ in places) == 512  # tissue begins at 600
     assert found.vectors.shape == (len(places), 48)
-    assert found.span == found.patch == 256
+    assert found.patch_side_level0 == found.patch_side == 256
 
 
 def test_a_vector_is_that_of_the_dequantised_latents(made: Path, tiny_file: Path) -> None:
