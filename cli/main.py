@@ -39,9 +39,9 @@ class LazyGroup(click.Group):
 
 def _print_version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
-        from histocodec import __version__
+        from histocodec.version import VERSION
 
-        click.echo(f"histocodec {__version__}")
+        click.echo(f"histocodec {VERSION}")
         context.exit()
 
 

@@ -1,27 +1,38 @@
 """No module executes what a file holds."""
 
 import ast
-from pathlib import Path
 
-import histocodec
+import pytest
 
-REPOSITORY = Path(histocodec.__file__).parents[1]
+from tests.support.modules import Module, imports, modules
+
 CARRIES_CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "runpy"}
+MAY_LOAD_CHECKPOINTS = ["histocodec.train.loop", "histocodec.train.vae.loop"]  # of one's own training
 
 
-def test_no_module_reads_what_can_carry_code() -> None:
-    """Nothing is unpickled or executed. torch.load is for the checkpoints of training alone, and without code."""
-    loads = []
-    folders = [REPOSITORY / name for name in ("histocodec", "formats", "cli", "benchmarks")]
-    for file in {file for folder in folders for file in folder.rglob("*.py")}:
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                names = {alias.name for alias in node.names} | {getattr(node, "module", None) or ""}
-                assert not {name.split(".")[0] for name in names} & CARRIES_CODE, file
-            if isinstance(node, ast.Call):
-                called, options = ast.unparse(node.func), {one.arg: ast.unparse(one.value) for one in node.keywords}
-                assert called not in ("eval", "exec"), file
-                assert options.get("allow_pickle", "False") == "False", file
-                if called in ("torch.load", "load_object"):
-                    loads.append((file.relative_to(REPOSITORY).as_posix(), options.get("weights_only")))
-    assert sorted(loads) == [("histocodec/train/loop.py", "True"), ("histocodec/train/vae/loop.py", "True")]
+def calls(module: Module) -> list[tuple[str, dict[str | None, str]]]:
+    """Every call in a module: what is called, and the keyword arguments as text."""
+    return [
+        (ast.unparse(node.func), {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords})
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Call)
+    ]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_no_module_reads_what_can_carry_code(name: str) -> None:
+    module = modules()[name]
+    assert not {imported.module.split(".")[0] for imported in imports(module)} & CARRIES_CODE
+    for called, options in calls(module):
+        assert called not in ("eval", "exec")
+        assert options.get("allow_pickle", "False") == "False"
+
+
+def test_only_training_loads_checkpoints_and_none_with_code() -> None:
+    loads = [
+        (name, options.get("weights_only"))
+        for name, module in modules().items()
+        for called, options in calls(module)
+        if called in ("torch.load", "load_object")
+    ]
+    assert sorted(loads) == [(name, "True") for name in MAY_LOAD_CHECKPOINTS]
