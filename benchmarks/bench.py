@@ -15,16 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from histocodec.benchmarks.compare.crops import crop_sheet
+from histocodec.benchmarks.compare.bench_result import BenchResult
+from histocodec.benchmarks.compare.crop_sheet import crop_sheet
 from histocodec.benchmarks.compare.plots import plots
 from histocodec.benchmarks.compare.report import CROPS, report
-from histocodec.benchmarks.compare.result import BenchResult
 from histocodec.benchmarks.compare.summary import summarise
 from histocodec.benchmarks.measure.images import LEAST, Sample, choose
-from histocodec.benchmarks.measure.rows import RowStore, as_csv, flat
-from histocodec.benchmarks.measure.runner import BenchOptions, measure
+from histocodec.benchmarks.measure.measure_images import BenchOptions, measure
+from histocodec.benchmarks.measure.provenance import Machine, Model, at_hand, versions
+from histocodec.benchmarks.measure.result_rows import RowStore, as_csv, flat
 from histocodec.benchmarks.peers.codecs import PEERS
-from histocodec.benchmarks.provenance import Machine, Model, at_hand, versions
 from histocodec.benchmarks.studies.speed import speed_of_slide
 from histocodec.errors import OutputError
 from histocodec.extras import requires_extra

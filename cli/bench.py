@@ -121,7 +121,7 @@ def command(
     from histocodec.benchmarks.bench import Subjects, run_bench
     from histocodec.benchmarks.bench import as_json as bench_json
     from histocodec.benchmarks.compare.report import headline
-    from histocodec.benchmarks.measure.runner import BenchOptions
+    from histocodec.benchmarks.measure.measure_images import BenchOptions
     from histocodec.threads import default_workers
 
     options = BenchOptions(

@@ -4,9 +4,9 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 
-from histocodec.benchmarks.compare.comparison import METRICS, curves_of
-from histocodec.benchmarks.compare.groups import ALL, Group, grouped
-from histocodec.benchmarks.measure.rows import Row
+from histocodec.benchmarks.compare.image_groups import ALL, Group, grouped
+from histocodec.benchmarks.compare.rate_comparison import METRICS, curves_of
+from histocodec.benchmarks.measure.result_rows import Row
 from histocodec.extras import requires_extra
 
 COLUMNS = 3  # panels in a row

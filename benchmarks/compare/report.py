@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
-from histocodec.benchmarks.compare.comparison import ALL_BANDS, BANDS, METRICS, GroupComparison, Loss
-from histocodec.benchmarks.compare.groups import Mean
-from histocodec.benchmarks.compare.ratios import Rung
-from histocodec.benchmarks.compare.result import BenchResult
+from histocodec.benchmarks.compare.bench_result import BenchResult
+from histocodec.benchmarks.compare.fixed_ratios import Rung
+from histocodec.benchmarks.compare.image_groups import Mean
+from histocodec.benchmarks.compare.rate_comparison import ALL_BANDS, BANDS, METRICS, GroupComparison, Loss
 from histocodec.benchmarks.compare.summary import SHOWN, AtRate, Speeds
-from histocodec.benchmarks.measure.rows import COUNTS, HEADLINE, Count
+from histocodec.benchmarks.measure.result_rows import COUNTS, HEADLINE, Count
 from histocodec.benchmarks.studies.speed import speed_lines
 from histocodec.text import size_text
 

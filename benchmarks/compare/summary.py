@@ -6,7 +6,9 @@ from statistics import fmean, median
 
 import numpy as np
 
-from histocodec.benchmarks.compare.comparison import (
+from histocodec.benchmarks.compare.fixed_ratios import Rung, rungs
+from histocodec.benchmarks.compare.image_groups import Group, grouped
+from histocodec.benchmarks.compare.rate_comparison import (
     Comparison,
     GroupComparison,
     Loss,
@@ -16,9 +18,7 @@ from histocodec.benchmarks.compare.comparison import (
     not_monotone,
     of_group,
 )
-from histocodec.benchmarks.compare.groups import Group, grouped
-from histocodec.benchmarks.compare.ratios import Rung, rungs
-from histocodec.benchmarks.measure.rows import CURVE, Row
+from histocodec.benchmarks.measure.result_rows import CURVE, Row
 from histocodec.benchmarks.measure.timing import TIMED_BPP
 
 RATES = TIMED_BPP  # bits per pixel at which all metrics are shown, and near which times are taken

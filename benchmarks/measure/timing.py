@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from histocodec.benchmarks.measure.jobs import Job, Ours, our_jobs, peer_jobs, torch_threads
 from histocodec.benchmarks.measure.memory import peak_bytes
-from histocodec.benchmarks.measure.rows import Row, Speed
+from histocodec.benchmarks.measure.result_rows import Row, Speed
+from histocodec.benchmarks.measure.timed_jobs import Job, Ours, our_jobs, peer_jobs, torch_threads
 from histocodec.benchmarks.peers.contender import Coded, Contender
 from histocodec.slide import Pixels
 

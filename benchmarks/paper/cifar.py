@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from histocodec.benchmarks.paper.training import RATE, Results, Setup, bits_of, curves, images_of
+from histocodec.benchmarks.paper.training_runs import RATE, Results, Setup, bits_of, curves, images_of
 from histocodec.errors import HistocodecError, UnsupportedError
 from histocodec.formats.container.files import write_atomically
 from histocodec.train.data.patches import TrainingImage

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from histocodec.benchmarks.paper.training import RATE, Results, Setup, bits_of, curves, images_of
+from histocodec.benchmarks.paper.training_runs import RATE, Results, Setup, bits_of, curves, images_of
 from histocodec.errors import HistocodecError
 from histocodec.formats.container.files import write_atomically
 

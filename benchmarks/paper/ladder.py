@@ -19,13 +19,11 @@ import click
 import numpy as np
 from PIL import Image
 
-from histocodec.benchmarks.compare.crops import ours_within
-from histocodec.benchmarks.compare.ratios import RATIOS, raw_bytes_over
+from histocodec.benchmarks.measure.byte_budget import RATIOS, ours_within, raw_bytes_over
 from histocodec.benchmarks.measure.metrics import fidelity
 from histocodec.benchmarks.measure.nuclei import agreement
-from histocodec.benchmarks.measure.runner import BenchOptions
+from histocodec.benchmarks.measure.provenance import Machine, Model
 from histocodec.benchmarks.peers.codecs import JPEG2000, coded_at_bytes
-from histocodec.benchmarks.provenance import Machine, Model
 from histocodec.errors import HistocodecError
 from histocodec.extras import requires_extra
 from histocodec.formats.container.files import write_atomically
@@ -79,7 +77,7 @@ def decoded_at(pixels: Pixels, codec: str, model: str, wanted: int) -> tuple[int
     if codec == PEER:
         one = coded_at_bytes(JPEG2000, pixels, wanted)
         return len(one.data), JPEG2000.decode(one.data)
-    return ours_within(pixels, wanted, BenchOptions((), (), RATIOS, 2, model, "cpu", 1, timing=False))
+    return ours_within(pixels, wanted, model=model, device="cpu", threads=1, effort=None)
 
 
 def steps(pixels: Pixels, image: str, ratio: int) -> Iterator[Step]:

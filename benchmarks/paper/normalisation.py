@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from histocodec.benchmarks.paper.training import RATE, Results, Setup, curves, images_of, train
+from histocodec.benchmarks.paper.training_runs import RATE, Results, Setup, curves, images_of, train
 from histocodec.errors import HistocodecError
 from histocodec.formats.container.files import write_atomically
 from histocodec.picture import Panel, side_by_side

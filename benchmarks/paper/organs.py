@@ -19,7 +19,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.benchmarks.provenance import Machine, Model
+from histocodec.benchmarks.measure.provenance import Machine, Model
 from histocodec.errors import HistocodecError, UnsupportedError
 from histocodec.extras import requires_extra
 from histocodec.formats.container.files import write_atomically

@@ -15,7 +15,7 @@ from statistics import median
 import click
 import torch
 
-from histocodec.benchmarks.provenance import Machine
+from histocodec.benchmarks.measure.provenance import Machine
 from histocodec.codec.transform import choose_device
 from histocodec.formats.container.layout import BACKGROUND
 from histocodec.formats.decode.slide import CompressedSlide, open_compressed

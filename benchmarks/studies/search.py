@@ -15,7 +15,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.benchmarks.provenance import Machine, Model
+from histocodec.benchmarks.measure.provenance import Machine, Model
 from histocodec.errors import HistocodecError, UnsupportedError
 from histocodec.formats.container.embeddings import write_embeddings
 from histocodec.formats.container.files import write_atomically

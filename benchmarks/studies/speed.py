@@ -13,12 +13,12 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from histocodec.benchmarks.measure.jobs import SMALL, Job, Ours, gpu_job, our_jobs, peer_jobs, torch_threads
 from histocodec.benchmarks.measure.memory import peak_bytes
-from histocodec.benchmarks.measure.rows import OURS
+from histocodec.benchmarks.measure.provenance import Machine, Model
+from histocodec.benchmarks.measure.result_rows import OURS
+from histocodec.benchmarks.measure.timed_jobs import SMALL, Job, Ours, gpu_job, our_jobs, peer_jobs, torch_threads
 from histocodec.benchmarks.peers.codecs import JPEG2000_TILES
 from histocodec.benchmarks.peers.contender import coded_at_psnr
-from histocodec.benchmarks.provenance import Machine, Model
 from histocodec.codec.transform import choose_device
 from histocodec.errors import UsageError
 from histocodec.formats.decode.open import open_slide

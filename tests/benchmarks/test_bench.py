@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from histocodec.benchmarks.bench import Subjects, run_bench
-from histocodec.benchmarks.measure import jobs, runner
-from histocodec.benchmarks.measure.rows import COLUMNS
-from histocodec.benchmarks.measure.runner import BenchOptions
+from histocodec.benchmarks.measure import measure_images, timed_jobs
+from histocodec.benchmarks.measure.measure_images import BenchOptions
+from histocodec.benchmarks.measure.result_rows import COLUMNS
 from histocodec.benchmarks.peers.codecs import PEERS
 from histocodec.cli.main import run
 from histocodec.slide import Pixels
@@ -49,7 +49,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path) -> Path:
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """How often something was encoded by us, and how often a peer's curve was measured."""
     counted: Counter[str] = Counter()
-    for name, module in (("encode_slide", jobs), ("ladder", runner), ("agreement", runner)):
+    for name, module in (("encode_slide", timed_jobs), ("ladder", measure_images), ("agreement", measure_images)):
         own = getattr(module, name)
 
         def counting(*args: object, name: str = name, own: object = own, **options: object) -> object:
@@ -149,20 +149,22 @@ def test_an_interrupted_run_goes_on_where_it_was(
 ) -> None:
     out = folder / "out"
     given = arguments(folder, tiny_file, "--out", str(out), "--no-crops", "--no-timing")
-    own, measured = runner.agreement, []
+    own, measured = measure_images.agreement, []
 
     def interrupted(*args: object, **options: object) -> object:
         measured.append(1)
         if len(measured) == 5:
             raise KeyboardInterrupt
-        return own(*args, **options)  # type: ignore[arg-type]  # what the runner gives it
+        return own(*args, **options)  # type: ignore[arg-type]  # what measure_images gives it
 
-    monkeypatch.setattr(runner, "agreement", interrupted)
+    monkeypatch.setattr(measure_images, "agreement", interrupted)
     assert run(given) == 130
     assert [path.name for path in out.iterdir()] == ["rows.jsonl"]
     assert len((out / "rows.jsonl").read_text().splitlines()) == 4
     measured.clear()
-    monkeypatch.setattr(runner, "agreement", lambda *args, **options: measured.append(1) or own(*args, **options))
+    monkeypatch.setattr(
+        measure_images, "agreement", lambda *args, **options: measured.append(1) or own(*args, **options)
+    )
     assert run(given) == 0
     assert len(measured) == ROWS - 4
     assert len((out / "rows.jsonl").read_text().splitlines()) == ROWS

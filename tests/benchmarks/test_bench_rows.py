@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from histocodec.benchmarks.measure.images import choose, read, tissue_squares, varied
-from histocodec.benchmarks.measure.rows import COLUMNS, OURS, Row, RowStore, as_csv, flat, from_flat
-from histocodec.benchmarks.measure.runner import serving
+from histocodec.benchmarks.measure.measure_images import serving
+from histocodec.benchmarks.measure.result_rows import COLUMNS, OURS, Row, RowStore, as_csv, flat, from_flat
 from histocodec.errors import FormatError, UnsupportedError, UsageError
 from histocodec.geometry import Region
 from histocodec.sources import ArraySlide

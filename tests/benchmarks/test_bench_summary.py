@@ -4,15 +4,16 @@ import math
 
 import pytest
 
-from histocodec.benchmarks.compare.comparison import ALL_BANDS, compare, comparisons, losses, not_monotone
-from histocodec.benchmarks.compare.groups import ALL, grouped
-from histocodec.benchmarks.compare.ratios import finest_within, raw_bytes_over, rungs
+from histocodec.benchmarks.compare.bench_result import BenchResult
+from histocodec.benchmarks.compare.fixed_ratios import rungs
+from histocodec.benchmarks.compare.image_groups import ALL, grouped
+from histocodec.benchmarks.compare.rate_comparison import ALL_BANDS, compare, comparisons, losses, not_monotone
 from histocodec.benchmarks.compare.report import headline, report
-from histocodec.benchmarks.compare.result import BenchResult
 from histocodec.benchmarks.compare.summary import at_rates, speeds, summarise
-from histocodec.benchmarks.measure.rows import OURS, Row
-from histocodec.benchmarks.measure.runner import BenchOptions
-from histocodec.benchmarks.provenance import Machine, Model
+from histocodec.benchmarks.measure.byte_budget import finest_within, raw_bytes_over
+from histocodec.benchmarks.measure.measure_images import BenchOptions
+from histocodec.benchmarks.measure.provenance import Machine, Model
+from histocodec.benchmarks.measure.result_rows import OURS, Row
 from tests.support.bench_rows import BPPS, FAST, PEER, curve, row, subject
 
 GOOD, BAD, BLANK = subject("liver-good.png"), subject("liver-bad.png"), subject("skin-blank.png")

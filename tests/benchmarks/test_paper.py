@@ -12,11 +12,11 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from histocodec.benchmarks.paper import cifar, hyperparameters, ladder, normalisation, training
+from histocodec.benchmarks.paper import cifar, hyperparameters, ladder, normalisation, training_runs
 from histocodec.benchmarks.paper.cifar import by_entropy, cifar_images, entropy, grey, kept_variance, split, tissue
 from histocodec.benchmarks.paper.ladder import Step, mean_of
 from histocodec.benchmarks.paper.organs import Patches, precision, share_between
-from histocodec.benchmarks.paper.training import Results, Setup, curves
+from histocodec.benchmarks.paper.training_runs import Results, Setup, curves
 from histocodec.sources.synthetic import synthetic_slide
 from histocodec.train.data.patches import TrainingImage, training_image
 
@@ -25,7 +25,7 @@ pytest.importorskip("matplotlib", reason="the extra bench is not installed")
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "WIDTHS", (4, 4, 4, 4))
+    monkeypatch.setattr(training_runs, "WIDTHS", (4, 4, 4, 4))
 
 
 def images(count: int = 2) -> list[TrainingImage]:
@@ -40,7 +40,7 @@ def test_a_finished_run_is_not_made_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert first.patches[-1] == 8
     found = json.loads((tmp_path / "some.json").read_text())
     assert found["machine"]["cores"] >= 1
-    monkeypatch.setattr(training, "train", None)
+    monkeypatch.setattr(training_runs, "train", None)
     assert Results(tmp_path, "some").run(setup, images(), images(1)) == first
     with pytest.raises(TypeError):  # another setup is another run
         Results(tmp_path, "some").run(Setup("tiny", latent_dim=8, side=32, batch=4, steps=3), images(), images(1))

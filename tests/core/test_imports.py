@@ -22,6 +22,10 @@ FLOORS = (
     ("formats.decode",),
     ("formats.encode",),
     ("formats.embed",),
+    ("benchmarks.peers",),
+    ("benchmarks.measure",),
+    ("benchmarks.studies",),
+    ("benchmarks.compare",),
     ("benchmarks",),
     ("cli",),
     ("histocodec", "__main__"),  # the façade

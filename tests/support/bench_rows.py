@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from histocodec.benchmarks.measure.images import Subject
 from histocodec.benchmarks.measure.metrics import Fidelity
 from histocodec.benchmarks.measure.nuclei import NucleiAgreement
-from histocodec.benchmarks.measure.rows import CURVE, OURS, Coder, Point, Row, Sizes, Speed
+from histocodec.benchmarks.measure.result_rows import CURVE, OURS, Coder, Point, Row, Sizes, Speed
 
 SIDE = 1000  # pixels of every image: a bit per pixel is 125,000 bytes
 PEER = "JPEG 2000"

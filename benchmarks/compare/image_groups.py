@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from histocodec.benchmarks.measure.images import Subject
-from histocodec.benchmarks.measure.rows import Row
+from histocodec.benchmarks.measure.result_rows import Row
 
 ALL = "all"  # images of a variant, whatever their source: as many of each as happened to be at hand
 

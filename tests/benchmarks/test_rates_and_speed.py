@@ -9,7 +9,7 @@ from PIL import Image
 
 from histocodec.benchmarks.compare.bjontegaard import Curve, Pchip, bd_rate
 from histocodec.benchmarks.measure.memory import peak_bytes
-from histocodec.benchmarks.provenance import Model, at_hand, described
+from histocodec.benchmarks.measure.provenance import Model, at_hand, described
 from histocodec.benchmarks.studies.speed import speed_lines, speed_of_slide
 from histocodec.errors import UsageError
 from histocodec.sources.synthetic import synthetic_slide

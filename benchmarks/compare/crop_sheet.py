@@ -5,17 +5,14 @@ It shows tissue: where that may not be shown, `--no-crops` leaves the sheet out.
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
 
-from histocodec.benchmarks.compare.ratios import finest_within
+from histocodec.benchmarks.measure.byte_budget import ours_within
 from histocodec.benchmarks.measure.images import Picture, Sample, read
-from histocodec.benchmarks.measure.jobs import Ours
-from histocodec.benchmarks.measure.rows import OURS
-from histocodec.benchmarks.measure.runner import BenchOptions
+from histocodec.benchmarks.measure.measure_images import BenchOptions
+from histocodec.benchmarks.measure.result_rows import OURS
 from histocodec.benchmarks.peers.codecs import PEERS
 from histocodec.benchmarks.peers.contender import coded_at_bytes
 from histocodec.fidelity import psnr, squared_error
@@ -49,7 +46,14 @@ def _panels(picture: Picture, options: BenchOptions) -> list[Panel]:
     height, width = pixels.shape[:2]
     whole = Region(0, 0, width, height)
     middle = Region((width - SIDE) // 2, (height - SIDE) // 2, SIDE, SIDE).intersect(whole).within(whole)
-    size, decoded = ours_within(pixels, wanted, options)
+    size, decoded = ours_within(
+        pixels,
+        wanted,
+        model=options.model,
+        device=options.device,
+        threads=options.threads,
+        effort=options.effort,
+    )
     panels = [
         Panel(pixels[middle], "original", picture.subject.image),
         Panel(decoded[middle], OURS, _note(size, decoded, picture)),
@@ -60,32 +64,6 @@ def _panels(picture: Picture, options: BenchOptions) -> list[Panel]:
         decoded = peer.decode(data)
         panels.append(Panel(decoded[middle], peer.name, _note(len(data), decoded, picture)))
     return panels
-
-
-def ours_within(pixels: Pixels, wanted: int, options: BenchOptions) -> tuple[int, Pixels]:
-    """Bytes and pixels of the highest quality of at most so many bytes, of quality 0 where even that has more."""
-    with TemporaryDirectory(prefix="histocodec-bench-") as folder:
-
-        def coded(quality: float) -> Ours:
-            return Ours(
-                pixels,
-                quality,
-                options.model,
-                options.device,
-                options.threads,
-                Path(folder) / str(quality),
-                options.effort,
-            )
-
-        def size(quality: float) -> int:
-            ours = coded(quality)
-            ours.folder.mkdir()
-            return ours.sizes(ours.prepare()).in_slide_bytes
-
-        known: dict[float, int] = {}
-        quality = finest_within(wanted, known, size)
-        found = known[quality] if quality in known else size(quality)
-        return found, coded(quality).read()
 
 
 def _note(size: int, decoded: Pixels, picture: Picture) -> str:

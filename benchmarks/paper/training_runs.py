@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from histocodec.benchmarks.provenance import Machine
+from histocodec.benchmarks.measure.provenance import Machine
 from histocodec.extras import requires_extra
 from histocodec.formats.container.files import write_atomically
 from histocodec.models.config import VaeConfig

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from histocodec.benchmarks.compare.bjontegaard import BdRate, Curve, bd_rate
-from histocodec.benchmarks.compare.groups import Group, Mean, mean
+from histocodec.benchmarks.compare.image_groups import Group, Mean, mean
 from histocodec.benchmarks.measure.images import Subject
-from histocodec.benchmarks.measure.rows import COUNTS, CURVE, HEADLINE, Count, Row
+from histocodec.benchmarks.measure.result_rows import COUNTS, CURVE, HEADLINE, Count, Row
 
 EVERYTHING = "all"
 BANDS = {

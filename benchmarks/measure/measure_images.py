@@ -16,17 +16,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from histocodec.benchmarks.compare.ratios import PARTS, finest_within, raw_bytes_over
+from histocodec.benchmarks.measure.byte_budget import PARTS, finest_within, raw_bytes_over
 from histocodec.benchmarks.measure.images import Picture, Sample, read
-from histocodec.benchmarks.measure.jobs import Ours
 from histocodec.benchmarks.measure.metrics import fidelity
 from histocodec.benchmarks.measure.nuclei import agreement
-from histocodec.benchmarks.measure.rows import CURVE, OURS, Coder, Point, Row, RowStore, Sizes
+from histocodec.benchmarks.measure.provenance import Machine
+from histocodec.benchmarks.measure.result_rows import CURVE, OURS, Coder, Point, Row, RowStore, Sizes
+from histocodec.benchmarks.measure.timed_jobs import Ours
 from histocodec.benchmarks.measure.timing import jobs_of_ours, jobs_of_peer, nearest, speed_of
 from histocodec.benchmarks.peers.codecs import JPEG2000_TILES, PEERS
 from histocodec.benchmarks.peers.contender import Contender, coded_at_bytes, ladder
 from histocodec.benchmarks.peers.tiles import TILE
-from histocodec.benchmarks.provenance import Machine
 from histocodec.codec.transform import choose_device
 from histocodec.errors import UsageError
 from histocodec.formats.encode.options import EncodeOptions

@@ -4,38 +4,16 @@ The bytes are those of raw RGB over the ratio; 1:512 is 0.047 bits per pixel. Ne
 2023, arXiv 2303.13332.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from histocodec.benchmarks.compare.groups import Group
+from histocodec.benchmarks.compare.image_groups import Group
+from histocodec.benchmarks.measure.byte_budget import raw_bytes_over
 from histocodec.benchmarks.measure.images import Subject
-from histocodec.benchmarks.measure.rows import CURVE, Row
-from histocodec.models.config import QUALITIES
+from histocodec.benchmarks.measure.result_rows import CURVE, Row
 
-RATIOS = (32, 64, 128, 256, 512)
-PARTS = 8  # of a quality, of which one changes the bytes by half a per cent
 SHOWN = ("psnr", "ms_ssim_db", "nuclei_f1")
-
-
-def raw_bytes_over(ratio: int, pixels: int) -> int:
-    return 3 * pixels // ratio
-
-
-def finest_within(wanted: int, known: dict[float, int], bytes_at: Callable[[float], int], *, parts: int = 1) -> float:
-    """The highest quality of at most so many bytes, in so many parts of a whole one; 0 where even that has more.
-    `known` are bytes by quality, and grows by what had to be tried."""
-    low, high = -1, parts * (QUALITIES - 1) + 1
-    for quality, size in known.items():
-        if size <= wanted:
-            low = max(low, round(parts * quality))
-        else:
-            high = min(high, round(parts * quality))
-    while high - low > 1:
-        middle = (low + high) // 2
-        size = known[middle / parts] = bytes_at(middle / parts)
-        low, high = (middle, high) if size <= wanted else (low, middle)
-    return max(low, 0) / parts
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from histocodec.benchmarks.measure.rows import OURS, Sizes
+from histocodec.benchmarks.measure.result_rows import OURS, Sizes
 from histocodec.benchmarks.peers.contender import Coded, Contender
 from histocodec.fidelity import psnr, squared_error
 from histocodec.formats.container.read import Container

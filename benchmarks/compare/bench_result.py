@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from histocodec.benchmarks.compare.summary import Summary
-from histocodec.benchmarks.measure.rows import Row
-from histocodec.benchmarks.measure.runner import BenchOptions
-from histocodec.benchmarks.provenance import Machine, Model
+from histocodec.benchmarks.measure.measure_images import BenchOptions
+from histocodec.benchmarks.measure.provenance import Machine, Model
+from histocodec.benchmarks.measure.result_rows import Row
 from histocodec.benchmarks.studies.speed import SpeedResult
 
 
