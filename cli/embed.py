@@ -1,36 +1,38 @@
-"""`histocodec embed`: a vector for each patch of tissue, added to the container."""
+"""`histocodec embed`: add a vector for each patch of tissue to containers, for search."""
 
 import time
 from pathlib import Path
 
 import click
 
-from histocodec.cli.options import json_option
+from histocodec.cli.options import json_option, option, overwrite_option, path_arguments, workers_option
 from histocodec.report import print_facts, print_json, progress_bar
-from histocodec.text import size_text, time_text
+from histocodec.text import count_text, size_text, time_text
 
 
 @click.command("embed", short_help="Add vectors for search to containers.")
-@click.argument("slides", metavar="SLIDE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
+@path_arguments("slides", "SLIDE...")
+@option(
     "--level",
     type=click.IntRange(min=0),
+    metavar="N",
     default=0,
     show_default=True,
-    help="Level to embed; slides that are compared should have like resolutions.",
+    help="Level to embed; slides compare best at similar resolutions.",
 )
-@click.option("--workers", type=click.IntRange(1, 1024), metavar="N", help="Threads.  [default: one a core]")
-@click.option("--overwrite", is_flag=True, help="Replace vectors that are there.")
+@overwrite_option("vectors that are there already")
+@workers_option
 @json_option
 def command(slides: tuple[Path, ...], *, level: int, workers: int | None, overwrite: bool, as_json: bool) -> None:
-    """Add one vector for each 256 x 256 pixels of tissue to each container SLIDE, computed from its latents.
+    """Add a vector for each patch of tissue to each container SLIDE.
 
-    No pixel is decoded, and nothing that was in the container changes; `verify` checks the vectors too.
+    A patch has 256 x 256 pixels (64 x 64 with vae-512). Its vector is computed from latents, without decoding pixels.
+    Nothing else in the container changes.
 
     \b
     Examples:
       histocodec embed slide.zarr
-      histocodec embed slides/*.zarr --level 1 --json
+      histocodec embed lung/*.zarr --level 1
     """
     from histocodec.formats.container.embeddings import check_absent, write_embeddings
     from histocodec.formats.embed import embed
@@ -43,22 +45,23 @@ def command(slides: tuple[Path, ...], *, level: int, workers: int | None, overwr
     for path in slides:
         start = time.perf_counter()
         with progress_bar(path.name) as bar:
-            found = embed(path, level=level, workers=workers, progress=bar)
-        written = write_embeddings(path, found, overwrite=overwrite)
-        seconds = time.perf_counter() - start
+            embeddings = embed(path, level=level, workers=workers, progress=bar)
+        size = write_embeddings(path, embeddings, overwrite=overwrite)
+        seconds, patches = time.perf_counter() - start, len(embeddings.vectors)
         results.append(
             {
                 "path": path,
-                "model": found.kind.model,
-                "embedder": found.kind.embedder,
-                "patches": len(found.vectors),
-                "length": found.kind.length,
+                "model": embeddings.kind.model,
+                "embedder": embeddings.kind.embedder,
+                "patches": patches,
+                "length": embeddings.kind.length,
                 "level": level,
-                "bytes": written,
+                "bytes": size,
                 "seconds": seconds,
             }
         )
-        facts.append((str(path), f"{len(found.vectors)} patches, {size_text(written)}, {time_text(seconds)}"))
+        text = f"{count_text(patches, 'vector')} of {embeddings.kind.length} values, {size_text(size)}"
+        facts.append((str(path), f"{text}, {time_text(seconds)}"))
     if as_json:
         print_json({"slides": results})
     else:

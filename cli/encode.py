@@ -1,78 +1,90 @@
-"""`histocodec encode`: a slide in, a container out."""
+"""`histocodec encode`: compress a slide into a container."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from histocodec.cli.options import device_option, json_option, level_list, path_argument, positive, ratio
+from histocodec.cli.options import (
+    SectionedCommand,
+    device_option,
+    json_option,
+    level_list,
+    model_option,
+    option,
+    overwrite_option,
+    path_argument,
+    positive,
+    ratio,
+    workers_option,
+)
 from histocodec.report import print_facts, print_json, progress_bar
-from histocodec.text import decibel_text, ratio_text, size_text, time_text
+from histocodec.text import count_text, decibel_text, ratio_text, size_text, speed_text, time_text
 
 if TYPE_CHECKING:
     from histocodec.formats.encode.options import EncodeProgress, EncodeReport
 
-STAGES = {"prepare": "looking at the slide", "encode": "encoding", "measure": "measuring", "raise": "raising"}
+STAGES = {"prepare": "preparing", "encode": "encoding", "measure": "measuring", "raise": "raising quality"}
+PROPERTY = "property "  # stands before the names of properties that were left out
+SECTIONS = {
+    "Size and fidelity (give at most one of the first four)": (
+        "quality", "target_psnr", "target_bpp", "ratio", "min_psnr", "effort", "model",
+    ),
+    "What to store": ("levels", "background", "mpp", "keep_label", "keep_macro", "keep_private", "embed_model"),
+    "Execution": ("resume", "overwrite", "device", "workers", "as_json"),
+}  # fmt: skip
 
 
-@click.command("encode", short_help="Compress a slide.")
+@click.command("encode", cls=SectionedCommand, sections=SECTIONS, short_help="Compress a slide.")
 @path_argument("src")
 @path_argument("dst")
-@click.option(
+@option(
     "--quality",
     type=click.FloatRange(0, 100),
     metavar="Q",
-    help="From 0 to 100, in parts too; what is stored is a whole one that is worth as much. With effort, or where "
-    "it is large, a faint slide may be coded at a lower one, a strong one at a higher.  [default: 50, or the model's "
-    "own ratio]",
+    show_default="50, or the model's own ratio",
+    help="Quality, 0–100. Higher is better and larger.",
 )
-@click.option("--target-psnr", type=float, metavar="DB", help="Aim at this PSNR of level 0.")
-@click.option("--target-bpp", type=float, metavar="BITS", help="Aim at this many bits per pixel of level 0.")
-@click.option("--ratio", type=ratio, metavar="R", help="Aim at 1:R of the raw RGB, as 32 or 1:32.")
-@click.option(
+@option("--target-psnr", type=float, metavar="DB", help="Choose the quality by the PSNR of level 0.")
+@option("--target-bpp", type=float, metavar="BITS", help="Choose the quality by the bits per pixel of level 0.")
+@option("--ratio", type=ratio, metavar="R", help="Choose the quality by the ratio to raw RGB: 32 or 1:32.")
+@option(
     "--min-psnr",
     type=float,
     metavar="DB",
-    help="Give every chunk at least this PSNR: with more quality where it needs it, losslessly where that fails.",
+    help="Guarantee every chunk this PSNR, losslessly where no quality reaches it.",
 )
-@click.option(
+@option(
     "--effort",
     type=click.FloatRange(0, 9),
-    help="How long to look for statistics that the slide is coded best with, and for latents that cost less for what"
-    " they lose, from 0 to 9, in parts too: each tenth is a step. 0 looks for neither, or on large slides for the"
-    " former in a second or two, and is many times as fast as 1, the default of a model that can.",
+    metavar="N",
+    help="Search effort, 0–9 (default 1). Higher is smaller and slower; 0 disables the search.",
 )
-@click.option(
-    "--model",
-    default="hyper-6",
-    show_default=True,
-    metavar="ID|FILE",
-    help="An installed model, or a .safetensors file.",
-)
-@click.option(
+@model_option
+@option(
     "--levels",
     type=level_list,
     metavar="all|0|0,2",
     default="all",
     show_default=True,
-    help="Which levels to keep.",
+    help="Levels to store.",
 )
-@click.option(
+@option(
     "--background",
     type=click.Choice(["skip", "code"]),
     default="skip",
     show_default=True,
-    help="Leave bare glass out, or code it like tissue.",
+    help="Skip bare glass, or code it like tissue.",
 )
-@click.option("--mpp", type=positive, metavar="X", help="Microns per pixel, where the slide does not say.")
+@option("--mpp", type=positive, metavar="M", help="Microns per pixel of level 0, if the slide does not say.")
+@option("--keep-label", is_flag=True, help="Keep the label image, which may name the patient.")
+@option("--keep-macro", is_flag=True, help="Keep the macro image, which may show the label.")
+@option("--keep-private", is_flag=True, help="Keep properties that may identify people, dates or cases.")
+@option("--embed-model", is_flag=True, help="Store the model in DST, so that it decodes without installed weights.")
+@option("--resume", is_flag=True, help="Continue an interrupted encode of the same slide with the same options.")
+@overwrite_option("DST, once the new container is complete")
 @device_option
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Threads.  [default: one a core]")
-@click.option("--overwrite", is_flag=True, help="Replace DST, once the new one is whole.")
-@click.option("--resume", is_flag=True, help="Go on with an interrupted encoding of the same slide.")
-@click.option("--keep-label", is_flag=True, help="Keep the label's image, which may name the patient.")
-@click.option("--keep-macro", is_flag=True, help="Keep the macro image, which may show the label.")
-@click.option("--keep-private", is_flag=True, help="Keep properties that may name people, dates or numbers of cases.")
-@click.option("--embed-model", is_flag=True, help="Store the model in DST, so that it decodes for ever.")
+@workers_option
 @json_option
 def command(
     src: Path,
@@ -98,17 +110,16 @@ def command(
     embed_model: bool,
     as_json: bool,
 ) -> None:
-    """Compress the slide SRC into the Zarr container DST.
+    """Compress the slide SRC into the container DST.
 
-    SRC is anything that OpenSlide, tifffile or Pillow reads, or a Zarr array. An interrupted run leaves DST
-    absent and goes on with --resume.
+    SRC is a slide that OpenSlide or tifffile reads, an image, or a Zarr array. DST is a Zarr v3 folder, which appears
+    once it is complete; --resume continues an interrupted encode.
 
     \b
     Examples:
       histocodec encode slide.svs slide.zarr
       histocodec encode slide.svs slide.zarr --quality 70
-      histocodec encode slide.svs slide.zarr --ratio 1:64 --json
-      histocodec encode slide.svs slide.zarr --min-psnr 30
+      histocodec encode slide.svs slide.zarr --ratio 1:64 --min-psnr 30
     """
     from histocodec.formats.decode.open import open_slide
     from histocodec.formats.encode.encode import encode_slide
@@ -146,53 +157,51 @@ def command(
 
 
 def progress_note(progress: "EncodeProgress") -> str:
-    """What stands beside the bar."""
-    note = STAGES.get(progress.stage, progress.stage)
+    """Return the words beside the bar: the stage, its speed, and the time left."""
+    parts = [STAGES.get(progress.stage, progress.stage)]
     if progress.megapixels_per_second > 0:
-        note += f"  {progress.megapixels_per_second:.1f} MP/s"
+        parts.append(speed_text(progress.megapixels_per_second))
     if progress.seconds_left is not None:
-        note += f"  {time_text(round(progress.seconds_left))} left"
-    return note
-
-
-def raised_text(report: "EncodeReport") -> str:
-    """What --min-psnr has done."""
-    raised = f", {report.raised} of them raised" if report.raised else ""
-    return raised + (f", {report.lossless} stored losslessly" if report.lossless else "")
-
-
-def worst_text(report: "EncodeReport") -> str:
-    return "" if report.worst_psnr is None else f"worst chunk {decibel_text(report.worst_psnr)}, "
-
-
-def asked_text(report: "EncodeReport") -> str:
-    asked = report.asked_quality
-    return "" if asked in (None, report.quality) else f", on this slide worth as much as {asked:g}"
+        parts.append(f"{time_text(round(progress.seconds_left))} left")
+    return ", ".join(parts)
 
 
 def report_facts(report: "EncodeReport") -> list[tuple[str, str]]:
-    """Names and values, for people."""
-    levels = "1 level" if report.levels == 1 else f"{report.levels} levels"
+    """Return names and values of a report, for people."""
     facts = [
-        (
-            "container",
-            f"{report.path}: {size_text(report.bytes)}, of which latents {size_text(report.payload_bytes)}",
-        ),
-        ("pixels", f"{report.width} x {report.height}, {levels}, {report.chunks} chunks coded{raised_text(report)}"),
-        ("rate", f"{report.bpp:.4f} bits per pixel"),
+        ("container", f"{report.path}: {size_text(report.bytes)} (latents {size_text(report.payload_bytes)})"),
+        ("pixels", f"{report.width} x {report.height}, {count_text(report.levels, 'level')}"),
+        ("chunks", f"{report.chunks} coded{_guarantee_text(report)}"),
+        ("rate", f"{report.bpp:.4f} bits per pixel of level 0"),
         (
             "ratio",
-            f"{ratio_text(report.ratio_raw)} against raw RGB\n"
-            f"{ratio_text(report.ratio_source_file)} against the source file\n"
-            f"{ratio_text(report.ratio_level0)} level 0 against level 0, of raw RGB",
+            f"{ratio_text(report.ratio_raw)} to raw RGB of level 0\n"
+            f"{ratio_text(report.ratio_source_file)} to the source file\n"
+            f"{ratio_text(report.ratio_level0)} to raw RGB, both of level 0 alone",
         ),
-        ("PSNR", f"{decibel_text(report.psnr)}, {worst_text(report)}measured by decoding"),
-        ("model", f"{report.model}, quality {report.quality}{asked_text(report)}"),
-        (
-            "time",
-            f"{time_text(report.seconds)}, {report.megapixels_per_second:.1f} MP/s on {report.device}",
-        ),
+        ("PSNR", f"{decibel_text(report.psnr)} at level 0, measured by decoding{_worst_text(report)}"),
+        ("model", f"{report.model}, quality {report.quality}{_requested_text(report)}"),
+        ("time", f"{time_text(report.seconds)}, {speed_text(report.megapixels_per_second)} on {report.device}"),
     ]
     if report.dropped:
-        facts.append(("left out", ", ".join(report.dropped)))
+        images = [name for name in report.dropped if not name.startswith(PROPERTY)]
+        properties = [name.removeprefix(PROPERTY) for name in report.dropped if name.startswith(PROPERTY)]
+        lines = [
+            f"{kind}: {', '.join(names)}" for kind, names in (("images", images), ("properties", properties)) if names
+        ]
+        facts.append(("left out", "\n".join(lines)))
     return facts
+
+
+def _guarantee_text(report: "EncodeReport") -> str:
+    raised = f", {report.raised} of them at a raised quality" if report.raised else ""
+    return raised + (f", {report.lossless} lossless" if report.lossless else "")
+
+
+def _worst_text(report: "EncodeReport") -> str:
+    return "" if report.worst_psnr is None else f"; worst chunk {decibel_text(report.worst_psnr)}"
+
+
+def _requested_text(report: "EncodeReport") -> str:
+    requested = report.asked_quality
+    return "" if requested in (None, report.quality) else f", on this slide equivalent to the requested {requested:g}"

@@ -1,4 +1,4 @@
-"""`histocodec index`: many slides' vectors, brought together so that they can be searched."""
+"""`histocodec index`: gather the vectors of many slides, so that they can be searched."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,44 +6,53 @@ from typing import TYPE_CHECKING
 
 import click
 
-from histocodec.cli.options import json_option, label_option, path_argument
+from histocodec.cli.options import json_option, label_option, option, path_argument, path_arguments
 from histocodec.errors import FormatError
 from histocodec.report import print_facts, print_json, progress_bar, say
-from histocodec.text import mpp_text, size_text
+from histocodec.text import count_text, mpp_text, size_text
 
 if TYPE_CHECKING:
     from histocodec.search.database import Entry, IndexedSlide
     from histocodec.search.index import Index
 
-slides_argument = click.argument("slides", metavar="SLIDE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+slides_argument = path_arguments("slides", "SLIDE...")
 
 
-@click.group("index", short_help="Bring the vectors of many slides together.")
+class _Group(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order below, where click would sort them
+
+
+@click.group("index", cls=_Group, short_help="Gather the vectors of many slides.")
 def command() -> None:
-    """Build an index of containers that `histocodec embed` has been over, add to it, take out, look into it.
+    """Build or change an index: a folder with the vectors of many slides.
 
-    INDEX is a folder. All its slides have vectors of one model.
+    A SLIDE is a container that `histocodec embed` has added vectors to. All slides of an index have the same model.
 
     \b
     Examples:
       histocodec index build lung.index lung/*.zarr --label organ=lung
       histocodec index add lung.index more/*.zarr --label organ=lung --label stain=HE
-      histocodec index remove lung.index more/a.zarr
-      histocodec index info lung.index
     """
 
 
-@command.command("build", short_help="Make an index.")
+@command.command("build", short_help="Build an index of slides.")
 @path_argument("index")
 @slides_argument
 @label_option
-@click.option("--approximate", is_flag=True, help="Also keep a graph (HNSW) for faster search; needs the extra search.")
+@option(
+    "--approximate",
+    is_flag=True,
+    help="Also keep a graph (HNSW) for faster search; needs pip install 'histocodec[search]'.",
+)
 @json_option
 def build_command(
     index: Path, slides: tuple[Path, ...], *, labels: dict[str, str], approximate: bool, as_json: bool
 ) -> None:
-    """Make the index INDEX of these slides. How much each direction of the vectors counts is learnt from them, so let
-    them be typical of what is to come.
+    """Build the index INDEX from containers.
+
+    The scale of its vectors is fitted to these slides and never changes: start with slides that are typical of those
+    to come.
 
     \b
     Example:
@@ -54,10 +63,10 @@ def build_command(
 
     if approximate:
         check_installed()
-    made = build(index, _entries(slides, labels), graph=approximate)
+    built = build(index, _entries(slides, labels), graph=approximate)
     if approximate:
-        updated_graph(made)
-    _report(made, as_json=as_json)
+        updated_graph(built)
+    _report(built, as_json=as_json)
 
 
 @command.command("add", short_help="Add slides to an index.")
@@ -66,7 +75,7 @@ def build_command(
 @label_option
 @json_option
 def add_command(index: Path, slides: tuple[Path, ...], *, labels: dict[str, str], as_json: bool) -> None:
-    """Add these slides to INDEX: all of them or, where one cannot be, none.
+    """Add containers to the index INDEX: all of them or, if one cannot be added, none.
 
     \b
     Example:
@@ -84,16 +93,16 @@ def add_command(index: Path, slides: tuple[Path, ...], *, labels: dict[str, str]
     _report(opened, as_json=as_json)
 
 
-@command.command("remove", short_help="Take slides out of an index.")
+@command.command("remove", short_help="Remove slides from an index.")
 @path_argument("index")
 @slides_argument
 @json_option
 def remove_command(index: Path, slides: tuple[Path, ...], *, as_json: bool) -> None:
-    """Take these slides out of INDEX; the containers stay as they are, and need not be there any more.
+    """Remove slides from the index INDEX. Their containers stay as they are, and need not exist any more.
 
     \b
     Example:
-      histocodec index remove lung.index more/a.zarr
+      histocodec index remove lung.index more/slide.zarr
     """
     from histocodec.search.index import Index
 
@@ -102,16 +111,18 @@ def remove_command(index: Path, slides: tuple[Path, ...], *, as_json: bool) -> N
     _report(opened, as_json=as_json)
 
 
-@command.command("info", short_help="Say what an index holds, and check it.")
+@command.command("info", short_help="Show what an index holds, and check it.")
 @path_argument("index")
 @json_option
 @click.pass_context
 def info_command(context: click.Context, index: Path, *, as_json: bool) -> None:
-    """Say what INDEX holds, slide by slide, and check that it is as it was written. Exit code 3 says that it is not.
+    """Show the slides of the index INDEX, and check that nothing in it was altered.
+
+    The exit code is 3 if something was.
 
     \b
     Example:
-      histocodec index info lung.index --json
+      histocodec index info lung.index
     """
     from histocodec.search.index import Index
 
@@ -119,12 +130,12 @@ def info_command(context: click.Context, index: Path, *, as_json: bool) -> None:
     problems = list(opened.problems())
     _report(opened, as_json=as_json, problems=problems)
     if problems:
-        say(f"histocodec: error: {index}: {len(problems)} problem{'' if len(problems) == 1 else 's'} found")
+        say(f"histocodec: error: {index}: {count_text(len(problems), 'problem')} found")
         context.exit(FormatError.exit_code)
 
 
 def _name(path: Path) -> str:
-    """How an index calls a slide: by its place, wherever the command is run."""
+    """Return the name of a slide in an index: its absolute path, so that commands may run in any folder."""
     return str(path.absolute())
 
 
@@ -172,9 +183,12 @@ def _report(index: "Index", *, as_json: bool, problems: Sequence[str] = ()) -> N
         return
     print_facts(
         [
-            ("index", f"{index.folder}: {len(index.slides)} slides, {facts.rows} patches, {size_text(size)}"),
-            ("vectors", f"{kind}, of which {facts.whitening.dimensions} after whitening"),
-            ("search", "a graph of usearch, or exact" if facts.graph else "exact"),
+            (
+                "index",
+                f"{index.folder}: {count_text(len(index.slides), 'slide')}, {facts.rows} patches, {size_text(size)}",
+            ),
+            ("vectors", f"{kind}, whitened to {facts.whitening.dimensions}"),
+            ("search", "approximate (a graph) or exact" if facts.graph else "exact"),
             ("slides", "\n".join(_line(slide) for slide in index.slides)),
         ]
     )
@@ -184,4 +198,4 @@ def _report(index: "Index", *, as_json: bool, problems: Sequence[str] = ()) -> N
 
 def _line(slide: "IndexedSlide") -> str:
     labels = "".join(f", {key}={value}" for key, value in slide.labels.items())
-    return f"{slide.path}: {slide.patch_count} patches, {mpp_text(slide.mpp)}{labels}"
+    return f"{slide.path}: {slide.patch_count} patches at {mpp_text(slide.mpp)}{labels}"

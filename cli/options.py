@@ -31,7 +31,7 @@ class Option(click.Option):
 class SectionedCommand(click.Command):
     """A command that lists its options under headings: `sections` maps each heading to the options' parameter names.
 
-    Options that no section names come last, under "Options".
+    Options that no section names go to the last one.
     """
 
     def __init__(self, *args: Any, sections: Mapping[str, Sequence[str]], **attributes: Any) -> None:
@@ -39,17 +39,18 @@ class SectionedCommand(click.Command):
         self.sections = sections
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the sections."""
+        """Write the sections, with their columns aligned."""
         headings = {name: heading for heading, names in self.sections.items() for name in names}
-        records: dict[str, list[tuple[str, str]]] = {heading: [] for heading in (*self.sections, "Options")}
+        last = list(self.sections)[-1]
+        records: dict[str, list[tuple[str, str]]] = {heading: [] for heading in self.sections}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
-                records[headings.get(parameter.name or "", "Options")].append(record)
-        for heading, lines in records.items():
-            if lines:
-                with formatter.section(heading):
-                    formatter.write_dl(lines)
+            if record is not None and isinstance(parameter, click.Option):
+                records[headings.get(parameter.name or "", last)].append(record)
+        width = max(len(names) for section in records.values() for names, _ in section)
+        for heading, section in records.items():
+            with formatter.section(heading):
+                formatter.write_dl([(names.ljust(width), text) for names, text in section])
 
 
 def option(*names: str, **attributes: Any) -> Callable[[Command], Command]:
@@ -122,13 +123,13 @@ def path_arguments(name: str, metavar: str) -> Callable[[Command], Command]:
 
 
 def overwrite_option(output: str) -> Callable[[Command], Command]:
-    """Declare `--overwrite`; `output` is what it replaces."""
-    return option("--overwrite", is_flag=True, help=f"Replace {output} if it exists.")
+    """Declare `--overwrite`; `output` is what it replaces, if it exists."""
+    return option("--overwrite", is_flag=True, help=f"Replace {output}.")
 
 
 def model_option(command: Command) -> Command:
     """Declare `--model`, the model to encode with."""
-    text = "Model: the id of an installed one, or a .safetensors file."
+    text = "Id of an installed model, or a .safetensors file."
     return option("--model", default="hyper-6", show_default=True, metavar="ID|FILE", help=text)(command)
 
 

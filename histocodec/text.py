@@ -48,6 +48,12 @@ def mpp_text(mpp: Sequence[float] | None) -> str:
     return f"{x:.6g} µm" if x == y else f"{x:.6g} x {y:.6g} µm"
 
 
+def speed_text(megapixels_per_second: float) -> str:
+    """Format a speed: 12.3 MP/s, or 0.023 MP/s where it is that slow."""
+    digits = 1 if megapixels_per_second >= 1 else 3
+    return f"{megapixels_per_second:.{digits}f} MP/s"
+
+
 def count_text(count: int, noun: str) -> str:
     """Format a count with its noun, to which more than one adds an s: 1 level, 3 levels."""
     return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -64,7 +64,7 @@ def test_an_image_finds_the_patch_that_it_was_cut_from(capsys: Captured, folder:
     assert np.abs(shown - synthetic_slide(512, 512, seed=1)[256:, :256]).mean() < 12
 
 
-def test_a_query_of_another_resolution_is_told_so(capsys: Captured, folder: Path, tmp_path: Path) -> None:
+def test_a_query_of_another_resolution_is_noted(capsys: Captured, folder: Path, tmp_path: Path) -> None:
     slide = ArraySlide(synthetic_slide(512, 512, seed=7), mpp=1.0)
     encode_slide(slide, tmp_path / "coarse.zarr", EncodeOptions(60, model="tiny-0", device="cpu", workers=1))
     assert run(["embed", "--workers", "1", str(tmp_path / "coarse.zarr")]) == 0
@@ -72,7 +72,7 @@ def test_a_query_of_another_resolution_is_told_so(capsys: Captured, folder: Path
         capsys.readouterr()
         assert run(["search", str(folder / "an.index"), "--slide", str(query)]) == 0
         told = capsys.readouterr().err
-        assert ("has 1 µm per pixel, 2 of 2 slides have 0.5 to 0.5 µm" in told) == said
+        assert ("has 1 µm per pixel, but 2 of 2 slides have 0.5 µm" in told) == said
 
 
 def test_a_sheet_is_not_written_over_another_file(capsys: Captured, folder: Path, tmp_path: Path) -> None:
@@ -112,12 +112,12 @@ def test_info_has_what_was_added(capsys: Captured, folder: Path) -> None:
     [
         (["an.index"], 2, "one of --image and --slide"),
         (["an.index", "--image", "a.png", "--slide", "a.zarr"], 2, "one of --image and --slide"),
-        (["an.index", "--image", "a.png", "--region", "0,0,9,9"], 2, "--region is a part of --slide"),
+        (["an.index", "--image", "a.png", "--region", "0,0,9,9"], 2, "--region belongs to --slide"),
         (["an.index", "--slide", "a.zarr", "--sheet", "s.png"], 2, "--sheet shows patches"),
         (["an.index", "--slide", "a.zarr", "--region", "9999,9999,9,9"], 2, "no patch of tissue"),
         (["an.index", "--slide", "a.zarr", "--filter", "organ"], 2, "KEY=VALUE"),
         (["an.index", "--slide", "a.zarr", "--filter", "organ=skin"], 2, "organ=colon, organ=lung"),
-        (["an.index", "--slide", "a.zarr", "--filter", "organ=lung"], 2, "no other slide"),
+        (["an.index", "--slide", "a.zarr", "--filter", "organ=lung"], 2, "no slide to search other than"),
         (["a.zarr", "--slide", "a.zarr"], 2, "is not an index"),
     ],
 )
