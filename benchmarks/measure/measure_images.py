@@ -27,7 +27,7 @@ from histocodec.benchmarks.measure.timing import jobs_of_ours, jobs_of_peer, nea
 from histocodec.benchmarks.peers.codecs import JPEG2000_TILES, PEERS
 from histocodec.benchmarks.peers.contender import Contender, coded_at_bytes, ladder
 from histocodec.benchmarks.peers.tiles import TILE
-from histocodec.codec.transform import choose_device
+from histocodec.device import choose_device
 from histocodec.errors import UsageError
 from histocodec.formats.encode.options import EncodeOptions
 from histocodec.models.config import HyperConfig

@@ -16,7 +16,7 @@ import click
 import torch
 
 from histocodec.benchmarks.measure.provenance import Machine
-from histocodec.codec.transform import choose_device
+from histocodec.device import choose_device
 from histocodec.formats.container.layout import BACKGROUND
 from histocodec.formats.decode.slide import CompressedSlide, open_compressed
 from histocodec.geometry import Region

@@ -19,7 +19,7 @@ from histocodec.benchmarks.measure.result_rows import OURS
 from histocodec.benchmarks.measure.timed_jobs import SMALL, Job, Ours, gpu_job, our_jobs, peer_jobs, torch_threads
 from histocodec.benchmarks.peers.codecs import JPEG2000_TILES
 from histocodec.benchmarks.peers.contender import coded_at_psnr
-from histocodec.codec.transform import choose_device
+from histocodec.device import choose_device
 from histocodec.errors import UsageError
 from histocodec.formats.decode.open import open_slide
 from histocodec.formats.encode.options import DEFAULT_QUALITY

@@ -230,7 +230,7 @@ class CompressedSlide(openslide.AbstractSlide):
     @property
     def decoder(self) -> "BlockDecoder":
         if self._decoder is None:
-            from histocodec.codec.transform import choose_device
+            from histocodec.device import choose_device
             from histocodec.formats.decode.blocks import BlockDecoder
 
             device = choose_device(self.device)

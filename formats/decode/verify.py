@@ -133,7 +133,7 @@ class _Check:
         progress: Callable[[int, int], None] | None,
         total: int,
     ) -> None:
-        from histocodec.codec.transform import choose_device
+        from histocodec.device import choose_device
         from histocodec.formats.decode.blocks import BlockDecoder
 
         self.container, self.workers, self.progress, self.total, self.done = container, workers, progress, total, 0
@@ -200,7 +200,7 @@ class _Check:
 
     def _differences(self, level: int, measured: "LevelFidelity", measure: Callable[..., "LevelFidelity"]) -> list[str]:
         """Where the stored maps of a level are not what is measured, in neither arithmetic."""
-        from histocodec.codec.transform import other_dtype
+        from histocodec.device import other_dtype
 
         psnr, block_error = self.container.psnr(level), self.container.block_error(level)
         if block_error is None:

@@ -21,8 +21,9 @@ import torch
 
 from histocodec.codec.chunk import fast_chunk_codec
 from histocodec.codec.quantise import Quantiser
-from histocodec.codec.transform import Transform, choose_device, latents_of, margin_of, whole_latents
-from histocodec.codec.window import Window
+from histocodec.codec.transform import Transform
+from histocodec.codec.window import Window, latent_slices, margin_of, pad_pixels
+from histocodec.device import choose_device
 from histocodec.errors import OutputError, SourceError, UsageError
 from histocodec.formats.container import read as files
 from histocodec.formats.container.attributes import (
@@ -183,7 +184,7 @@ class _Encoder:
         gain = self.weights.gain(quality)
 
         def peak(corner: Colour) -> float:
-            return float(np.abs(self.transform.flat(corner, self.stats) * gain).max())
+            return float(np.abs(self.transform.analyse_colour(corner, self.stats) * gain).max())
 
         corners = [(r, g, b) for r in (0, 255) for g in (0, 255) for b in (0, 255)]
         return np.dtype(np.int8) if max(self.workers.map(peak, corners)) < 127 else np.dtype(np.int16)
@@ -194,7 +195,7 @@ class _Encoder:
 
     def _quantiser(self, effort: float) -> Quantiser:
         example = partial(tissue_example, self._sampled(), self.transform)
-        return Quantiser(self.transform, self.coder, self.stats, example, effort=effort, glass=self.glass)
+        return Quantiser(self.transform, self.coder, self.stats, example, effort=effort, background=self.glass)
 
     def run(self) -> "tuple[Attributes, _Outcome]":
         """Writes the whole container into the journal's partial folder; the final attributes, and how it went."""
@@ -265,13 +266,13 @@ class _Encoder:
         coded = [p for p in grid.squares_in(block) if not self._skips(pixels[grid.region(*p).within(window)])]
         if not coded:
             return {}
-        y = self.transform.analyse(whole_latents(pixels, stride), margin_of(kept, window, stride), self.stats)
+        y = self.transform.analyse(pad_pixels(pixels, stride), margin_of(kept, window, stride), self.stats)
         chunks = {}
         for place in coded:
             own = grid.region(*place)
             around_it = own.expanded(config.synthesis_halo * stride).intersect(kept)
             part = Window(
-                y[latents_of(around_it, kept, stride)], margin_of(own, around_it, stride), pixels[own.within(window)]
+                y[latent_slices(around_it, kept, stride)], margin_of(own, around_it, stride), pixels[own.within(window)]
             )
             data = self.quantiser.coded(part, self.quality, self.attributes.chunk, self.dtype)
             chunks[place] = StoredChunk(CODED, data)
@@ -309,7 +310,7 @@ class _Encoder:
 
     def _stats(self) -> Stats:
         """What undoes the normalisation, and what the synthesis sees in place of a background chunk."""
-        y = self.transform.flat(self.background, self.stats)
+        y = self.transform.analyse_colour(self.background, self.stats)
         scaled = y * self.weights.gain(self.quality) * self.weights.inverse_gain(self.quality)
         return Stats(self.stats, np.array(self.background, np.uint8), scaled.astype(np.float32))
 

@@ -24,7 +24,7 @@ from operator import itemgetter
 import numpy as np
 
 from histocodec.codec.quantise import Quantiser
-from histocodec.codec.window import Window, analysed
+from histocodec.codec.window import Window, read_window
 from histocodec.fidelity import squared_error
 from histocodec.formats.container import read as files
 from histocodec.formats.container.layout import CODED, LOSSLESS
@@ -122,7 +122,7 @@ class Guarantee:
         most, high = self.floor.mean_squared_error * part.pixels.size, QUALITIES - 1
 
         def holds(quality: int, quantiser: Quantiser) -> bool:
-            latents = quantiser.window(part, quality, self.dtype)[part.own]
+            latents = quantiser.window(part, quality, self.dtype)[part.inner]
             np.multiply(latents, self.quantiser.weights.inverse_gain(quality)[:, None, None], out=own)
             decoded = self.quantiser.transform.synthesise([around], margin, decoder.stats.channels)[0]
             return squared_error(decoded[:height, :width], part.pixels) <= most
@@ -171,7 +171,7 @@ class Guarantee:
 
     def _window(self, key: ChunkKey) -> Window:
         transform, stats = self.quantiser.transform, self.quantiser.stats
-        return analysed(self.slide, self.source_levels[key.level], self._region(key), transform, stats)
+        return read_window(self.slide, self.source_levels[key.level], self._region(key), transform, stats)
 
     def _region(self, key: ChunkKey) -> Region:
         size, side = self.growing.attributes.levels[key.level], self.growing.attributes.chunk_side

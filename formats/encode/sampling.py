@@ -11,7 +11,7 @@ import numpy as np
 
 from histocodec.codec.quantise import Quantiser
 from histocodec.codec.transform import Transform
-from histocodec.codec.window import Surroundings, Window, analysed
+from histocodec.codec.window import PixelWindow, Window, read_window
 from histocodec.errors import UsageError
 from histocodec.fidelity import psnr, squared_error
 from histocodec.formats.container.attributes import Attributes
@@ -208,7 +208,7 @@ def _analysed(place: Place, source: SampleSource, transform: Transform) -> _Samp
     chunk = Grid(level.height, level.width, CHUNK_PIXELS).region(place.row, place.column)
     if source.skips(source.slide.read(chunk, place.level)):
         return None
-    window = analysed(source.slide, place.level, chunk, transform, source.stats)
+    window = read_window(source.slide, place.level, chunk, transform, source.stats)
     return _Sample(window, place.level, place.weight, place.bare)
 
 
@@ -217,8 +217,8 @@ def tissue_example(source: SampleSource, transform: Transform) -> Window:
     level, config = source.slide.levels[0].region, transform.weights.config
     chunk = busiest_region(source.slide, CHUNK_PIXELS)
     window = chunk.expanded(config.analysis_halo * config.stride).intersect(level)
-    alone = Surroundings(source.slide.read(window, 0), chunk, kept=chunk, read=window)
-    return alone.analysed(transform, source.stats)
+    alone = PixelWindow(source.slide.read(window, 0), chunk, synthesis_region=chunk, analysis_region=window)
+    return alone.analyse(transform, source.stats)
 
 
 def _bits(samples: Sequence[_Sample], quality: int, quantiser: Quantiser, workers: Workers) -> float:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from histocodec.codec.chunk import ChunkCodec
 from histocodec.codec.quantise import Quantiser
 from histocodec.codec.transform import Transform
-from histocodec.codec.window import Surroundings
+from histocodec.codec.window import PixelWindow
 from histocodec.formats.encode.sampling import SampleSource, places_of, spread
 from histocodec.geometry import Grid
 from histocodec.models.config import CHUNK_PIXELS, QUALITIES
@@ -68,13 +68,13 @@ def refined_stats(
     regions = [grid.region(place.row, place.column) for place in places]
     if len(regions) > FEW:
         regions = spread([finer.region(*piece) for region in regions for piece in finer.squares_in(region)], PIECES)
-    sample = [Surroundings.of(source.slide, number, region, transform.weights.config) for region in regions]
+    sample = [PixelWindow.read(source.slide, number, region, transform.weights.config) for region in regions]
     if not sample:
         return best
 
     def cost(stats: ChannelStats, quality: int) -> _Cost:
-        plain = Quantiser(transform, coder, stats, lambda: sample[0].analysed(transform, stats), effort=0)
-        pairs = workers.map(lambda piece: plain.rounded_cost(piece.analysed(transform, stats), quality), sample)
+        plain = Quantiser(transform, coder, stats, lambda: sample[0].analyse(transform, stats), effort=0)
+        pairs = workers.map(lambda piece: plain.rounded_cost(piece.analyse(transform, stats), quality), sample)
         bits, errors = zip(*pairs, strict=True)
         return _Cost(sum(bits), sum(errors))
 

@@ -75,6 +75,11 @@ class Segment:
     extent: tuple[int, int, int]  # channel quads, cell rows, cell columns
 
 
+def pad_latents(latents: NDArray[np.signedinteger]) -> NDArray[np.signedinteger]:
+    """Latents (C, h, w) with zeros added below and on the right until h and w are multiples of 4, as a chunk's are."""
+    return np.pad(latents, ((0, 0), (0, -latents.shape[1] % 4), (0, -latents.shape[2] % 4)))
+
+
 def quality_of(data: bytes) -> int:
     """The quality index of an encoded chunk."""
     if not data or data[0] >= QUALITIES:

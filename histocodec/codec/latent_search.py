@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from histocodec.codec.chunk import HyperChunkCodec, Segment
+from histocodec.codec.chunk import HyperChunkCodec, Segment, pad_latents
+from histocodec.codec.gains import dequantise, quantise
 from histocodec.codec.hyper_latent_search import around_each
-from histocodec.codec.transform import Transform, quantise, whole_latents
-from histocodec.codec.window import Window
+from histocodec.codec.transform import Transform
+from histocodec.codec.window import Window, pad_pixels
 from histocodec.entropy.cost import bits_of, symbol_bits
 from histocodec.kernels.jit import jit
 from histocodec.models.config import GROUPS
@@ -67,13 +68,13 @@ class _Judge:
 
 
 class LatentSearch:
-    """Searches cheaper latents for chunks of a slide, whose statistics decode `glass` exactly, where it has any.
+    """Searches cheaper latents for chunks of a slide, whose statistics decode `background` exactly, where it has any.
     Thread-safe."""
 
     def __init__(
-        self, transform: Transform, codec: HyperChunkCodec, stats: ChannelStats, glass: Colour | None = None
+        self, transform: Transform, codec: HyperChunkCodec, stats: ChannelStats, background: Colour | None = None
     ) -> None:
-        self.transform, self.codec, self.stats, self.glass = transform, codec, stats, glass
+        self.transform, self.codec, self.stats, self.background = transform, codec, stats, background
         self.weights = transform.weights
 
     def terms(self, example: Window, quality: int) -> Terms:
@@ -83,10 +84,10 @@ class LatentSearch:
     def cheaper(self, rounded: Latents, window: Window, terms: Terms, steps: int) -> Latents:
         """The cheapest latents of the chunk itself that so many steps found, (C, h, w); `rounded` is the whole
         window."""
-        whole, own, limits = rounded.copy(), window.own, np.iinfo(rounded.dtype)
+        whole, own, limits = rounded.copy(), window.inner, np.iinfo(rounded.dtype)
         quality, curvature, weight = terms.quality, terms.curvature, terms.weight
         exact = window.y[own] * self.weights.gain(quality)[:, None, None]
-        z = self.codec.hyper_latents(whole_cells(rounded[own]), quality)  # a new one would hide what moves do
+        z = self.codec.hyper_latents(pad_latents(rounded[own]), quality)  # a new one would hide what moves do
         now = rounded[own]
         flat = _flat(window.pixels, self.weights.config.stride)
         error, slope = self._difference(whole, window, quality, self.stats)
@@ -119,7 +120,7 @@ class LatentSearch:
         total = np.zeros(len(rounded), np.float32)
         for _ in range(PROBES):
             field = rng.choice(np.array([-1, 1], np.float32), rounded.shape)
-            bent = self.transform.bend(self._scaled(rounded, quality), self._scaled(field, quality), self.stats)
+            bent = self.transform.gauss_newton(self._scaled(rounded, quality), self._scaled(field, quality), self.stats)
             total += (bent * field).mean(axis=(1, 2)) * self.weights.inverse_gain(quality)
         return np.maximum(2 * total / PROBES, 0)
 
@@ -128,7 +129,7 @@ class LatentSearch:
         relative to the λ of training between them, which is off by up to threefold, times that of a little below this
         quality. A move at a better rate pays."""
         below, scale = max(0, quality - BELOW), DEVIATION**2 / float(np.square(self.stats.std).mean()) / 3
-        right = self.stats if self.glass is None else self.transform.aligned(self.stats, self.glass, below)
+        right = self.stats if self.background is None else self.transform.aligned(self.stats, self.background, below)
         few, much = self._rounded(example, below, right)
         many, little = self._rounded(example, quality, self.stats)
         shown = ~_flat(example.pixels, self.weights.config.stride)
@@ -140,14 +141,14 @@ class LatentSearch:
 
     def _rounded(self, window: Window, quality: int, stats: ChannelStats) -> tuple[Floats, Floats]:
         """Bits and squared error of a chunk by its latents' position, (h, w) each, if it is rounded at this quality and
-        under statistics that move all of y as they move glass."""
+        under statistics that move all of y as they move background."""
         y = window.y
-        if self.glass is not None:
-            moved = self.transform.flat(self.glass, stats) - self.transform.flat(self.glass, self.stats)
-            y = y + moved[:, None, None]
+        if self.background is not None:
+            before, after = (self.transform.analyse_colour(self.background, s) for s in (self.stats, stats))
+            y = y + (after - before)[:, None, None]
         latents = quantise(y, self.weights.gain(quality), np.dtype(np.int16))
-        z = self.codec.hyper_latents(whole_cells(latents[window.own]), quality)
-        bits = self._bits(latents[window.own], quality, z)
+        z = self.codec.hyper_latents(pad_latents(latents[window.inner]), quality)
+        bits = self._bits(latents[window.inner], quality, z)
         return bits, self._difference(latents, window, quality, stats, slope=False)[0]
 
     def _difference(
@@ -155,21 +156,21 @@ class LatentSearch:
     ) -> tuple[Floats, NDArray[np.float32]]:
         """The squared error of the chunk's pixels by their latents' position, (h, w), and the derivative of all of it
         in each of its latents (C, h, w), or 0; `latents` is the whole window."""
-        error, found = self.transform.difference(
-            self._scaled(latents, quality), window.margin, stats, window.pixels, slope=slope
+        error, found = self.transform.error_and_gradient(
+            self._scaled(latents, quality), window.margin, stats, window.pixels, gradient=slope
         )
         if found is None:
             return error, np.zeros((), np.float32)
-        return error, found[window.own] * self.weights.inverse_gain(quality)[:, None, None]
+        return error, found[window.inner] * self.weights.inverse_gain(quality)[:, None, None]
 
     def _scaled(self, latents: NDArray[np.generic], quality: int) -> torch.Tensor:
         """Latents (C, h, w) with their gain undone, (1, C, h, w)."""
-        scaled = latents.astype(np.float32) * self.weights.inverse_gain(quality)[:, None, None]
+        scaled = dequantise(latents, self.weights.inverse_gain(quality))
         return torch.from_numpy(scaled)[None].to(self.transform.device)
 
     def _bits(self, latents: Latents, quality: int, z: NDArray[np.int64]) -> NDArray[np.float64]:
         """The bits of these latents at each position (h, w)."""
-        bits = np.zeros(whole_cells(latents).shape[1:])
+        bits = np.zeros(pad_latents(latents).shape[1:])
         for _, segment in self._steps(latents, quality, z):
             each = symbol_bits(segment.values - segment.whole, segment.tables, self.weights.tables)
             _, rows, columns = segment.extent
@@ -191,18 +192,13 @@ class LatentSearch:
 
     def _steps(self, latents: Latents, quality: int, z: NDArray[np.int64]) -> Iterator[tuple[int, Segment]]:
         """Each step with its number; none of z, which stays."""
-        yield from enumerate(islice(self.codec.segments(whole_cells(latents), quality, z=z), 1, None))
-
-
-def whole_cells(latents: Latents) -> Latents:
-    """(C, h, w) with zeros up to multiples of 4, as a chunk has"""
-    return np.pad(latents, ((0, 0), (0, -latents.shape[1] % 4), (0, -latents.shape[2] % 4)))
+        yield from enumerate(islice(self.codec.segments(pad_latents(latents), quality, z=z), 1, None))
 
 
 def _flat(pixels: Pixels, stride: int) -> NDArray[np.bool_]:
-    """Which positions (h, w) of these pixels (H, W, 3) show nothing, as glass does: no colour varies there. The encoder
+    """Which positions (h, w) of these pixels (H, W, 3) show nothing, as background does. The encoder
     has made sure that rounding gives them the right one (`Transform.aligned`)."""
-    return _ranges(whole_latents(pixels, stride), stride) <= FLAT
+    return _ranges(pad_pixels(pixels, stride), stride) <= FLAT
 
 
 @jit

@@ -1,12 +1,22 @@
-"""What an encoder reads and analyses of a slide for one chunk: its pixels, and its latents with those around it."""
+"""Windows: a chunk, and as much around it as the networks' halos reach and the level has.
+
+┌───────────────────────────┐   analysis region: the pixels that g_a reads
+│   ┌───────────────────┐   │
+│   │                   │   │   synthesis region: the latents that g_s reads
+│   │     ┌───────┐     │   │
+│   │     │ chunk │     │   │   512 × 512 pixels
+│   │     └───────┘     │   │
+│   └───────────────────┘   │
+└───────────────────────────┘   each ends where the level ends
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.codec.transform import Transform, margin_of, whole_latents
-from histocodec.geometry import Margin, Region
+from histocodec.codec.transform import Transform
+from histocodec.geometry import Margin, Region, ceil_div
 from histocodec.models.config import ModelConfig
 from histocodec.normalise import ChannelStats
 from histocodec.slide import Pixels, Slide
@@ -14,43 +24,70 @@ from histocodec.slide import Pixels, Slide
 
 @dataclass(frozen=True)
 class Window:
-    """A chunk to quantise: y before gains (C, h, w) float32 with the synthesis's halo as far as the level goes, how
-    far that reaches beyond the chunk, and the chunk's own pixels (H, W, 3) uint8."""
+    """A chunk, analysed and ready to be quantised."""
 
-    y: NDArray[np.float32]
-    margin: Margin
-    pixels: Pixels
+    y: NDArray[np.float32]  # (C, h, w) before gains, of the synthesis region
+    margin: Margin  # in latents: how far y reaches beyond the chunk
+    pixels: Pixels  # (H, W, 3) uint8, of the chunk alone
 
     @property
-    def own(self) -> tuple[slice, slice, slice]:
-        """Where the chunk's latents are in y."""
+    def inner(self) -> tuple[slice, slice, slice]:
+        """The chunk's latents in y, as an index."""
         m, (_, rows, columns) = self.margin, self.y.shape
         return slice(None), slice(m.top, rows - m.bottom), slice(m.left, columns - m.right)
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """A chunk with the pixels around it that the halos of both transforms reach: what was read (H, W, 3) uint8, and
-    where in the level the chunk lies, what its synthesis sees, and what was read."""
+class PixelWindow:
+    """A chunk with the pixels around it that the halos of both transforms reach. The regions are in the level's
+    pixels."""
 
-    pixels: Pixels
+    pixels: Pixels  # (H, W, 3) uint8, of the analysis region
     chunk: Region
-    kept: Region
-    read: Region
+    synthesis_region: Region
+    analysis_region: Region
 
     @classmethod
-    def of(cls, slide: Slide, level: int, chunk: Region, config: ModelConfig) -> "Surroundings":
-        whole = slide.levels[level].region
-        kept = chunk.expanded(config.synthesis_halo * config.stride).intersect(whole)
-        read = kept.expanded(config.analysis_halo * config.stride).intersect(whole)
-        return cls(slide.read(read, level), chunk, kept, read)
+    def read(cls, slide: Slide, level: int, chunk: Region, config: ModelConfig) -> "PixelWindow":
+        """Read the window of the chunk at `chunk`, a region of the slide's level. Raises SourceError."""
+        level_region = slide.levels[level].region
+        synthesis = chunk.expanded(config.synthesis_halo * config.stride).intersect(level_region)
+        analysis = synthesis.expanded(config.analysis_halo * config.stride).intersect(level_region)
+        return cls(slide.read(analysis, level), chunk, synthesis, analysis)
 
-    def analysed(self, transform: Transform, stats: ChannelStats) -> Window:
+    def analyse(self, transform: Transform, stats: ChannelStats) -> Window:
+        """The window after the analysis."""
         stride = transform.weights.config.stride
-        y = transform.analyse(whole_latents(self.pixels, stride), margin_of(self.kept, self.read, stride), stats)
-        return Window(y, margin_of(self.chunk, self.kept, stride), self.pixels[self.chunk.within(self.read)])
+        margin = margin_of(self.synthesis_region, self.analysis_region, stride)
+        y = transform.analyse(pad_pixels(self.pixels, stride), margin, stats)
+        pixels = self.pixels[self.chunk.within(self.analysis_region)]
+        return Window(y, margin_of(self.chunk, self.synthesis_region, stride), pixels)
 
 
-def analysed(slide: Slide, level: int, chunk: Region, transform: Transform, stats: ChannelStats) -> Window:
-    """The window of a chunk of a slide's level, read and analysed with the halos of both transforms."""
-    return Surroundings.of(slide, level, chunk, transform.weights.config).analysed(transform, stats)
+def read_window(slide: Slide, level: int, chunk: Region, transform: Transform, stats: ChannelStats) -> Window:
+    """Read and analyse the chunk at `chunk`, a region of the slide's level. Raises SourceError."""
+    return PixelWindow.read(slide, level, chunk, transform.weights.config).analyse(transform, stats)
+
+
+def pad_pixels(pixels: Pixels, stride: int) -> Pixels:
+    """Pixels (H, W, 3) whose last row and column are repeated until both sides are multiples of `stride`."""
+    down, across = -pixels.shape[0] % stride, -pixels.shape[1] % stride
+    return np.pad(pixels, ((0, down), (0, across), (0, 0)), mode="edge") if down or across else pixels
+
+
+def margin_of(inner: Region, outer: Region, stride: int) -> Margin:
+    """How far `outer` reaches beyond `inner`, in latents. Both are in pixels and start at multiples of `stride`."""
+    return Margin(
+        (inner.y - outer.y) // stride,
+        (inner.x - outer.x) // stride,
+        ceil_div(outer.y_end, stride) - ceil_div(inner.y_end, stride),
+        ceil_div(outer.x_end, stride) - ceil_div(inner.x_end, stride),
+    )
+
+
+def latent_slices(inner: Region, outer: Region, stride: int) -> tuple[slice, slice, slice]:
+    """The latents of `inner` in an array (C, h, w) of those of `outer`, as an index. Both regions are in pixels and
+    start at multiples of `stride`."""
+    top, left = (inner.y - outer.y) // stride, (inner.x - outer.x) // stride
+    rows, columns = ceil_div(inner.height, stride), ceil_div(inner.width, stride)
+    return slice(None), slice(top, top + rows), slice(left, left + columns)

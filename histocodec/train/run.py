@@ -211,7 +211,7 @@ class Begun:
 def begin(options: RunOptions, report: Callable[[str], None]) -> Begun:
     """Makes the folder of a run and loads its images. Raises UsageError where a run is there already and `resume` is
     not set, where a case would serve for training and validation, or where there is nothing to train on."""
-    from histocodec.codec.transform import choose_device
+    from histocodec.device import choose_device
 
     device, checkpoint = choose_device(options.device), options.out / "last.pt"
     if options.threads:

@@ -68,7 +68,7 @@ def test_only_blocks_that_share_a_pixel_are_listed() -> None:
 def test_blocks_outside_the_grid_are_refused() -> None:
     with pytest.raises(UsageError, match="outside"):
         Grid(8, 8, 4).region(2, 0)
-    with pytest.raises(UsageError, match="block"):
+    with pytest.raises(UsageError, match="squares"):
         Grid(8, 8, 0)
 
 

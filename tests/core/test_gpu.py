@@ -109,7 +109,7 @@ def test_the_synthesis_is_that_of_the_cpu(spread: float, margin: Margin) -> None
         found = IntegerSynthesis(config, weights.arrays, DEVICE, engine=engine).window(latents.to(DEVICE), margin, seen)
         expected = IntegerSynthesis(config, weights.arrays, CPU).window(latents, margin, wanted)
     assert torch.equal(found.cpu(), expected)
-    assert np.array_equal(pixels(found, stats).cpu().numpy(), np.stack(Transform.pixels(expected, stats)))
+    assert np.array_equal(pixels(found, stats).cpu().numpy(), np.stack(Transform.denormalise(expected, stats)))
     for ours, theirs in zip(chain(*seen), chain(*wanted), strict=True):
         assert np.array_equal(ours.cpu().numpy(), theirs.numpy())
 
@@ -125,8 +125,8 @@ def test_the_encoder_gets_the_same_error_and_its_derivative() -> None:
     other.g_s = IntegerSynthesis(
         weights.hyper, weights.arrays, DEVICE, engine=TritonEngine(weights.hyper, weights.arrays, DEVICE)
     )
-    error, slope = plain.difference(latents, margin, stats, image)
-    found, change = other.difference(latents.to(DEVICE), margin, stats, image)
+    error, slope = plain.error_and_gradient(latents, margin, stats, image)
+    found, change = other.error_and_gradient(latents.to(DEVICE), margin, stats, image)
     assert slope is not None
     assert change is not None
     assert np.array_equal(found, error)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from histocodec.codec.chunk import HyperChunkCodec
+from histocodec.codec.gains import quantise
 from histocodec.codec.hyper_latent_search import cheapest_hyper_latents
-from histocodec.codec.transform import Transform, quantise
+from histocodec.codec.transform import Transform
 from histocodec.errors import UsageError
 from histocodec.geometry import Margin
 from histocodec.models.prior.exact import RELUCTANCE, hyper_latents

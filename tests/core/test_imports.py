@@ -11,7 +11,7 @@ FLOORS = (
     ("errors", "version", "extras", "text"),
     ("geometry",),
     ("slide",),
-    ("threads", "kernels", "entropy"),
+    ("threads", "device", "kernels", "entropy"),
     ("tissue", "normalise", "fidelity", "picture", "report"),
     ("sources",),
     ("models", "weights"),
@@ -33,6 +33,7 @@ FLOORS = (
 
 # The modules that may import torch when they are imported themselves. All others import it in a function, if at all.
 MAY_IMPORT_TORCH = (
+    "device",
     "kernels.onednn",
     "models.export",
     "models.hyper",

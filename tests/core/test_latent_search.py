@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from histocodec.codec.chunk import HyperChunkCodec
+from histocodec.codec.gains import quantise
 from histocodec.codec.latent_search import Floats, LatentSearch, Terms, _bent, _damped
-from histocodec.codec.transform import Transform, quantise
+from histocodec.codec.transform import Transform
 from histocodec.codec.window import Window
 from histocodec.fidelity import squared_error
 from histocodec.geometry import Margin
@@ -45,17 +46,17 @@ def test_the_error_of_each_position_and_its_derivative() -> None:
     pixels = synthetic_slide(80, 96, seed=3)
     y = torch.from_numpy(transform.analyse(pixels, Margin(), STATS))[None]
     margin, own = Margin(1, 0, 1, 2), pixels[16 : 80 - 5, :48]  # which ends within the last latents
-    error, slope = transform.difference(y, margin, STATS, own)
-    decoded = transform.decoded(y, margin, STATS)[0].permute(1, 2, 0).numpy()[: len(own)]
+    error, slope = transform.error_and_gradient(y, margin, STATS, own)
+    decoded = transform.synthesise_unrounded(y, margin, STATS)[0].permute(1, 2, 0).numpy()[: len(own)]
     assert error.shape == (4, 3)
     assert np.allclose(error[1, 2], np.square(decoded[16:32, 32:] - own[16:32, 32:]).sum(), rtol=1e-3)
     assert np.allclose(error.sum(), np.square(decoded - own).sum(), rtol=1e-3)
     assert slope is not None
     assert slope.shape == y.shape[1:]
     step = torch.from_numpy(np.random.default_rng(0).normal(size=slope.shape).astype(np.float32))[None] * 1e-3
-    more, less = (transform.difference(y + sign * step, margin, STATS, own)[0].sum() for sign in (1, -1))
+    more, less = (transform.error_and_gradient(y + sign * step, margin, STATS, own)[0].sum() for sign in (1, -1))
     assert more - less == pytest.approx(2 * (slope * step[0].numpy()).sum(), rel=0.02)
-    assert transform.difference(y, margin, STATS, own, slope=False)[1] is None
+    assert transform.error_and_gradient(y, margin, STATS, own, gradient=False)[1] is None
 
 
 def test_a_position_that_shows_nothing_is_left_alone() -> None:

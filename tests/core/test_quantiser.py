@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from histocodec.codec.chunk import HyperChunkCodec
+from histocodec.codec.gains import quantise
 from histocodec.codec.latent_search import Latents, LatentSearch, Terms
 from histocodec.codec.quantise import Quantiser
-from histocodec.codec.transform import Transform, quantise
+from histocodec.codec.transform import Transform
 from histocodec.codec.window import Window
 from histocodec.errors import UsageError
 from histocodec.fidelity import squared_error
@@ -56,7 +57,7 @@ def priced(data: bytes, quality: int) -> tuple[float, float]:
     weights = tiny_weights()
     bits = 8 * len(data)
     whole = quantise(window().y, weights.gain(quality), INT16)
-    whole[window().own] = decoded(data)[:, :10, :9]
+    whole[window().inner] = decoded(data)[:, :10, :9]
     scaled = (whole * weights.inverse_gain(quality)[:, None, None]).astype(np.float32)
     pixels = transform().synthesise([scaled], window().margin, STATS)[0]
     height, width, _ = window().pixels.shape
@@ -95,7 +96,7 @@ def test_a_part_of_an_effort_is_so_many_steps(monkeypatch: pytest.MonkeyPatch) -
 
     def cheaper(self: LatentSearch, rounded: Latents, window: Window, terms: Terms, steps: int) -> Latents:
         asked.append(steps)
-        return rounded[window.own]
+        return rounded[window.inner]
 
     monkeypatch.setattr(LatentSearch, "cheaper", cheaper)
     for effort in (0.01, 0.1, 0.34, 1, 1.2):
@@ -117,7 +118,7 @@ def test_a_tenth_of_an_effort_lies_between_none_and_all() -> None:
 
 
 def test_a_move_goes_towards_zero_or_to_the_other_side_of_where_y_was() -> None:
-    y = window().y[window().own] * tiny_weights().gain(70)[:, None, None]
+    y = window().y[window().inner] * tiny_weights().gain(70)[:, None, None]
     chunk = decoded(quantiser(6).coded(window(), 70, 12, INT16))[:, :10, :9]
     rounded = np.floor(y + 0.5)
     assert (chunk != rounded).any()
@@ -128,7 +129,7 @@ def test_the_neighbours_are_left_alone() -> None:
     rounded = quantise(window().y, tiny_weights().gain(60), INT16)
     refined = quantiser(4).window(window(), 60, INT16)
     assert (refined != rounded).any()
-    refined[window().own] = rounded[window().own]
+    refined[window().inner] = rounded[window().inner]
     assert np.array_equal(refined, rounded)
 
 

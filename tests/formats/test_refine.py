@@ -12,7 +12,7 @@ import histocodec
 from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.codec.quantise import Quantiser
 from histocodec.codec.transform import Transform
-from histocodec.codec.window import Surroundings
+from histocodec.codec.window import PixelWindow
 from histocodec.formats.container.read import Container
 from histocodec.formats.encode.sampling import SampleSource
 from histocodec.formats.encode.statistics import PIECES, _Cost, _curve, _log_bits, refined_stats
@@ -55,8 +55,8 @@ def source_of(slide: ArraySlide, stats: ChannelStats, container: Container) -> S
 
 
 def cost(slide: ArraySlide, stats: ChannelStats, quality: int) -> tuple[float, float]:
-    chunk = Surroundings.of(slide, 0, slide.levels[0].region, tiny_weights().config)
-    window = chunk.analysed(transform(), stats)
+    chunk = PixelWindow.read(slide, 0, slide.levels[0].region, tiny_weights().config)
+    window = chunk.analyse(transform(), stats)
     plain = Quantiser(transform(), HyperChunkCodec(tiny_weights()), stats, lambda: window, effort=0)
     return plain.rounded_cost(window, quality)
 
@@ -119,13 +119,13 @@ def test_many_places_are_tried_instead_of_few_chunks(
     container: Container, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[Region] = []
-    read = Surroundings.of
+    read = PixelWindow.read
 
-    def remembered(slide: Slide, level: int, chunk: Region, config: ModelConfig) -> Surroundings:
+    def remembered(slide: Slide, level: int, chunk: Region, config: ModelConfig) -> PixelWindow:
         tried.append(chunk)
         return read(slide, level, chunk, config)
 
-    monkeypatch.setattr(Surroundings, "of", remembered)
+    monkeypatch.setattr(PixelWindow, "read", remembered)
     monkeypatch.setattr("histocodec.formats.encode.statistics.TRIES", 0)
     coder = HyperChunkCodec(tiny_weights())
     for height, width, sizes in ((512, 700, {(512, 512), (188, 512)}), (1024, 2048, {(256, 256)})):
@@ -175,9 +175,11 @@ def test_glass_is_exact_at_the_quality_that_a_target_leads_to(tmp_path: Path, mo
 def test_the_mean_under_which_glass_came_out_best_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     stats = tissue_stats(ArraySlide(synthetic_slide(256, 256, seed=2)))
     latents, off = iter((90, 80, 70, 60)), iter((3.0, -1.0, 5.0, 7.0))  # as at a quality whose latents follow the mean
-    monkeypatch.setattr(Transform, "flat", lambda *_: np.full(48, next(latents), np.float32))
+    monkeypatch.setattr(Transform, "analyse_colour", lambda *_: np.full(48, next(latents), np.float32))
     monkeypatch.setattr(
-        Transform, "decoded", lambda *_: torch.tensor(GLASS)[None, :, None, None].expand(1, 3, 16, 16) + next(off)
+        Transform,
+        "synthesise_unrounded",
+        lambda *_: torch.tensor(GLASS)[None, :, None, None].expand(1, 3, 16, 16) + next(off),
     )
     assert np.allclose(transform().aligned(stats, GLASS, 60).mean, stats.mean - 3)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import histocodec
-from histocodec.codec.transform import other_dtype
+from histocodec.device import other_dtype
 from histocodec.errors import UsageError
 from histocodec.fidelity import psnr, squared_error
 from histocodec.formats.container import read as files

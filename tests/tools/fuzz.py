@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from histocodec.codec.chunk import HyperChunkCodec
-from histocodec.codec.transform import Transform, choose_device
+from histocodec.codec.transform import Transform
+from histocodec.device import choose_device
 from histocodec.errors import HistocodecError
 from histocodec.formats.container.arrays import METADATA, Form, pack_values, unpack_values
 from histocodec.formats.container.attributes import Attributes

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from histocodec.codec.chunk import ChunkCodec, fast_chunk_codec
-from histocodec.codec.latent_search import whole_cells
+from histocodec.codec.chunk import ChunkCodec, fast_chunk_codec, pad_latents
 from histocodec.codec.quantise import Quantiser
 from histocodec.codec.transform import Transform
-from histocodec.codec.window import Surroundings
+from histocodec.codec.window import PixelWindow
 from histocodec.entropy import TableSet, fit_tables
 from histocodec.geometry import Grid, Region
 from histocodec.models.config import CHUNK_PIXELS
@@ -73,16 +72,16 @@ class Encoder:
         shown = glass_share(view, slide.levels[0], glass, side=CHUNK_PIXELS) >= ALIGNED_GLASS
         if shown:
             stats = self.workers.run(lambda: transform.aligned(stats, glass, quality))
-        busiest = Surroundings.of(slide, 0, busiest_region(slide, CHUNK_PIXELS), config)
+        busiest = PixelWindow.read(slide, 0, busiest_region(slide, CHUNK_PIXELS), config)
         quantiser = Quantiser(
-            transform, self.coder, stats, lambda: busiest.analysed(transform, stats),
-            effort=effort, glass=glass if shown else None,
+            transform, self.coder, stats, lambda: busiest.analyse(transform, stats),
+            effort=effort, background=glass if shown else None,
         )  # fmt: skip
         grid = Grid(pixels.shape[0], pixels.shape[1], CHUNK_PIXELS)
 
         def quantised(place: tuple[int, int]) -> NDArray[np.signedinteger]:
-            window = Surroundings.of(slide, 0, grid.region(*place), config).analysed(transform, stats)
-            return quantiser.window(window, quality, np.dtype(np.int16))[window.own]
+            window = PixelWindow.read(slide, 0, grid.region(*place), config).analyse(transform, stats)
+            return quantiser.window(window, quality, np.dtype(np.int16))[window.inner]
 
         rows = [[(row, column) for column in range(grid.columns)] for row in range(grid.rows)]
         latents = np.concatenate(
@@ -158,7 +157,7 @@ def tables_of_stored(weights: ModelWeights, crops: Sequence[Stored]) -> TableSet
     coder, tables = fast_chunk_codec(weights), weights.tables
     counts = np.zeros(len(tables.freq), np.int64)
     for crop in crops:
-        for segment in coder.segments(whole_cells(crop.latents.numpy()), crop.quality):
+        for segment in coder.segments(pad_latents(crop.latents.numpy()), crop.quality):
             symbols = segment.values.astype(np.int64) - segment.whole - tables.low[segment.tables]
             size = tables.size[segment.tables].astype(np.int64)
             known = (symbols >= 0) & (symbols < size)

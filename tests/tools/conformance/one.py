@@ -79,7 +79,7 @@ def latent_digests(path: Path, weights: ModelWeights) -> list[str]:
 
 def decoded_pixels(path: Path, weights: ModelWeights, device: str, dtype: "torch.dtype") -> "Pixels":
     """Every STEP-th pixel of level 0."""
-    from histocodec.codec.transform import choose_device
+    from histocodec.device import choose_device
     from histocodec.formats.decode.blocks import BlockDecoder
     from histocodec.geometry import ChunkKey, Grid, Region
     from histocodec.threads import Workers

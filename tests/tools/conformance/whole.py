@@ -55,7 +55,7 @@ def pixels(device: str) -> np.ndarray:
     with torch.inference_mode():
         blocks = made.window(torch.from_numpy(latents).to(where), Margin(2, 0, 0, 3))
     stats = ChannelStats(np.array([180.3, 140.1, 175.7], np.float32), np.array([4.1, 4.5, 3.3], np.float32))
-    return np.concatenate(Transform.pixels(blocks, stats))
+    return np.concatenate(Transform.denormalise(blocks, stats))
 
 
 def main() -> None:
