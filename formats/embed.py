@@ -5,16 +5,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from histocodec.errors import UnsupportedError
 from histocodec.formats.container.embeddings import latents_digest
 from histocodec.formats.container.layout import BACKGROUND
 from histocodec.formats.container.read import Container
-from histocodec.formats.decode.blocks import BlockDecoder
+from histocodec.formats.decode.chunks import ChunkReader
+from histocodec.formats.decode.model import model_of
 from histocodec.formats.decode.open import open_slide
-from histocodec.formats.decode.slide import model_of
 from histocodec.formats.encode.encode import encode_slide
 from histocodec.formats.encode.options import DEFAULT_QUALITY, EncodeOptions
 from histocodec.geometry import ChunkKey
@@ -45,12 +44,12 @@ def embed(
         )
     digest, grid, side = latents_digest(container, level), attributes.grid(level), attributes.chunk
     weights, stats, pool = model_of(container), container.stats(), Workers(workers)
-    decoder = BlockDecoder(container, weights, torch.device("cpu"), pool, cache_bytes=0)
+    reader = ChunkReader(container, weights, pool, cache_bytes=0)
 
     least = min(embedder.min_side, grid.latent_rows, grid.latent_columns)
 
     def of_chunk(key: ChunkKey) -> list[tuple[Place, Vector]]:
-        chunk = decoder.chunk(key)
+        chunk = reader.latents(key)
         assert chunk is not None  # background is not asked for
         rows, columns = grid.latent_rows - key.row * side, grid.latent_columns - key.column * side
         scaled = chunk.y[:, :rows, :columns] * weights.inverse_gain(chunk.quality)[:, None, None]

@@ -18,7 +18,7 @@ from histocodec.formats.container.shard import PAIR_BYTES, read_index
 from histocodec.formats.decode.slide import CompressedSlide, open_compressed
 from histocodec.formats.encode.encode import encode_slide
 from histocodec.formats.encode.options import EncodeOptions, EncodeProgress, EncodeReport
-from histocodec.geometry import ChunkKey, Region
+from histocodec.geometry import ChunkKey, Region, ShardKey
 from histocodec.slide import Pixels
 from histocodec.sources import ArraySlide
 from histocodec.threads import Workers
@@ -145,10 +145,10 @@ class Ours:
     def decode_entropy(self) -> Seconds:
         """Files to integer latents alone."""
         with self._opened() as slide, _started(self.threads) as workers:
-            decoder, grid = slide.decoder, slide.container.attributes.grid(0)
+            reader, grid = slide.decoder.reader, slide.container.attributes.grid(0)
             keys = [ChunkKey(0, r, c) for r in range(grid.chunk_rows) for c in range(grid.chunk_columns)]
             began = time.perf_counter()
-            for _ in workers.map(decoder.chunk, keys):
+            for _ in workers.map(reader.latents, keys):
                 pass
             return {"entropy decoding": time.perf_counter() - began}
 
@@ -195,7 +195,7 @@ def _chunk_bytes(container: Container) -> int:
     """Level 0's chunks, each with its checksum and its entry in the index."""
     total, slots = 0, container.attributes.shard**2
     for row, column in np.argwhere(container.present_shards(0)).tolist():
-        entries = read_index(container.shard_path(0, row, column), slots).entries
+        entries = read_index(container.shard_path(ShardKey(0, row, column)), slots).entries
         total += sum(entry[1] + PAIR_BYTES for entry in entries if entry is not None)
     return total
 

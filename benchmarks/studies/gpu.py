@@ -68,7 +68,7 @@ def decoding(path: Path, *, device: str, repeat: int) -> Decoding:
         first = time.perf_counter() - began
         found = hashlib.sha256(pixels.cpu().numpy().tobytes()).hexdigest()
         tiles, bits = slide.container.tiles(0), slide.container.attributes.levels[0].bpp
-        kernels, chosen = slide.decoder.on_gpu is not None, str(slide.decoder.device)
+        kernels, chosen = slide.decoder.gpu_regions is not None, str(slide.decoder.device)
     del pixels
     times: dict[bool, list[float]] = {False: [], True: []}
     for turn in range(2 * repeat):

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 
 from histocodec.errors import FormatError, UnsupportedError
 from histocodec.formats.container.fields import Node
-from histocodec.geometry import ceil_div
+from histocodec.geometry import ChunkKey, Grid, Region, ceil_div
 from histocodec.models.config import MOST_LATENTS, PATCHES, QUALITIES, HyperConfig
 from histocodec.slide import Colour, Mpp
 
@@ -92,7 +92,13 @@ class LevelGrid:
     shard_columns: int
 
     @property
+    def latents(self) -> Region:
+        """The whole level, as a region in latents."""
+        return Region(0, 0, self.latent_columns, self.latent_rows)
+
+    @property
     def shards(self) -> int:
+        """The number of shards, absent ones included."""
         return self.shard_rows * self.shard_columns
 
 
@@ -143,6 +149,17 @@ class Attributes:
         latents = ceil_div(size.height, stride), ceil_div(size.width, stride)
         chunks = ceil_div(latents[0], self.chunk), ceil_div(latents[1], self.chunk)
         return LevelGrid(*latents, *chunks, ceil_div(chunks[0], self.shard), ceil_div(chunks[1], self.shard))
+
+    def chunk_region(self, key: ChunkKey) -> Region:
+        """The pixels of a chunk, cut at the level's edge. Raises UsageError for a chunk outside the level."""
+        return self._chunk_grid(key.level).region(key.row, key.column)
+
+    def chunks_in(self, level: int, region: Region) -> list[ChunkKey]:
+        """The chunks that share a pixel with a region of the level, row by row."""
+        return [ChunkKey(level, row, column) for row, column in self._chunk_grid(level).squares_in(region)]
+
+    def _chunk_grid(self, level: int) -> Grid:
+        return Grid(self.levels[level].height, self.levels[level].width, self.chunk_side)
 
     def mpp_at(self, level: int) -> Mpp | None:
         """Microns per pixel of a level; None where the source did not say."""

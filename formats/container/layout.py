@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from histocodec.errors import FormatError
 from histocodec.formats.container.arrays import Form, array_metadata, chunk_path
 from histocodec.formats.container.attributes import Attributes
-from histocodec.geometry import Grid
+from histocodec.geometry import ShardKey
 from histocodec.models.config import QUALITIES
 
 # The values of tiles/N: how a chunk is stored.
@@ -92,15 +92,9 @@ def block_error_form(attributes: Attributes, level: int) -> Form:
     return Form((grid.chunk_rows, grid.chunk_columns), "float32", GRID_NAMES)
 
 
-def shard_path(root: Path, level: int, row: int, column: int) -> Path:
-    return chunk_path(root / "latents" / str(level), (0, row, column))
-
-
-def chunk_size(attributes: Attributes, level: int, row: int, column: int) -> tuple[int, int]:
-    """Height and width of a chunk's pixels, cut at the level's edge."""
-    size, side = attributes.levels[level], attributes.chunk_side
-    region = Grid(size.height, size.width, side).region(row, column)
-    return region.height, region.width
+def shard_path(root: Path, shard: ShardKey) -> Path:
+    """The file of a shard of latents."""
+    return chunk_path(root / "latents" / str(shard.level), (0, shard.row, shard.column))
 
 
 def is_shard(name: str) -> bool:

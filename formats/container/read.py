@@ -41,7 +41,6 @@ from histocodec.formats.container.layout import (
     NO_SHARD,
     block_error_form,
     check_values,
-    chunk_size,
     is_lossless,
     is_shard,
     latent_metadata,
@@ -51,6 +50,7 @@ from histocodec.formats.container.layout import (
 )
 from histocodec.formats.container.ngff import ome_attributes
 from histocodec.formats.container.shard import read_index
+from histocodec.geometry import ChunkKey, ShardKey
 from histocodec.normalise import ChannelStats
 from histocodec.slide import Pixels
 
@@ -122,18 +122,17 @@ def write_block_error(root: Path, attributes: Attributes, level: int, values: ND
     _write_group_of(root, f"block_error/{level}", attributes)
 
 
-def write_lossless(root: Path, attributes: Attributes, level: int, row: int, column: int, pixels: Pixels) -> None:
+def write_lossless(root: Path, attributes: Attributes, key: ChunkKey, pixels: Pixels) -> None:
     """The pixels of one chunk, cut at the level's edge: (h, w, 3)."""
-    form = lossless_form(attributes, level)
-    if pixels.shape != (*chunk_size(attributes, level, row, column), 3):
-        raise UsageError(f"lossless/{level}: chunk ({row}, {column}) of shape {pixels.shape}")
+    form, region, name = lossless_form(attributes, key.level), attributes.chunk_region(key), f"lossless/{key.level}"
+    if pixels.shape != (region.height, region.width, 3):
+        raise UsageError(f"{name}: chunk ({key.row}, {key.column}) of shape {pixels.shape}")
     whole = np.zeros(form.chunk_shape, np.uint8)  # Zarr's chunks are whole at the edge, too
     whole[: pixels.shape[0], : pixels.shape[1]] = pixels
-    folder = root / "lossless" / str(level)
-    write_atomically(chunk_path(folder, (row, column, 0)), pack_values(whole, form))
-    _write_group_of(root, f"lossless/{level}", attributes)
-    if not (folder / METADATA).exists():
-        write_metadata(folder, form.metadata())
+    write_atomically(chunk_path(root / name, (key.row, key.column, 0)), pack_values(whole, form))
+    _write_group_of(root, name, attributes)
+    if not (root / name / METADATA).exists():
+        write_metadata(root / name, form.metadata())
 
 
 def finish(root: Path, attributes: Attributes) -> None:
@@ -304,16 +303,17 @@ class Container:
         check_values(name, values, str(self.path / name))
         return values
 
-    def lossless(self, level: int, row: int, column: int) -> Pixels:
-        """The pixels of a chunk that `tiles` calls LOSSLESS, cut at the level's edge."""
-        form = lossless_form(self.attributes, self._checked(level))
-        folder = self.path / "lossless" / str(level)
+    def lossless(self, key: ChunkKey) -> Pixels:
+        """The pixels of a chunk that `tiles` calls LOSSLESS, cut at the level's edge: (h, w, 3) uint8."""
+        form = lossless_form(self.attributes, self._checked(key.level))
+        folder, region = self.path / "lossless" / str(key.level), self.attributes.chunk_region(key)
         check_metadata(folder, form.metadata())
-        height, width = chunk_size(self.attributes, level, row, column)
-        return np.ascontiguousarray(read_plain_chunk(folder, form, (row, column, 0))[:height, :width])
+        pixels = read_plain_chunk(folder, form, (key.row, key.column, 0))
+        return np.ascontiguousarray(pixels[: region.height, : region.width])
 
-    def shard_path(self, level: int, row: int, column: int) -> Path:
-        return shard_path(self.path, self._checked(level), row, column)
+    def shard_path(self, shard: ShardKey) -> Path:
+        """The file of a shard of latents, which need not exist."""
+        return shard_path(self.path, shard)
 
     def present_shards(self, level: int) -> NDArray[np.bool_]:
         """(shard rows, shard columns): True where `tiles` says that a shard must be there."""
@@ -363,7 +363,7 @@ class Container:
 
     def check_shard(self, level: int, row: int, column: int, digest: bytes) -> None:
         """Compares a shard with its digest in `integrity`. FormatError where they differ."""
-        path = self.shard_path(level, row, column)
+        path = self.shard_path(ShardKey(level, row, column))
         if digest == NO_SHARD:
             if path.exists():
                 raise FormatError(f"{path}: is there, although all its chunks are background")
@@ -379,7 +379,7 @@ class Container:
             return
         for row, column in np.ndindex(*present.shape):
             digest = digests[row, column].tobytes()
-            path = self.shard_path(level, row, column)
+            path = self.shard_path(ShardKey(level, row, column))
             try:
                 if present[row, column] == (digest == NO_SHARD):
                     raise FormatError(
@@ -393,7 +393,7 @@ class Container:
 
     def _check_presence(self, level: int, row: int, column: int, tiles: NDArray[np.uint8]) -> None:
         """FormatError unless a shard holds the chunks that `tiles`, the level's, does not call background."""
-        path, side = self.shard_path(level, row, column), self.attributes.shard
+        path, side = self.shard_path(ShardKey(level, row, column)), self.attributes.shard
         expected = np.zeros((side, side), np.bool_)
         part = tiles[row * side : (row + 1) * side, column * side : (column + 1) * side] != BACKGROUND
         expected[: part.shape[0], : part.shape[1]] = part

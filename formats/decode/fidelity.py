@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from histocodec.fidelity import psnr, squared_error
 from histocodec.formats.container.layout import BACKGROUND
 from histocodec.formats.container.read import Container
-from histocodec.formats.decode.blocks import BlockDecoder
-from histocodec.geometry import ChunkKey, Grid
+from histocodec.formats.decode.pixels import PixelDecoder
+from histocodec.geometry import ChunkKey
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Colour, Pixels, Slide
 from histocodec.threads import Workers
@@ -112,9 +112,8 @@ def measure_level(
     """Decodes the chunks `keys` of a level of `container`, by default all but background, and compares them with
     `source_level` of `source`. Other chunks keep the values of `previous`, or are NaN. `done` is called with the
     number of pixels after each chunk. `dtype` is the arithmetic of the synthesis, by default the device's fastest."""
-    decoder = BlockDecoder(container, weights, device, workers, cache_bytes=CACHE_BYTES, dtype=dtype)
-    size, tiles = container.attributes.levels[level], container.tiles(level)
-    grid = Grid(size.height, size.width, container.attributes.chunk_side)
+    decoder = PixelDecoder(container, weights, device, workers, cache_bytes=CACHE_BYTES, dtype=dtype)
+    tiles = container.tiles(level)
     if keys is None:
         keys = [ChunkKey(level, int(row), int(column)) for row, column in np.argwhere(tiles != BACKGROUND)]
     keys = list(keys)
@@ -123,8 +122,8 @@ def measure_level(
     else:
         error, samples = previous.squared_error.copy(), previous.samples.copy()
         block_error = previous.block_error.copy()
-    originals = workers.map(lambda key: source.read(grid.region(key.row, key.column), source_level), keys)
-    for (key, decoded), original in zip(decoder.blocks(keys), originals, strict=True):
+    originals = workers.map(lambda key: source.read(container.attributes.chunk_region(key), source_level), keys)
+    for (key, decoded), original in zip(decoder.chunks(keys), originals, strict=True):
         comparison, place = compare(decoded, original), (key.row, key.column)
         error[place], samples[place] = comparison.squared_error, comparison.samples
         block_error[place] = comparison.block_error

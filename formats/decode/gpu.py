@@ -1,9 +1,15 @@
-"""Regions of a container as tensors on a GPU: compressed bytes go up, and all else happens there. The pixels are those
-that a CPU decodes, bit for bit."""
+"""Regions of a container decoded on a GPU: compressed bytes are uploaded, and pixels are made there, bit for bit those
+that a CPU decodes.
+
+    ChunkReader.read ──▶ GpuChunkDecoder ──▶ canvas of latents ──▶ IntegerSynthesis ──▶ pixels
+     chunks' bytes         a strip's y         gains undone        a band at a time
+
+A *strip* is as many whole rows of chunks as the GPU's memory takes, a *band* the part of it whose pixels are made at
+once.
+"""
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,52 +20,52 @@ from histocodec.codec.gpu import kernels
 from histocodec.codec.gpu.chunk import GpuChunkDecoder, Latents
 from histocodec.codec.gpu.layers import launch
 from histocodec.codec.gpu.synthesis import TritonEngine, pixels
-from histocodec.formats.container.layout import BACKGROUND
+from histocodec.formats.container.layout import BACKGROUND, CODED
+from histocodec.formats.decode.chunks import ChunkReader
 from histocodec.geometry import ChunkKey, Region, ceil_div
 from histocodec.models.transforms.fast import IntegerSynthesis
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Pixels
 
-if TYPE_CHECKING:
-    from histocodec.formats.decode.blocks import BlockDecoder
-
-BATCH = 1024  # chunks that are decoded side by side, at most: a warp each, of which a GPU runs thousands
-BAND = 256  # of which pixels are made at once
-CHUNK_BYTES = 16 << 20  # of memory that a chunk takes on its way, at most
+MAX_STRIP = 1024  # chunks of a strip at most: a warp decodes each, and a GPU runs thousands of warps
+MAX_BAND = 256  # chunks of a band at most
+CHUNK_BYTES = 16 << 20  # GPU memory that a chunk of a strip takes at most
 PLACES, CHANNELS = 32, 64  # of a program
 
 
 class GpuRegions:
-    """Decodes regions of what a `BlockDecoder` has opened, on its device."""
+    """Decodes regions of one container on a GPU, for a model with an exact synthesis. The GPU needs exact kernels
+    (`kernels_exact`). Methods raise FormatError where a file is missing or damaged."""
 
-    def __init__(self, decoder: "BlockDecoder") -> None:
-        self.decoder, self.config, device = decoder, decoder.weights.hyper, decoder.device
-        self.coder, self.synthesis = _networks(decoder.weights, device)
-        self.gains = torch.from_numpy(np.array(decoder.weights.arrays["inverse_gain"])).to(device)
-        self.empty = torch.from_numpy(np.array(decoder.stats.background_latent, np.float32)).to(device)
-        self.white = torch.from_numpy(np.array(decoder.stats.background, np.uint8)).to(device)
-        self.most = BATCH  # chunks at once
+    def __init__(self, reader: ChunkReader, device: torch.device) -> None:
+        self.reader, self.device, self.config = reader, device, reader.weights.hyper
+        self.decoder, self.synthesis = _networks(reader.weights, device)
+        self.gains = torch.from_numpy(np.array(reader.weights.arrays["inverse_gain"])).to(device)
+        self.background_latent = torch.from_numpy(np.array(reader.stats.background_latent, np.float32)).to(device)
+        self.background = torch.from_numpy(np.array(reader.stats.background, np.uint8)).to(device)
+        self.strip_chunks = MAX_STRIP
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
-            self.most = min(BATCH, max(1, free // 2 // CHUNK_BYTES))
+            self.strip_chunks = min(MAX_STRIP, max(1, free // 2 // CHUNK_BYTES))
 
     def region(self, level: int, region: Region) -> Tensor:
-        """The pixels (h, w, 3) uint8 of a region within the level."""
-        out = torch.empty((region.height, region.width, 3), dtype=torch.uint8, device=self.decoder.device)
+        """The pixels (h, w, 3) uint8, on the GPU, of a region within the level."""
+        out = torch.empty((region.height, region.width, 3), dtype=torch.uint8, device=self.device)
         if not region.empty:
-            for strip in self._strips(region, self.most):
+            for strip in self._strips(region, self.strip_chunks):
                 self._decode(level, strip, out[strip.within(region)])
         return out
 
     def copy(self, level: int, region: Region, pixels: Pixels) -> None:
-        """The same into host memory (h, w, 3) uint8, strip by strip: it need not fit into the GPU's."""
+        """Writes the pixels of a region within the level to `pixels` (h, w, 3) uint8 in host memory, strip by strip, so
+        that a region may be larger than the GPU's memory."""
         host = torch.from_numpy(pixels)
-        for strip in self._strips(region, self.most):
+        for strip in self._strips(region, self.strip_chunks):
             host[strip.within(region)].copy_(self.region(level, strip))
 
     def _strips(self, region: Region, chunks: int) -> Iterator[Region]:
-        """A region in strips of whole rows of so many chunks at most, or of one row."""
-        side = self.decoder.container.attributes.chunk_side
+        """A region cut into strips of whole rows of at most `chunks` chunks, but of one row at least."""
+        side = self.reader.container.attributes.chunk_side
         across = ceil_div(region.x_end, side) - region.x // side
         rows = max(1, chunks // across) * side
         for top in range(region.y // side * side, region.y_end, rows):
@@ -67,71 +73,73 @@ class GpuRegions:
 
     @torch.inference_mode()
     def _decode(self, level: int, strip: Region, out: Tensor) -> None:
-        """One strip's pixels (h, w, 3), into `out`."""
-        decoder = self.decoder
-        seen = decoder.seen_from(level, decoder.latents_of(strip))
-        keys = list(decoder.chunks_in(level, seen))
-        coded = [key for key in keys if decoder.tiles[level][key.row, key.column] != BACKGROUND]
-        slots = np.full((keys[-1].row - keys[0].row + 1, keys[-1].column - keys[0].column + 1), -1, np.int32)
-        for n, key in enumerate(coded):
-            slots[key.row - keys[0].row, key.column - keys[0].column] = n
-        if coded:
-            latents = self.coder.decode(decoder.stored(coded), decoder.side)
-            there = torch.from_numpy(slots).to(out.device)
-            self._synthesise(level, strip, seen, latents, there, out)
-            if self._mended(level, coded, latents):
-                self._synthesise(level, strip, seen, latents, there, out)
-        for key in decoder.touched(level, strip):
-            if decoder.coded(key):
+        """Writes the pixels of one strip to `out` (h, w, 3)."""
+        reader, attributes = self.reader, self.reader.container.attributes
+        window, _ = reader.window_of(level, reader.latents_of(strip))
+        keys = reader.chunks_in(level, window)
+        stored = [key for key in keys if reader.state(key) != BACKGROUND]
+        numbers = np.full((keys[-1].row - keys[0].row + 1, keys[-1].column - keys[0].column + 1), -1, np.int32)
+        for n, key in enumerate(stored):
+            numbers[key.row - keys[0].row, key.column - keys[0].column] = n
+        if stored:
+            latents = self.decoder.decode(reader.read(stored), reader.side)
+            slots = torch.from_numpy(numbers).to(out.device)
+            self._synthesise(level, strip, window, latents, slots, out)
+            if self._repair(level, stored, latents):
+                self._synthesise(level, strip, window, latents, slots, out)
+        for key in attributes.chunks_in(level, strip):
+            if reader.state(key) == CODED:
                 continue
-            known, where = decoder.known(key), decoder.where(key)
-            assert known is not None
-            part = where.intersect(strip)
-            if decoder.tiles[key.level][key.row, key.column] == BACKGROUND:
-                out[part.within(strip)] = self.white
+            chunk_region = attributes.chunk_region(key)
+            part = chunk_region.intersect(strip)
+            if reader.state(key) == BACKGROUND:
+                reader.check_absent(key)
+                out[part.within(strip)] = self.background
             else:
-                out[part.within(strip)] = torch.from_numpy(known[part.within(where)]).to(out.device)
+                lossless = reader.container.lossless(key)
+                out[part.within(strip)] = torch.from_numpy(lossless[part.within(chunk_region)]).to(out.device)
 
     def _synthesise(
-        self, level: int, strip: Region, seen: Region, latents: Latents, slots: Tensor, out: Tensor
+        self, level: int, strip: Region, strip_window: Region, latents: Latents, slots: Tensor, out: Tensor
     ) -> None:
-        """A strip's pixels (h, w, 3) from the latents that it sees: of the chunks there, `slots` (rows, columns) int32
-        says which lies where, or -1."""
-        decoder, stride, side = self.decoder, self.config.stride, self.decoder.side
+        """Writes the pixels of a strip to `out` (h, w, 3). `slots` (rows, columns) int32 has, for each chunk that the
+        strip's window touches, its number in `latents`, or -1 where it is background."""
+        reader, stride, side = self.reader, self.config.stride, self.reader.side
         gains = self.gains[latents.quality.long()]
-        for band in self._strips(strip, min(BAND, self.most)):
-            area = decoder.latents_of(band)
-            window, margin = decoder.window_of(level, area)
-            first = window.y - seen.y // side * side, window.x - seen.x // side * side
+        for band in self._strips(strip, min(MAX_BAND, self.strip_chunks)):
+            area = reader.latents_of(band)
+            window, margin = reader.window_of(level, area)
+            first = window.y - strip_window.y // side * side, window.x - strip_window.x // side * side
             blocks = self.synthesis.window(self._canvas(latents.y, slots, gains, first, window), margin)
-            shown = pixels(blocks, decoder.stats.channels)[0]
-            out[band.within(strip)] = shown[band.within(Region(area.x * stride, area.y * stride, 0, 0))]
+            decoded = pixels(blocks, reader.stats.channels)[0]
+            out[band.within(strip)] = decoded[band.within(Region(area.x * stride, area.y * stride, 0, 0))]
 
     def _canvas(self, y: Tensor, slots: Tensor, gains: Tensor, first: tuple[int, int], window: Region) -> Tensor:
-        """The scaled latents (1, C, h, w) float32 of a window that begins at `first` of the chunks in `slots`."""
+        """The latents (1, C, h, w) float32 of a window, gains undone. `first` is its first row and column, counted from
+        the first latent of the chunks in `slots`."""
         channels, count = self.config.latent_channels, window.area
         out = torch.empty((1, window.height, window.width, channels), dtype=torch.float32, device=y.device)
         grid = triton.cdiv(count, PLACES), triton.cdiv(channels, CHANNELS)
         launch(
-            kernels.canvas, grid, y, slots, gains, self.empty, out, *first, window.width, count, self.decoder.side,
-            slots.shape[1], channels // 4, PLACES=PLACES, CHANNELS=CHANNELS,
+            kernels.canvas, grid, y, slots, gains, self.background_latent, out, *first, window.width, count,
+            self.reader.side, slots.shape[1], channels // 4, PLACES=PLACES, CHANNELS=CHANNELS,
         )  # fmt: skip
         return out.permute(0, 3, 1, 2)
 
-    def _mended(self, level: int, keys: list[ChunkKey], latents: Latents) -> bool:
-        """Whether latents had to be decoded by the CPU, which says what is wrong with those that are."""
-        decoder, side = self.decoder, self.decoder.side
-        limits = np.iinfo(decoder.container.attributes.levels[level].dtype)
+    def _repair(self, level: int, keys: list[ChunkKey], latents: Latents) -> bool:
+        """Has the CPU decode the chunks that the GPU could not, and returns whether there were any. Where a chunk is
+        damaged, the CPU's decoder says how."""
+        side, limits = self.reader.side, np.iinfo(self.reader.container.attributes.levels[level].dtype)
         low, high = latents.y.flatten(1).aminmax(dim=1)
-        fine = (latents.sound & (low >= limits.min) & (high <= limits.max)).cpu().numpy()
-        for n in np.flatnonzero(~fine):
-            grouped = decoder.decoded(keys[n]).y.reshape(-1, 4, side, side).transpose(2, 3, 1, 0)
+        sound = (latents.sound & (low >= limits.min) & (high <= limits.max)).cpu().numpy()
+        for n in np.flatnonzero(~sound):
+            grouped = self.reader.decode(keys[n]).y.reshape(-1, 4, side, side).transpose(2, 3, 1, 0)
             latents.y[n] = torch.from_numpy(np.array(grouped, np.int16)).to(latents.y.device)
-        return not fine.all()
+        return not sound.all()
 
 
 @lru_cache(maxsize=4)
 def _networks(weights: ModelWeights, device: torch.device) -> tuple[GpuChunkDecoder, IntegerSynthesis]:
-    """Put together once for all slides of a model."""
+    """Built once for all slides of a model."""
     engine = TritonEngine(weights.hyper, weights.arrays, device)
     return GpuChunkDecoder(weights, device), IntegerSynthesis(weights.hyper, weights.arrays, device, engine=engine)

@@ -15,7 +15,7 @@ from histocodec.errors import FormatError, UsageError
 from histocodec.formats.container.embeddings import embedding_problems
 from histocodec.formats.container.layout import BACKGROUND, LOSSLESS
 from histocodec.formats.container.read import Container
-from histocodec.formats.decode.slide import model_of
+from histocodec.formats.decode.model import model_of
 from histocodec.geometry import ChunkKey
 from histocodec.slide import Slide
 from histocodec.sources import with_pyramid
@@ -134,11 +134,11 @@ class _Check:
         total: int,
     ) -> None:
         from histocodec.device import choose_device
-        from histocodec.formats.decode.blocks import BlockDecoder
+        from histocodec.formats.decode.pixels import PixelDecoder
 
         self.container, self.workers, self.progress, self.total, self.done = container, workers, progress, total, 0
         self.weights, self.device = model_of(container), choose_device(device)
-        self.decoder = BlockDecoder(container, self.weights, self.device, workers, cache_bytes=0)
+        self.decoder = PixelDecoder(container, self.weights, self.device, workers, cache_bytes=0)
 
     def decode(self) -> list[str]:
         """Every chunk, to integers: the entropy coder's own check is that it ends where it began."""
@@ -146,9 +146,9 @@ class _Check:
 
         def problem(key: ChunkKey) -> str | None:
             try:
-                chunk = self.decoder.chunk(key)
+                chunk = self.decoder.reader.latents(key)
                 if tiles[key.level][key.row, key.column] == LOSSLESS:
-                    self.container.lossless(key.level, key.row, key.column)
+                    self.container.lossless(key)
             except FormatError as exc:
                 return str(exc)
             expected = int(self.container.quality(key.level)[key.row, key.column])

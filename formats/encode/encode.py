@@ -127,7 +127,7 @@ class _Encoder:
         self.device = device
         self.source_levels = _chosen_levels(slide, options)
         self.clock = Clock(progress, 2 * sum(slide.levels[i].region.area for i in self.source_levels))
-        self.transform = workers.run(lambda: Transform(weights, device))  # on one core, as in BlockDecoder
+        self.transform = workers.run(lambda: Transform(weights, device))  # on one core, as in PixelDecoder
         self.coder = workers.run(lambda: fast_chunk_codec(weights))
         view = coarse_view(slide)
         self.background: Colour = estimate_background(slide, view)

@@ -29,11 +29,11 @@ from histocodec.fidelity import squared_error
 from histocodec.formats.container import read as files
 from histocodec.formats.container.layout import CODED, LOSSLESS
 from histocodec.formats.container.read import Container
-from histocodec.formats.decode.blocks import BlockDecoder
+from histocodec.formats.decode.chunks import ChunkReader
 from histocodec.formats.decode.fidelity import CACHE_BYTES, Floor, LevelFidelity
 from histocodec.formats.encode.journal import Change, Round
 from histocodec.formats.encode.partial import Growing, StoredChunk
-from histocodec.geometry import ChunkKey, Grid, Region
+from histocodec.geometry import ChunkKey, Region
 from histocodec.models.config import QUALITIES
 from histocodec.slide import Slide
 from histocodec.threads import Workers
@@ -92,15 +92,13 @@ class Guarantee:
 
     def _searched(self, failing: Sequence[ChunkKey]) -> tuple[Change, ...]:
         attributes = self.growing.attributes
-        decoder = BlockDecoder(
-            Container(self.growing.root, attributes), self.quantiser.weights, self.quantiser.transform.device,
-            self.workers, cache_bytes=CACHE_BYTES, dtype=self.quantiser.transform.dtype,
-        )  # fmt: skip
+        container = Container(self.growing.root, attributes)
+        reader = ChunkReader(container, self.quantiser.weights, self.workers, cache_bytes=CACHE_BYTES // 2)
         self.extend(SEARCHED * sum(self._region(key).area for key in failing))
         before = self.growing.maps(failing[0].level).quality
 
         def search(key: ChunkKey) -> Change:
-            quality = self._lowest(key, int(before[key.row, key.column]), decoder)
+            quality = self._lowest(key, int(before[key.row, key.column]), reader)
             if quality is None:
                 return Change(key.row, key.column, LOSSLESS, self.quality)
             return Change(key.row, key.column, CODED, quality)
@@ -111,10 +109,10 @@ class Guarantee:
             self.done(SEARCHED * self._region(key).area)
         return tuple(changes)
 
-    def _lowest(self, key: ChunkKey, low: int, decoder: BlockDecoder) -> int | None:
+    def _lowest(self, key: ChunkKey, low: int, reader: ChunkReader) -> int | None:
         """The lowest quality above `low` with which the chunk holds the floor, found by bisection and tried; None
         where the highest does not."""
-        around, margin = decoder.block_window(key)
+        around, margin = reader.chunk_window(key)
         part = self._window(key)
         height, width, _ = part.pixels.shape
         rows, columns = around.shape[1] - margin.bottom, around.shape[2] - margin.right
@@ -124,7 +122,7 @@ class Guarantee:
         def holds(quality: int, quantiser: Quantiser) -> bool:
             latents = quantiser.window(part, quality, self.dtype)[part.inner]
             np.multiply(latents, self.quantiser.weights.inverse_gain(quality)[:, None, None], out=own)
-            decoded = self.quantiser.transform.synthesise([around], margin, decoder.stats.channels)[0]
+            decoded = self.quantiser.transform.synthesise([around], margin, reader.stats.channels)[0]
             return squared_error(decoded[:height, :width], part.pixels) <= most
 
         if low == high or not holds(high, self.quantiser):
@@ -151,11 +149,10 @@ class Guarantee:
             self.growing.change_shard(level, shard, chunks)
 
     def _stored(self, level: int, change: Change) -> StoredChunk:
-        side, part = self.growing.attributes.chunk, self._window(ChunkKey(level, change.row, change.column))
+        key, side = ChunkKey(level, change.row, change.column), self.growing.attributes.chunk
+        part = self._window(key)
         if change.tile == LOSSLESS:
-            files.write_lossless(
-                self.growing.root, self.growing.attributes, level, change.row, change.column, part.pixels
-            )
+            files.write_lossless(self.growing.root, self.growing.attributes, key, part.pixels)
         return StoredChunk(change.tile, self.quantiser.coded(part, change.quality, side, self.dtype))
 
     def _affected(self, changed: Sequence[ChunkKey], fidelity: LevelFidelity) -> list[ChunkKey]:
@@ -174,5 +171,4 @@ class Guarantee:
         return read_window(self.slide, self.source_levels[key.level], self._region(key), transform, stats)
 
     def _region(self, key: ChunkKey) -> Region:
-        size, side = self.growing.attributes.levels[key.level], self.growing.attributes.chunk_side
-        return Grid(size.height, size.width, side).region(key.row, key.column)
+        return self.growing.attributes.chunk_region(key)

@@ -31,6 +31,7 @@ from histocodec.formats.container.files import TEMPORARY_GLOB, sync_folder
 from histocodec.formats.container.layout import shard_path
 from histocodec.formats.container.read import file_digest, is_container
 from histocodec.formats.container.shard import crc32c
+from histocodec.geometry import ShardKey
 
 JOURNAL_VERSION = 2
 CHECKSUM = 8  # hexadecimal digits at a line's end, after two spaces: crc32c of what stands before
@@ -360,7 +361,7 @@ def _difference(before: object, now: object, name: str = "") -> str:
 
 def _is_there(partial: Path, record: ShardRecord) -> bool:
     """Whether the shard is on the disk as it was written; one that is not is simply encoded again."""
-    path = shard_path(partial, *record.place)
+    path = shard_path(partial, ShardKey(*record.place))
     if not record.sha256:
         return not path.exists()
     try:

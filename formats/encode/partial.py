@@ -13,6 +13,7 @@ from histocodec.formats.container.files import write_atomically
 from histocodec.formats.container.layout import BACKGROUND, CODED, LOSSLESS, shard_path
 from histocodec.formats.container.shard import pack_shard, read_chunks, read_index
 from histocodec.formats.encode.journal import Journal, ShardRecord
+from histocodec.geometry import ShardKey
 
 Place = tuple[int, int]  # row and column
 
@@ -68,12 +69,12 @@ class Growing:
         data = b""
         if any(tiles):
             data = pack_shard([chunk.data for chunk in stored])
-            write_atomically(shard_path(self.root, level, *shard), data)
+            write_atomically(shard_path(self.root, ShardKey(level, *shard)), data)
         self.journal.append(ShardRecord.of(level, shard, data, tiles, quality))
 
     def change_shard(self, level: int, shard: Place, changed: Mapping[Place, StoredChunk]) -> None:
         """The same shard with some other chunks. A reader, or a resumed encode, sees the old file or the new one."""
-        path, places = shard_path(self.root, level, *shard), self._places(shard)
+        path, places = shard_path(self.root, ShardKey(level, *shard)), self._places(shard)
         present = read_chunks(path, read_index(path, len(places)), range(len(places)))
         tiles = self.journal.records[level, *shard].tiles
         before = {place: StoredChunk(tile, data) for place, tile, data in zip(places, tiles, present, strict=True)}

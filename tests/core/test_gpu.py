@@ -20,7 +20,7 @@ from histocodec.codec.gpu.chunk import GpuChunkDecoder, Latents
 from histocodec.codec.gpu.synthesis import TritonEngine, kernels_exact, pixels
 from histocodec.codec.transform import Transform
 from histocodec.entropy import rans
-from histocodec.formats.decode.blocks import BlockDecoder
+from histocodec.formats.decode.chunks import ChunkReader
 from histocodec.formats.decode.gpu import GpuRegions
 from histocodec.formats.decode.slide import CompressedSlide, open_compressed
 from histocodec.geometry import Margin, Region
@@ -193,7 +193,7 @@ def test_broken_streams_are_told_from_sound_ones(cpu_codec: HyperChunkCodec, dec
 )
 def test_regions_are_those_of_the_cpu(path: Path, region: Region) -> None:
     with open_compressed(path, device="cpu") as slide, open_compressed(path, device=str(DEVICE)) as other:
-        found = GpuRegions(other.decoder).region(0, region)
+        found = GpuRegions(other.decoder.reader, DEVICE).region(0, region)
         assert found.device.type == DEVICE.type
         assert np.array_equal(found.cpu().numpy(), slide.read(region, 0))
 
@@ -202,8 +202,8 @@ def test_strips_do_not_show(path: Path) -> None:
     region = Region(500, 3, 40, 520)
     pixels = np.zeros((region.height, region.width, 3), np.uint8)
     with open_compressed(path, device="cpu") as slide, open_compressed(path, device=str(DEVICE)) as other:
-        regions = GpuRegions(other.decoder)
-        regions.most = 1
+        regions = GpuRegions(other.decoder.reader, DEVICE)
+        regions.strip_chunks = 1
         regions.copy(0, region, pixels)
         assert np.array_equal(pixels, slide.read(region, 0))
 
@@ -219,7 +219,7 @@ def test_what_is_broken_is_named_as_on_the_cpu(path: Path, tmp_path: Path) -> No
             if device is CPU:
                 slide.read(Region(0, 0, *SIZE), 0)
             else:
-                GpuRegions(slide.decoder).region(0, Region(0, 0, *SIZE))
+                GpuRegions(slide.decoder.reader, DEVICE).region(0, Region(0, 0, *SIZE))
         said.append(str(caught.value))
     assert said[0] == said[-1]
 
@@ -234,12 +234,12 @@ def test_a_stream_that_the_gpu_refuses_is_the_cpus(path: Path, monkeypatch: pyte
         return found
 
     decoded = []
-    told = BlockDecoder.decoded
+    plain_decode = ChunkReader.decode
     monkeypatch.setattr(GpuChunkDecoder, "decode", doubtful)
-    monkeypatch.setattr(BlockDecoder, "decoded", lambda self, key: decoded.append(key) or told(self, key))
+    monkeypatch.setattr(ChunkReader, "decode", lambda self, key: decoded.append(key) or plain_decode(self, key))
     region = Region(530, 515, 14, 10)
     with open_compressed(path, device="cpu") as slide, open_compressed(path, device=str(DEVICE)) as other:
-        found = GpuRegions(other.decoder).region(0, region)
+        found = GpuRegions(other.decoder.reader, DEVICE).region(0, region)
         assert len(decoded) == 1
         assert np.array_equal(found.cpu().numpy(), slide.read(region, 0))
 
@@ -251,7 +251,7 @@ def test_a_tensor_is_what_read_array_gives(path: Path, place: tuple[int, int, in
         expected = slide.read_array(*place)
         assert np.array_equal(slide.read_tensor(*place).numpy(), expected)
     with CompressedSlide(path, device=str(DEVICE)) as other:
-        other.decoder.__dict__["on_gpu"] = GpuRegions(other.decoder)
+        other.decoder.__dict__["gpu_regions"] = GpuRegions(other.decoder.reader, DEVICE)
         assert np.array_equal(other.read_tensor(*place).cpu().numpy(), expected)
 
 
@@ -261,7 +261,7 @@ def test_large_regions_are_read_by_the_kernels(path: Path, monkeypatch: pytest.M
     plain = GpuRegions.region
     monkeypatch.setattr(GpuRegions, "region", lambda *given: asked.append(given[2]) or plain(*given))
     with open_compressed(path, device="cpu") as slide, CompressedSlide(path, device=str(DEVICE)) as other:
-        other.decoder.__dict__["on_gpu"] = GpuRegions(other.decoder)
+        other.decoder.__dict__["gpu_regions"] = GpuRegions(other.decoder.reader, DEVICE)
         for region in (Region(520, 510, 30, 30), Region(520, 510, 10, 10)):
             assert np.array_equal(other.read(region, 0), slide.read(region, 0))
     assert asked == [Region(520, 510, 24, 18)]

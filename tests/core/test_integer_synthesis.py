@@ -11,7 +11,7 @@ import torch
 
 from histocodec.codec.transform import Transform
 from histocodec.errors import FormatError
-from histocodec.formats.decode.blocks import BlockDecoder
+from histocodec.formats.decode.chunks import ChunkReader
 from histocodec.formats.decode.slide import open_compressed
 from histocodec.formats.encode.encode import encode_slide
 from histocodec.formats.encode.options import EncodeOptions
@@ -163,13 +163,13 @@ def test_blocks_side_by_side_are_what_each_is_by_itself(tmp_path: Path, monkeypa
     options = EncodeOptions(model=str(model), quality=60, effort=0, background="code")
     encode_slide(ArraySlide(pixels, name="a"), tmp_path / "a.zarr", options)
     monkeypatch.setenv(MODELS_VARIABLE, str(tmp_path))
-    window = BlockDecoder.block_window
+    window = ChunkReader.chunk_window
 
-    def watched(self: BlockDecoder, key: ChunkKey, across: int = 1) -> tuple[np.ndarray, Margin]:
-        around.append((key.row, key.column, across))
-        return window(self, key, across)
+    def watched(self: ChunkReader, key: ChunkKey, count: int = 1) -> tuple[np.ndarray, Margin]:
+        around.append((key.row, key.column, count))
+        return window(self, key, count)
 
-    monkeypatch.setattr(BlockDecoder, "block_window", watched)
+    monkeypatch.setattr(ChunkReader, "chunk_window", watched)
     with open_compressed(tmp_path / "a.zarr", device="cpu", workers=1) as slide:
         whole = slide.read_array(0, 0, 1300, 900)
     assert around == [(0, 0, 2), (0, 2, 1), (1, 0, 2), (1, 2, 1)]

@@ -31,6 +31,7 @@ from histocodec.formats.container.read import (
     write_stats,
 )
 from histocodec.formats.container.shard import read_chunk, read_index
+from histocodec.geometry import ChunkKey, ShardKey
 from histocodec.normalise import ChannelStats
 from tests.support.containers import attributes, values_of, written
 
@@ -174,13 +175,13 @@ def test_a_map_of_local_errors_is_optional_and_checked(tmp_path: Path) -> None:
 def test_lossless_chunks_come_back_cut_at_the_edge(tmp_path: Path) -> None:
     described = attributes()
     pixels = np.random.default_rng(0).integers(0, 256, (100 - 64, 150 - 128, 3), dtype=np.uint8)
-    write_lossless(tmp_path / "a", described, 0, 1, 2, pixels)
+    write_lossless(tmp_path / "a", described, ChunkKey(0, 1, 2), pixels)
     container = written(tmp_path / "a")
-    assert np.array_equal(container.lossless(0, 1, 2), pixels)
+    assert np.array_equal(container.lossless(ChunkKey(0, 1, 2)), pixels)
     array: Any = zarr.open_array(tmp_path / "a/lossless/0", mode="r")
     assert np.array_equal(array[64:, 128:], pixels)
     with pytest.raises(FormatError, match="is missing"):
-        container.lossless(0, 0, 0)
+        container.lossless(ChunkKey(0, 0, 0))
     assert list(container.problems()) == []
 
 
@@ -189,7 +190,7 @@ def test_chunks_are_found_by_their_place(tmp_path: Path) -> None:
     tiles, present = container.tiles(0), container.present_shards(0)
     for row, column in np.ndindex(*tiles.shape):
         if present[row // 2, column // 2]:
-            path = container.shard_path(0, row // 2, column // 2)
+            path = container.shard_path(ShardKey(0, row // 2, column // 2))
             chunk = read_chunk(path, read_index(path, 4), row % 2 * 2 + column % 2)
             assert chunk == (b"x" if tiles[row, column] else None)
 

@@ -24,6 +24,7 @@ from histocodec.formats.encode.journal import (
     partial_path,
     source_identity,
 )
+from histocodec.geometry import ShardKey
 
 FINGERPRINT: dict[str, module.Json] = {
     "source": {"name": "a.svs", "size": 5, "mtime": 7},
@@ -51,7 +52,7 @@ def content(path: Path) -> str:
 def record(journal: Journal, row: int, data: bytes) -> ShardRecord:
     made = ShardRecord.of(0, (row, 0), data, b"\x01\x00\x02\x01" if data else bytes(4), bytes(4))
     if data:
-        write_atomically(shard_path(journal.partial, 0, row, 0), data)
+        write_atomically(shard_path(journal.partial, ShardKey(0, row, 0)), data)
     journal.append(made)
     return made
 
@@ -107,10 +108,10 @@ def test_a_shard_that_is_not_as_recorded_is_encoded_again(dst: Path) -> None:
     with Journal.start(dst, FINGERPRINT) as journal:
         for row in range(4):
             record(journal, row, b"shard" if row < 3 else b"")
-    shard_path(partial_path(dst), 0, 0, 0).write_bytes(b"shart")
-    shard_path(partial_path(dst), 0, 1, 0).unlink()
-    shard_path(partial_path(dst), 0, 3, 0).parent.mkdir(parents=True)
-    shard_path(partial_path(dst), 0, 3, 0).write_bytes(b"stray")
+    shard_path(partial_path(dst), ShardKey(0, 0, 0)).write_bytes(b"shart")
+    shard_path(partial_path(dst), ShardKey(0, 1, 0)).unlink()
+    shard_path(partial_path(dst), ShardKey(0, 3, 0)).parent.mkdir(parents=True)
+    shard_path(partial_path(dst), ShardKey(0, 3, 0)).write_bytes(b"stray")
     with Journal.start(dst, FINGERPRINT, resume=True) as journal:
         assert list(journal.records) == [(0, 2, 0)]
 

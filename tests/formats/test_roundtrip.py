@@ -110,7 +110,7 @@ def test_zarr_alone_opens_the_latents(
     latents = np.asarray(array[:])
     assert np.array_equal(latents, np.asarray(slide.latents(0)[:]))
     for row, column in np.argwhere(slide.container.tiles(0) == CODED).tolist():
-        chunk = slide.decoder.chunk(ChunkKey(0, row, column))
+        chunk = slide.decoder.reader.latents(ChunkKey(0, row, column))
         assert chunk is not None
         part = latents[:, 32 * row : 32 * row + 32, 32 * column : 32 * column + 32]
         assert chunk.y.dtype == array.dtype

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from histocodec.codec.chunk import HyperChunkCodec
-from histocodec.formats.decode.blocks import Underway
+from histocodec.formats.decode.cache import Underway
 from histocodec.formats.decode.slide import open_compressed
 from histocodec.formats.encode.encode import encode_slide
 from histocodec.formats.encode.options import EncodeOptions
@@ -27,19 +27,19 @@ def test_the_second_waits_for_the_first() -> None:
     begun, go_on = threading.Event(), threading.Event()
 
     def first() -> None:
-        with underway.alone(KEY) as alone:
+        with underway.claim(KEY) as mine:
             begun.set()
             go_on.wait(10)
-            seen.append(("first", alone))
+            seen.append(("first", mine))
 
     def second() -> None:
-        with underway.alone(KEY) as alone:
-            seen.append(("second", alone))
+        with underway.claim(KEY) as mine:
+            seen.append(("second", mine))
 
     threads = [threading.Thread(target=target) for target in (first, second)]
     threads[0].start()
     assert begun.wait(10)
-    assert list(underway.last([KEY, ChunkKey(0, 0, 1)])) == [ChunkKey(0, 0, 1), KEY]
+    assert list(underway.free_first([KEY, ChunkKey(0, 0, 1)])) == [ChunkKey(0, 0, 1), KEY]
     threads[1].start()
     time.sleep(0.05)
     assert seen == []
@@ -47,27 +47,27 @@ def test_the_second_waits_for_the_first() -> None:
     for thread in threads:
         thread.join(10)
     assert seen == [("first", True), ("second", False)]
-    with underway.alone(KEY) as alone:
-        assert alone
+    with underway.claim(KEY) as mine:
+        assert mine
 
 
 def test_a_failure_leaves_the_way_free() -> None:
     underway = Underway()
-    with pytest.raises(ValueError, match="broken"), underway.alone(KEY):
+    with pytest.raises(ValueError, match="broken"), underway.claim(KEY):
         raise ValueError("broken")
-    with underway.alone(KEY) as alone:
-        assert alone
+    with underway.claim(KEY) as mine:
+        assert mine
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_child_waits_for_nobody() -> None:
     underway = Underway()
-    with underway.alone(KEY):
+    with underway.claim(KEY):
         child = os.fork()
         if child == 0:
-            with underway.alone(KEY) as alone:
-                os._exit(0 if alone else 1)
+            with underway.claim(KEY) as mine:
+                os._exit(0 if mine else 1)
         assert os.waitpid(child, 0)[1] == 0
 
 

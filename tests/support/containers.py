@@ -20,6 +20,7 @@ from histocodec.formats.container.files import write_atomically
 from histocodec.formats.container.layout import plain_arrays, shard_path
 from histocodec.formats.container.read import Container, create_skeleton, finish, write_array
 from histocodec.formats.container.shard import pack_shard
+from histocodec.geometry import ShardKey
 
 SCHEMA = json.loads((Path(module.__file__).parents[1] / "schema.json").read_text())
 
@@ -76,7 +77,7 @@ def written(root: Path, described: Attributes | None = None) -> Container:
             inside = tiles[row * side : (row + 1) * side, column * side : (column + 1) * side]
             part[: inside.shape[0], : inside.shape[1]] = inside
             if part.any():
-                path = shard_path(root, level, row, column)
+                path = shard_path(root, ShardKey(level, row, column))
                 write_atomically(path, pack_shard([b"x" if tile else None for tile in part.ravel()]))
                 digests[shard] = np.frombuffer(module.file_digest(path), np.uint8)
         write_array(root, described, f"integrity/{level}", digests)

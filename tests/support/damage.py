@@ -7,6 +7,7 @@ from pathlib import Path
 from histocodec.formats.container.layout import shard_path
 from histocodec.formats.container.read import Container
 from histocodec.formats.container.shard import pack_shard
+from histocodec.geometry import ShardKey
 from tests.support.tiny import tiny_weights
 
 
@@ -20,7 +21,7 @@ def fill_shard(path: Path, chunk: bytes, *, absent: tuple[int, int] | None = Non
     grid, side = attributes.grid(0), range(attributes.shard)
     there = [(r, c) for r in range(grid.chunk_rows) for c in range(grid.chunk_columns) if (r, c) != absent]
     slots = [chunk if (r, c) in there else None for r in side for c in side]
-    shard_path(path, 0, 0, 0).write_bytes(pack_shard(slots))
+    shard_path(path, ShardKey(0, 0, 0)).write_bytes(pack_shard(slots))
 
 
 def foreign_weights() -> bytes:

@@ -11,7 +11,7 @@ from histocodec.formats.container.layout import LOSSLESS, plain_arrays
 from histocodec.formats.container.read import Container
 from histocodec.formats.decode.slide import CompressedSlide
 from histocodec.formats.encode.encode import encode_slide
-from histocodec.geometry import Grid, Region
+from histocodec.geometry import ChunkKey, Grid, Region
 from histocodec.slide import BaseSlide, Pixels
 from histocodec.sources import ArraySlide
 
@@ -60,7 +60,7 @@ def make_lossless(path: Path, source: BaseSlide, level: int, row: int, column: i
     attributes = container.attributes
     size = attributes.levels[level]
     region = Grid(size.height, size.width, CHUNK).region(row, column)
-    files.write_lossless(path, attributes, level, row, column, source.read(region, level))
+    files.write_lossless(path, attributes, ChunkKey(level, row, column), source.read(region, level))
     forms = plain_arrays(attributes)
     for name, value in ((f"tiles/{level}", LOSSLESS), (f"psnr/{level}", np.inf)):
         values = container.array(name).copy()

@@ -22,6 +22,7 @@ from histocodec.codec.chunk import HyperChunkCodec, fast_chunk_codec, quality_of
 from histocodec.formats.container.layout import BACKGROUND
 from histocodec.formats.container.read import Container
 from histocodec.formats.container.shard import read_chunk, read_index
+from histocodec.geometry import ShardKey
 from histocodec.models.weights import ModelWeights, load_model
 from tests.tools.conformance import KIT, MODEL_ID, STEP
 
@@ -60,7 +61,7 @@ def decode_chunks(container: Container, coder: HyperChunkCodec) -> tuple[list[st
         shape = (attributes.model.channels, side, side)
         whole = np.zeros((shape[0], grid.chunk_rows * side, grid.chunk_columns * side), "<i2")
         for row, column in np.argwhere(container.tiles(level) != BACKGROUND):
-            path = container.shard_path(level, row // across, column // across)
+            path = container.shard_path(ShardKey(level, row // across, column // across))
             data = read_chunk(path, read_index(path, across**2), row % across * across + column % across)
             assert data is not None
             y = coder.decode(data, shape)
@@ -80,7 +81,7 @@ def latent_digests(path: Path, weights: ModelWeights) -> list[str]:
 def decoded_pixels(path: Path, weights: ModelWeights, device: str, dtype: "torch.dtype") -> "Pixels":
     """Every STEP-th pixel of level 0."""
     from histocodec.device import choose_device
-    from histocodec.formats.decode.blocks import BlockDecoder
+    from histocodec.formats.decode.pixels import PixelDecoder
     from histocodec.geometry import ChunkKey, Grid, Region
     from histocodec.threads import Workers
 
@@ -88,11 +89,11 @@ def decoded_pixels(path: Path, weights: ModelWeights, device: str, dtype: "torch
     level = container.attributes.levels[0]
     grid = Grid(level.height, level.width, container.attributes.chunk_side)
     level_region = Region(0, 0, level.width, level.height)
-    decoder = BlockDecoder(container, weights, choose_device(device), workers, cache_bytes=64 << 20, dtype=dtype)
+    decoder = PixelDecoder(container, weights, choose_device(device), workers, cache_bytes=64 << 20, dtype=dtype)
     pixels = np.empty((level.height, level.width, 3), np.uint8)
     keys = [ChunkKey(0, row, column) for row in range(grid.rows) for column in range(grid.columns)]
-    for key, block in decoder.blocks(keys):
-        pixels[grid.region(key.row, key.column).within(level_region)] = block
+    for key, chunk in decoder.chunks(keys):
+        pixels[grid.region(key.row, key.column).within(level_region)] = chunk
     workers.close()
     return pixels[::STEP, ::STEP]
 

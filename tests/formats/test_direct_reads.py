@@ -1,4 +1,4 @@
-"""Small regions where nothing was read before: decoded from a window of their own, to the pixels of the whole."""
+"""Direct reads: a small region where nothing is cached is decoded from a window of its own, to the same pixels."""
 
 import shutil
 import threading
@@ -11,7 +11,7 @@ import pytest
 
 import histocodec
 from histocodec.codec.chunk import HyperChunkCodec
-from histocodec.formats.decode.blocks import BlockDecoder
+from histocodec.formats.decode.pixels import PixelDecoder
 from histocodec.formats.decode.slide import CompressedSlide, open_compressed
 from histocodec.geometry import Region
 from histocodec.slide import Pixels
@@ -28,7 +28,7 @@ INSIDE, CORNERS = Region(600, 620, 200, 180), Region(900, 400, 256, 256)
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tissue, a chunk of bare glass at (0, 0), and one stored losslessly at (1, 2)."""
-    folder = tmp_path_factory.mktemp("apart")
+    folder = tmp_path_factory.mktemp("direct")
     model = folder / "integer.safetensors"
     model.write_bytes(tiny_integer_weights().data)
     pixels = synthetic_slide(*SIZE, seed=6)
@@ -46,24 +46,24 @@ def whole(path: Path) -> Pixels:
 
 
 @pytest.fixture
-def apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Region]]:
-    """The regions that were decoded by themselves."""
-    found: list[Region] = []
-    plain = BlockDecoder.region_here
+def direct(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Region]]:
+    """The regions that were read directly."""
+    regions: list[Region] = []
+    plain = PixelDecoder.read_direct_here
 
-    def noted(self: BlockDecoder, level: int, region: Region) -> Pixels:
-        found.append(region)
+    def noted(self: PixelDecoder, level: int, region: Region) -> Pixels:
+        regions.append(region)
         return plain(self, level, region)
 
-    monkeypatch.setattr(BlockDecoder, "region_here", noted)
-    yield found
+    monkeypatch.setattr(PixelDecoder, "read_direct_here", noted)
+    yield regions
 
 
 def crop(pixels: Pixels, region: Region) -> Pixels:
     return pixels[region.y : region.y_end, region.x : region.x_end]
 
 
-def test_they_are_crops_of_the_whole_wherever_they_lie(path: Path, whole: Pixels, apart: list[Region]) -> None:
+def test_direct_reads_are_crops_of_the_whole_wherever_they_lie(path: Path, whole: Pixels, direct: list[Region]) -> None:
     rng = np.random.default_rng(0)
     places = rng.integers((0, 0), (SIZE[0] - 1, SIZE[1] - 1), (60, 2)).tolist()
     sizes = rng.integers(1, 330, (60, 2)).tolist()
@@ -71,37 +71,37 @@ def test_they_are_crops_of_the_whole_wherever_they_lie(path: Path, whole: Pixels
         region = Region(x, y, min(width, SIZE[0] - x), min(height, SIZE[1] - y))
         with open_compressed(path, device="cpu") as slide:
             assert np.array_equal(slide.read(region, 0), crop(whole, region)), region
-    assert len(apart) > 30
+    assert len(direct) > 30
     for touched in (Region(0, 0, 512, 512), Region(1024, 512, 512, 512)):  # glass, and what is stored losslessly
-        assert any(not region.intersect(touched).empty and not touched.contains(region) for region in apart)
+        assert any(not region.intersect(touched).empty and not touched.contains(region) for region in direct)
 
 
 @pytest.mark.parametrize(
     "region",
     [
-        pytest.param(Region(512, 512, 512, 512), id="a whole block"),
-        pytest.param(Region(100, 100, 200, 200), id="glass alone"),
+        pytest.param(Region(512, 512, 512, 512), id="a whole chunk"),
+        pytest.param(Region(100, 100, 200, 200), id="background alone"),
         pytest.param(Region(1100, 600, 200, 200), id="lossless alone"),
-        pytest.param(Region(530, 530, 450, 450), id="most of a block"),
-        pytest.param(Region(600, 200, 900, 900), id="more than a block"),
+        pytest.param(Region(530, 530, 450, 450), id="most of a chunk"),
+        pytest.param(Region(600, 200, 900, 900), id="more than a chunk"),
         pytest.param(Region(5, 5, 0, 9), id="nothing"),
     ],
 )
-def test_others_are_read_from_blocks(path: Path, whole: Pixels, apart: list[Region], region: Region) -> None:
+def test_other_regions_are_read_by_chunks(path: Path, whole: Pixels, direct: list[Region], region: Region) -> None:
     with open_compressed(path, device="cpu") as slide:
         assert np.array_equal(slide.read(region, 0), crop(whole, region))
-    assert apart == []
+    assert direct == []
 
 
-def test_who_reads_on_nearby_gets_blocks_that_are_kept(path: Path, whole: Pixels, apart: list[Region]) -> None:
+def test_the_next_read_nearby_decodes_whole_chunks(path: Path, whole: Pixels, direct: list[Region]) -> None:
     with open_compressed(path, device="cpu") as slide:
         for shift in range(4):
             region = INSIDE.shifted(3 * shift, 0)
             assert np.array_equal(slide.read(region, 0), crop(whole, region))
-    assert apart == [INSIDE]
+    assert direct == [INSIDE]
 
 
-def test_those_of_a_batch_that_share_no_block(path: Path, whole: Pixels, apart: list[Region]) -> None:
+def test_a_batch_reads_regions_that_share_no_chunk_directly(path: Path, whole: Pixels, direct: list[Region]) -> None:
     places = [(600, 620), (610, 640), (1500, 1100), (-50, -60), (1650, 30)]
     with open_compressed(path, device="cpu") as slide:
         batch = slide.read_batch(places, (80, 90))
@@ -112,19 +112,19 @@ def test_those_of_a_batch_that_share_no_block(path: Path, whole: Pixels, apart: 
         inside = wanted.intersect(Region(0, 0, *SIZE))
         expected[inside.within(wanted)] = crop(whole, inside)
         assert np.array_equal(pixels, expected)
-    assert sorted((region.x, region.y) for region in apart) == [(1500, 1100), (1650, 30)]
+    assert sorted((region.x, region.y) for region in direct) == [(1500, 1100), (1650, 30)]
 
 
-def test_a_synthesis_that_rounds_gives_blocks_alone(tmp_path: Path, apart: list[Region]) -> None:
-    """Its pixels would depend on the region that they were read in."""
+def test_a_floating_point_synthesis_is_never_read_directly(tmp_path: Path, direct: list[Region]) -> None:
+    """Its pixels would depend on the region that was read."""
     source = ArraySlide(synthetic_slide(700, 600, seed=2))
     histocodec.encode(source, tmp_path / "a.zarr", model=str(tiny_model(tmp_path)), device="cpu", embed_model=True)
     with CompressedSlide(tmp_path / "a.zarr", device="cpu") as slide:
         slide.read(Region(100, 100, 60, 60), 0)
-    assert apart == []
+    assert direct == []
 
 
-def test_damage_is_found_there_too(path: Path, tmp_path: Path) -> None:
+def test_direct_reads_find_damage(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "a.zarr"
     shutil.copytree(path, copy)
     (shard,) = (file for file in (copy / "latents" / "0" / "c").rglob("*") if file.is_file())

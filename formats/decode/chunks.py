@@ -1,0 +1,223 @@
+"""Chunks from the files of a container to latents, and windows of latents that a synthesis can decode.
+
+    shard file  ── index ──▶  bytes  ── ChunkCodec ──▶  latents  ── gains undone ──▶  window of a region
+                  (cached)                             (cached)
+
+`ChunkReader` is what the two pixel decoders share: `pixels.PixelDecoder` takes windows from it, and `gpu.GpuRegions`
+takes bytes.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histocodec.codec.chunk import ChunkCodec, fast_chunk_codec, quality_of
+from histocodec.errors import FormatError
+from histocodec.formats.container.layout import BACKGROUND
+from histocodec.formats.container.read import Container
+from histocodec.formats.container.shard import ShardIndex, read_chunks, read_index
+from histocodec.formats.decode.cache import Cache, Underway
+from histocodec.geometry import ChunkKey, Grid, Margin, Region, ShardKey, ceil_div
+from histocodec.kernels.jit import jit
+from histocodec.models.weights import ModelWeights
+from histocodec.threads import Workers
+
+MAX_INDICES = 1024  # shard indices in memory; each takes 10 KB as Python objects
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkLatents:
+    """One decoded chunk: `y` (C, n, n) int8 or int16, and the quality whose gains scaled it."""
+
+    y: NDArray[np.signedinteger]
+    quality: int
+
+
+class ChunkReader:
+    """Reads the chunks of one container. Thread-safe. Caches at most `cache_bytes` of decoded latents.
+
+    Raises FormatError from every method where a file is missing or damaged, or contradicts another.
+    """
+
+    def __init__(self, container: Container, weights: ModelWeights, workers: Workers, *, cache_bytes: int) -> None:
+        self.container, self.weights, self.workers = container, weights, workers
+        # Built on a worker: a process that was forked from one that had used PyTorch's threads waits for these for
+        # ever as soon as its main thread multiplies.
+        self.codec = workers.run(lambda: _codec(weights))
+        self.stats = container.stats()
+        self.side = container.attributes.chunk  # latents of a chunk, in each direction
+        levels = range(len(container.attributes.levels))
+        self.tiles = [container.tiles(level) for level in levels]  # the tile states (rows, columns) of each level
+        self._planes = [container.attributes.grid(level).latents for level in levels]
+        self._indices: dict[ShardKey, ShardIndex] = {}
+        self._cache: Cache[ChunkLatents] = Cache(cache_bytes)
+        self._underway = Underway()
+
+    # Tile states.
+
+    def state(self, key: ChunkKey) -> int:
+        """BACKGROUND, CODED or LOSSLESS, as the map `tiles` says."""
+        return int(self.tiles[key.level][key.row, key.column])
+
+    def check_absent(self, key: ChunkKey) -> None:
+        """Raises FormatError where a shard holds a chunk that the map calls background: one of the two is wrong."""
+        shard = key.shard(self.container.attributes.shard)
+        if self.container.shard_path(shard).exists() and self._index(shard).entries[self._number(key)] is not None:
+            raise FormatError(
+                f"{self.container.shard_path(shard)}: holds level {key.level} chunk ({key.row}, {key.column}), which "
+                f"tiles/{key.level} calls background"
+            )
+
+    # Bytes.
+
+    def read(self, keys: Sequence[ChunkKey]) -> list[bytes]:
+        """The bytes of chunks that are not background, in the order of the keys. The workers read a shard each."""
+        shards: dict[ShardKey, list[ChunkKey]] = {}
+        for key in keys:
+            shards.setdefault(key.shard(self.container.attributes.shard), []).append(key)
+        chunks: dict[ChunkKey, bytes] = {}
+        for members, data in zip(shards.values(), self.workers.map(self._read_shard, shards.values()), strict=True):
+            chunks.update(zip(members, data, strict=True))
+        return [chunks[key] for key in keys]
+
+    def _read_shard(self, keys: Sequence[ChunkKey]) -> list[bytes]:
+        """`read` for chunks of one shard, on this thread."""
+        shard = keys[0].shard(self.container.attributes.shard)
+        chunks = []
+        data = read_chunks(self.container.shard_path(shard), self._index(shard), map(self._number, keys))
+        for key, chunk in zip(keys, data, strict=True):
+            if chunk is None:
+                raise FormatError(f"{self._name(key)} is missing from its shard")
+            chunks.append(chunk)
+        return chunks
+
+    def _index(self, shard: ShardKey) -> ShardIndex:
+        """The index of a shard's file, read once."""
+        index = self._indices.get(shard)
+        if index is None:
+            index = read_index(self.container.shard_path(shard), self.container.attributes.shard**2)
+            if len(self._indices) >= MAX_INDICES:
+                self._indices.clear()
+            self._indices[shard] = index
+        return index
+
+    def _number(self, key: ChunkKey) -> int:
+        """The place of a chunk in its shard's index."""
+        side = self.container.attributes.shard
+        return key.row % side * side + key.column % side
+
+    def _name(self, key: ChunkKey) -> str:
+        """A chunk as errors name it."""
+        return f"{self.container.path}: level {key.level} chunk ({key.row}, {key.column})"
+
+    # Latents.
+
+    def latents(self, key: ChunkKey) -> ChunkLatents | None:
+        """The latents of a chunk, from the cache where they are in it; None where the chunk is background. Two threads
+        never decode the same chunk at a time."""
+        if self.state(key) == BACKGROUND:
+            self.check_absent(key)
+            return None
+        while True:
+            if (cached := self._cache.get(key)) is not None:
+                return cached
+            with self._underway.claim(key) as mine:
+                if mine:
+                    chunk = self.decode(key)
+                    self._cache.put(key, chunk, chunk.y.nbytes)
+                    return chunk
+
+    def decode(self, key: ChunkKey) -> ChunkLatents:
+        """The latents of a chunk that is not background, read and decoded anew."""
+        (data,) = self._read_shard([key])
+        try:
+            y = self.codec.decode(data, (self.weights.config.latent_channels, self.side, self.side))
+        except FormatError as exc:
+            raise FormatError(f"{self._name(key)}: {exc}") from exc
+        dtype = np.dtype(self.container.attributes.levels[key.level].dtype)
+        limits = np.iinfo(dtype)
+        if y.min() < limits.min or y.max() > limits.max:
+            raise FormatError(f"{self._name(key)}: holds values from {y.min()} to {y.max()}, beyond {dtype}")
+        return ChunkLatents(y.astype(dtype, copy=False), quality_of(data))
+
+    def is_cached(self, key: ChunkKey) -> bool:
+        """Whether the latents of a chunk are in the cache."""
+        return self._cache.get(key) is not None
+
+    def decode_ahead(self, areas: Iterable[tuple[int, Region]]) -> None:
+        """Has all workers decode what the windows of (level, area in latents) need. For fewer windows than workers,
+        each of which one thread would decode; does nothing where the latents do not fit into half of the cache."""
+        windows = [(level, self.window_of(level, area)[0]) for level, area in areas]
+        needed = dict.fromkeys(key for level, window in windows for key in self.chunks_in(level, window))
+        missing = [key for key in needed if self.state(key) != BACKGROUND and not self.is_cached(key)]
+        size = self.side**2 * self.weights.config.latent_channels
+        if self.workers.count > 1 and len(missing) > 1 and 2 * len(missing) * size <= self._cache.limit:
+            for _ in self.workers.map(self.latents, missing):
+                pass
+
+    # Windows. An area is a rectangle in latents; its window adds the halo of the synthesis, as far as the level goes.
+
+    def latents_of(self, region: Region) -> Region:
+        """The latents, as an area, that a region in pixels touches."""
+        stride = self.weights.config.stride
+        x, y = region.x // stride, region.y // stride
+        return Region(x, y, ceil_div(region.x_end, stride) - x, ceil_div(region.y_end, stride) - y)
+
+    def area_of(self, key: ChunkKey) -> Region:
+        """The latents of a chunk, as an area: all n × n of them, even where the level ends before."""
+        return Region(key.column * self.side, key.row * self.side, self.side, self.side)
+
+    def window_of(self, level: int, area: Region) -> tuple[Region, Margin]:
+        """The window of an area, and its margin: how far it reaches beyond the area."""
+        window = area.expanded(self.weights.config.synthesis_halo).intersect(self._planes[level])
+        beyond = max(0, window.y_end - area.y_end), max(0, window.x_end - area.x_end)
+        return window, Margin(area.y - window.y, area.x - window.x, *beyond)
+
+    def chunks_in(self, level: int, area: Region) -> list[ChunkKey]:
+        """The chunks that an area, or a window, touches, row by row."""
+        plane = self._planes[level]
+        squares = Grid(plane.height, plane.width, self.side).squares_in(area)
+        return [ChunkKey(level, row, column) for row, column in squares]
+
+    def window(self, level: int, area: Region) -> tuple[NDArray[np.float32], Margin]:
+        """The latents of an area's window with gains undone, (C, h, w) float32, and its margin. In memory the channels
+        come last, as the synthesis takes them."""
+        window, margin = self.window_of(level, area)
+        scaled = np.empty((window.height, window.width, self.weights.config.latent_channels), np.float32)
+        for key in self._underway.free_first(self.chunks_in(level, window)):
+            chunk_area, chunk = self.area_of(key), self.latents(key)
+            shared = chunk_area.intersect(window)
+            part = scaled[shared.within(window)]
+            if chunk is None:
+                part[...] = self.stats.background_latent
+            else:
+                y = chunk.y[(slice(None), *shared.within(chunk_area))]
+                _scale(y, self.weights.inverse_gain(chunk.quality), part)
+        return scaled.transpose(2, 0, 1), margin
+
+    def chunk_window(self, key: ChunkKey, count: int = 1) -> tuple[NDArray[np.float32], Margin]:
+        """`window` of a chunk, or of `count` chunks in a row of which it is the leftmost."""
+        return self.window(key.level, replace(self.area_of(key), width=count * self.side))
+
+
+@lru_cache(maxsize=4)
+def _codec(weights: ModelWeights) -> ChunkCodec:
+    """Built once for all slides of a model: it takes as long as decoding several regions."""
+    return fast_chunk_codec(weights)
+
+
+@jit
+def _scale(y: NDArray[np.signedinteger], gain: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    """y (C, h, w) · gain (C,) → out (h, w, C). Skips rows of zeros, which most rows of a channel are."""
+    for row in range(y.shape[1]):
+        out[row] = 0
+        for channel in range(y.shape[0]):
+            values, used = y[channel, row], 0
+            for column in range(y.shape[2]):
+                used |= values[column]
+            if used != 0:
+                for column in range(y.shape[2]):
+                    out[row, column, channel] = values[column] * gain[channel]

@@ -1,0 +1,103 @@
+"""OpenSlide's interface to a container, so that code written for openslide-python reads compressed slides unchanged.
+
+Everything here follows from `levels`, `read` and `associated`, which `CompressedSlide` has.
+"""
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import openslide
+from PIL import Image
+
+from histocodec.errors import UsageError
+from histocodec.formats.container.attributes import Attributes
+from histocodec.formats.container.read import is_container
+from histocodec.geometry import Level, Region
+from histocodec.slide import LazyImages, Pixels
+
+
+class OpenSlideFace(openslide.AbstractSlide):
+    """The methods of `openslide.OpenSlide`. A subclass adds `name`, `levels`, `read`, `associated` and `properties`."""
+
+    name: str
+    levels: tuple[Level, ...]
+
+    def read(self, region: Region, level: int) -> Pixels:
+        """The pixels (h, w, 3) uint8 of a region in the level's own pixels; see `Slide`."""
+        raise NotImplementedError
+
+    @property
+    def associated(self) -> Mapping[str, Pixels]:
+        """Label, macro and thumbnail as arrays; see `Slide`."""
+        raise NotImplementedError
+
+    @classmethod
+    def detect_format(cls, filename: str | os.PathLike[str]) -> str | None:  # type: ignore[override]  # no bytes paths
+        """`"histocodec"` where `filename` is a container, else None."""
+        return "histocodec" if is_container(Path(filename)) else None
+
+    @property
+    def level_count(self) -> int:
+        """The number of levels."""
+        return len(self.levels)
+
+    @property
+    def level_dimensions(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) of each level in pixels."""
+        return tuple((level.width, level.height) for level in self.levels)
+
+    @property
+    def level_downsamples(self) -> tuple[float, ...]:
+        """The downsample of each level."""
+        return tuple(level.downsample for level in self.levels)
+
+    @property
+    def associated_images(self) -> Mapping[str, Image.Image]:
+        """Label, macro and thumbnail as PIL images, decoded at each look-up."""
+        images = self.associated
+
+        def picture(name: str) -> Image.Image:
+            return Image.fromarray(images[name])
+
+        return LazyImages({name: partial(picture, name) for name in images})
+
+    def get_best_level_for_downsample(self, downsample: float) -> int:
+        """The coarsest level that is no coarser than `downsample`; 0 where all are coarser."""
+        fitting = [i for i, level in enumerate(self.levels) if level.downsample <= downsample * (1 + 1e-9)]
+        return fitting[-1] if fitting else 0
+
+    def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
+        """An RGBA image of `size` in the level's pixels, from `location` in level-0 pixels; transparent beyond the
+        level's edge. Raises UsageError where the level does not exist or the size is negative."""
+        region = self._region_at(location, level, size)
+        rgba = np.zeros((region.height, region.width, 4), np.uint8)
+        inside = region.intersect(self.levels[level].region)
+        if not inside.empty:
+            part = inside.within(region)
+            rgba[(*part, slice(3))] = self.read(inside, level)
+            rgba[(*part, 3)] = 255
+        return Image.fromarray(rgba)
+
+    def _region_at(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Region:
+        """The region in the level's pixels that OpenSlide's `location` (level-0 pixels) and `size` (level's) name."""
+        downsample = self.levels[self._checked_level(level)].downsample
+        return Region(round(location[0] / downsample), round(location[1] / downsample), *size)
+
+    def _checked_level(self, level: int) -> int:
+        if not 0 <= level < len(self.levels):
+            raise UsageError(f"{self.name}: level {level} does not exist; it has 0 to {len(self.levels) - 1}")
+        return level
+
+
+def openslide_properties(attributes: Attributes) -> Mapping[str, str]:
+    """The source's properties, word for word, and OpenSlide's own names for mpp and objective power."""
+    properties = dict(attributes.properties)
+    if attributes.mpp is not None:
+        properties[openslide.PROPERTY_NAME_MPP_X] = str(attributes.mpp[0])
+        properties[openslide.PROPERTY_NAME_MPP_Y] = str(attributes.mpp[1])
+    if attributes.objective_power is not None:
+        properties[openslide.PROPERTY_NAME_OBJECTIVE_POWER] = f"{attributes.objective_power:g}"
+    return properties

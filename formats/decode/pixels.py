@@ -1,0 +1,194 @@
+"""The pixels of a container's chunks, and of small regions read directly.
+
+A pixel never depends on the region that it was read in. Where the synthesis is exact, any window gives the same
+pixels. Where it computes in floating point, a chunk is always decoded from the same window, on one thread of a CPU or
+in a batch of fixed size on a GPU.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property, lru_cache
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from histocodec.codec.transform import Transform
+from histocodec.formats.container.layout import BACKGROUND, CODED, LOSSLESS
+from histocodec.formats.container.read import Container
+from histocodec.formats.decode.cache import Cache
+from histocodec.formats.decode.chunks import ChunkReader
+from histocodec.geometry import ChunkKey, Region
+from histocodec.models.weights import ModelWeights
+from histocodec.slide import Pixels
+from histocodec.threads import Workers
+
+if TYPE_CHECKING:
+    from histocodec.formats.decode.gpu import GpuRegions
+
+SIDE_BY_SIDE = 2  # chunks decoded from one window where there are many: they share a margin, and calls
+GPU_BATCH = 16  # windows a launch; filled up to this unless exact: in another batch a convolution may round differently
+
+
+class PixelDecoder:
+    """Decodes the chunks of one container to pixels, on one device. Thread-safe.
+
+    Half of `cache_bytes` is for latents, half for pixels. `dtype` is the arithmetic of a synthesis in floating point,
+    by default the device's fastest. Methods raise FormatError where a file that they need is missing or damaged.
+    """
+
+    def __init__(
+        self,
+        container: Container,
+        weights: ModelWeights,
+        device: torch.device,
+        workers: Workers,
+        *,
+        cache_bytes: int,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.container, self.weights, self.device, self.workers = container, weights, device, workers
+        self.reader = ChunkReader(container, weights, workers, cache_bytes=cache_bytes // 2)
+        self.transform = workers.run(lambda: _transform(weights, device, dtype))  # on a worker, as the reader's codec
+        self._cache: Cache[Pixels] = Cache(cache_bytes // 2)
+
+    @cached_property
+    def gpu_regions(self) -> "GpuRegions | None":
+        """What decodes whole regions on a GPU, bit for bit; None where the device has no exact kernels."""
+        if not self.transform.by_kernels:
+            return None
+        from histocodec.formats.decode.gpu import GpuRegions  # here, since it needs Triton
+
+        return GpuRegions(self.reader, self.device)
+
+    # Whole chunks.
+
+    def chunks(self, keys: Iterable[ChunkKey]) -> Iterator[tuple[ChunkKey, Pixels]]:
+        """The pixels of chunks, (h, w, 3) uint8, cut at the level's edge, in the order of the keys. They may be shared
+        with the cache: do not write to them."""
+        if self.device.type != "cpu":
+            yield from self._in_batches(keys)
+            return
+        keys = list(keys)
+        if len(keys) < self.workers.count:
+            self.reader.decode_ahead((key.level, self.reader.area_of(key)) for key in keys if self._to_decode(key))
+        many = self.transform.exact and len(keys) >= 2 * SIDE_BY_SIDE * self.workers.count
+        for run in self.workers.map(self._decode_run, _runs(keys, SIDE_BY_SIDE if many else 1)):
+            yield from run
+
+    def _decode_run(self, keys: Sequence[ChunkKey]) -> list[tuple[ChunkKey, Pixels]]:
+        """The pixels of chunks that lie side by side, on this thread."""
+        available = [(key, pixels) for key in keys if (pixels := self._without_synthesis(key)) is not None]
+        if available:
+            return available if len(keys) == 1 else [chunk for key in keys for chunk in self._decode_run([key])]
+        window, margin = self.reader.chunk_window(keys[0], len(keys))
+        pixels = self.transform.synthesise([window], margin, self.reader.stats.channels)[0]
+        side = self.container.attributes.chunk_side
+        return [(key, self._cut_and_cache(key, pixels[:, n * side :])) for n, key in enumerate(keys)]
+
+    def _in_batches(self, keys: Iterable[ChunkKey]) -> Iterator[tuple[ChunkKey, Pixels]]:
+        """`chunks` on a GPU: the workers prepare windows, and GPU_BATCH of one shape are decoded together."""
+        group: list[ChunkKey] = []
+        for key in keys:
+            group.append(key)
+            if len(group) == 4 * GPU_BATCH:
+                yield from self._decode_group(group)
+                group = []
+        yield from self._decode_group(group)
+
+    def _decode_group(self, keys: Sequence[ChunkKey]) -> Iterator[tuple[ChunkKey, Pixels]]:
+        done = {key: pixels for key in keys if (pixels := self._without_synthesis(key)) is not None}
+        missing = [key for key in dict.fromkeys(keys) if key not in done]
+        windows = list(zip(missing, self.workers.map(self.reader.chunk_window, missing), strict=True))
+        windows.sort(key=lambda item: (item[1][0].shape, str(item[1][1])))
+        for _, same_shape in groupby(windows, key=lambda item: (item[1][0].shape, item[1][1])):
+            alike = list(same_shape)
+            for start in range(0, len(alike), GPU_BATCH):
+                batch = alike[start : start + GPU_BATCH]
+                padding = 0 if self.transform.exact else GPU_BATCH - len(batch)
+                padded = [window for _, (window, _) in batch] + [batch[0][1][0]] * padding
+                decoded = self.transform.synthesise(padded, batch[0][1][1], self.reader.stats.channels)
+                for (key, _), pixels in zip(batch, decoded, strict=False):
+                    done[key] = self._cut_and_cache(key, pixels)
+        for key in keys:
+            yield key, done[key]
+
+    # Direct reads: a small region from a window of its own, without its chunks.
+
+    def prefers_direct(self, level: int, region: Region) -> bool:
+        """Whether a region within the level is best read directly: it is small beside the chunks that it touches, and
+        none of these is cached, so that nothing suggests reads nearby. Whole chunks are worth their time to those, and
+        necessary where the synthesis is not exact."""
+        attributes, config = self.container.attributes, self.weights.config
+        coded = [key for key in attributes.chunks_in(level, region) if self.reader.state(key) == CODED]
+        window = region.expanded(config.synthesis_halo * config.stride)
+        chunk_pixels = attributes.chunk_side**2
+        return (
+            self.transform.exact
+            and bool(coded)
+            and region.area <= chunk_pixels
+            and 2 * window.area <= len(coded) * chunk_pixels
+            and not any(self.reader.is_cached(key) or self._cache.get(key) is not None for key in coded)
+        )
+
+    def read_direct(self, level: int, region: Region) -> Pixels:
+        """The pixels (h, w, 3) uint8 of a region within the level, where the synthesis is exact. All workers decode the
+        latents, one the pixels."""
+        self.reader.decode_ahead([(level, self.reader.latents_of(region))])
+        return self.workers.run(lambda: self.read_direct_here(level, region))
+
+    def read_direct_here(self, level: int, region: Region) -> Pixels:
+        """`read_direct` on this thread alone, which is to be a worker."""
+        area, stride = self.reader.latents_of(region), self.weights.config.stride
+        window, margin = self.reader.window(level, area)
+        decoded = self.transform.synthesise([window], margin, self.reader.stats.channels)[0]
+        pixels = np.ascontiguousarray(decoded[region.within(Region(area.x * stride, area.y * stride, 0, 0))])
+        for key in self.container.attributes.chunks_in(level, region):
+            if (available := self._without_synthesis(key)) is not None:
+                chunk_region = self.container.attributes.chunk_region(key)
+                part = chunk_region.intersect(region)
+                pixels[part.within(region)] = available[part.within(chunk_region)]
+        return pixels
+
+    # Pixels that need no synthesis.
+
+    def _to_decode(self, key: ChunkKey) -> bool:
+        """Whether the pixels of a chunk are yet to be decoded from latents."""
+        return self.reader.state(key) == CODED and self._cache.get(key) is None
+
+    def _without_synthesis(self, key: ChunkKey) -> Pixels | None:
+        """The pixels of a chunk that is background, cached or stored losslessly; None where it must be decoded."""
+        state = self.reader.state(key)
+        if state == BACKGROUND:
+            self.reader.check_absent(key)
+            region = self.container.attributes.chunk_region(key)
+            return np.broadcast_to(np.array(self.reader.stats.background, np.uint8), (region.height, region.width, 3))
+        cached = self._cache.get(key)
+        if cached is None and state == LOSSLESS:
+            return self._cut_and_cache(key, self.container.lossless(key))
+        return cached
+
+    def _cut_and_cache(self, key: ChunkKey, pixels: Pixels) -> Pixels:
+        region = self.container.attributes.chunk_region(key)
+        pixels = np.ascontiguousarray(pixels[: region.height, : region.width])
+        self._cache.put(key, pixels, pixels.nbytes)
+        return pixels
+
+
+@lru_cache(maxsize=4)
+def _transform(weights: ModelWeights, device: torch.device, dtype: torch.dtype | None) -> Transform:
+    """Built once for all slides of a model: it takes as long as decoding several regions."""
+    return Transform(weights, device, dtype=dtype)
+
+
+def _runs(keys: Iterable[ChunkKey], longest: int) -> Iterator[list[ChunkKey]]:
+    """The keys in their order, up to `longest` at once where one follows the other in a row of chunks."""
+    run: list[ChunkKey] = []
+    for key in keys:
+        if run and (len(run) == longest or key != replace(run[-1], column=run[-1].column + 1)):
+            yield run
+            run = []
+        run.append(key)
+    if run:
+        yield run
