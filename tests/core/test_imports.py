@@ -119,7 +119,6 @@ def test_every_floor_has_a_module() -> None:
     assert not gone
 
 
-@pytest.mark.xfail(reason="decode.blocks and decode.gpu import each other still")
 def test_no_files_import_each_other_in_a_circle() -> None:
     graph: dict[str, list[str]] = {name: [] for name in modules()}
     for module, imported in inner_imports():
