@@ -23,7 +23,8 @@ from histocodec.formats.container.arrays import (
 )
 from histocodec.formats.container.attributes import MODEL_ID, SHA256
 from histocodec.formats.container.files import sync_folder
-from histocodec.formats.container.read import Container, file_digest
+from histocodec.formats.container.integrity import file_digest
+from histocodec.formats.container.read import Container
 from histocodec.search.embedding import Embeddings, VectorKind
 
 GROUP = "embeddings"

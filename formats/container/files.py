@@ -65,3 +65,10 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def relative_files(root: Path) -> Iterator[str]:
+    """The names of all files below `root`, relative to it and with slashes. Leaves out what a killed writer left."""
+    for path in root.rglob("*"):
+        if path.is_file() and not path.match(TEMPORARY_GLOB):
+            yield path.relative_to(root).as_posix()

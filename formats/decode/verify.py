@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from histocodec.errors import FormatError, UsageError
 from histocodec.formats.container.embeddings import embedding_problems
+from histocodec.formats.container.integrity import container_problems
 from histocodec.formats.container.layout import BACKGROUND, LOSSLESS
 from histocodec.formats.container.read import Container
 from histocodec.formats.decode.model import model_of
@@ -65,7 +66,7 @@ def verify(
     """
     began = time.perf_counter()
     container = Container.open(Path(path))
-    every = chain(container.problems(), embedding_problems(container))
+    every = chain(container_problems(container), embedding_problems(container))
     problems = [str(problem) for problem in islice(every, MOST_PROBLEMS)]
     chunks = shards = 0
     fidelity = _Fidelity()

@@ -25,7 +25,7 @@ from histocodec.codec.transform import Transform
 from histocodec.codec.window import Window, latent_slices, margin_of, pad_pixels
 from histocodec.device import choose_device
 from histocodec.errors import OutputError, SourceError, UsageError
-from histocodec.formats.container import read as files
+from histocodec.formats.container import write as files
 from histocodec.formats.container.attributes import (
     Attributes,
     BackgroundAttributes,
@@ -35,7 +35,7 @@ from histocodec.formats.container.attributes import (
     SourceAttributes,
 )
 from histocodec.formats.container.layout import CODED
-from histocodec.formats.container.read import Container, Stats
+from histocodec.formats.container.read import Container, Stats, lossless_bytes, sizes
 from histocodec.formats.decode.fidelity import Floor, LevelFidelity, measure_level
 from histocodec.formats.encode.extras import write_extras
 from histocodec.formats.encode.guarantee import Guarantee
@@ -423,19 +423,19 @@ def _fingerprint(slide: Slide, options: EncodeOptions, weights: ModelWeights) ->
 def _report(
     dst: Path, attributes: Attributes, slide: Slide, asked: float | None, outcome: _Outcome, seconds: float, device: str
 ) -> EncodeReport:
-    sizes, first = files.sizes(dst), attributes.levels[0]
+    on_disk, first = sizes(dst), attributes.levels[0]
     pixels, source = first.width * first.height, source_bytes(slide)
     everything = sum(level.width * level.height for level in attributes.levels)
-    level0 = (first.bytes or 0) + files.lossless_bytes(dst, 0)
+    level0 = (first.bytes or 0) + lossless_bytes(dst, 0)
     return EncodeReport(
         path=str(dst),
-        bytes=sizes.total,
-        payload_bytes=sizes.latents + sizes.lossless + 8 * 3 + 3 + 4 * attributes.model.channels,
+        bytes=on_disk.total,
+        payload_bytes=on_disk.latents + on_disk.lossless + 8 * 3 + 3 + 4 * attributes.model.channels,
         width=first.width,
         height=first.height,
-        bpp=8 * sizes.total / pixels,
-        ratio_raw=3 * pixels / sizes.total,
-        ratio_source_file=None if source is None else source / sizes.total,
+        bpp=8 * on_disk.total / pixels,
+        ratio_raw=3 * pixels / on_disk.total,
+        ratio_source_file=None if source is None else source / on_disk.total,
         ratio_level0=3 * pixels / level0 if level0 else None,
         psnr=first.psnr if first.psnr is not None else float("inf"),
         worst_psnr=outcome.worst_psnr,

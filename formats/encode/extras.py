@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from histocodec.errors import HistocodecError
-from histocodec.formats.container import read as files
+from histocodec.formats.container import write as files
 from histocodec.formats.container.arrays import Form, pack_values
 from histocodec.formats.container.attributes import MAX_ASSOCIATED, MAX_TEXT, Attributes
 from histocodec.formats.encode.options import EncodeOptions

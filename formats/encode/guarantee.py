@@ -26,7 +26,7 @@ import numpy as np
 from histocodec.codec.quantise import Quantiser
 from histocodec.codec.window import Window, read_window
 from histocodec.fidelity import squared_error
-from histocodec.formats.container import read as files
+from histocodec.formats.container import write as files
 from histocodec.formats.container.layout import CODED, LOSSLESS
 from histocodec.formats.container.read import Container
 from histocodec.formats.decode.chunks import ChunkReader

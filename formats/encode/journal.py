@@ -28,8 +28,9 @@ from histocodec.errors import FormatError, OutputError, UsageError
 from histocodec.formats.container.attributes import MAX_CHUNKS, MAX_SIDE, SHA256
 from histocodec.formats.container.fields import Node, parse_json
 from histocodec.formats.container.files import TEMPORARY_GLOB, sync_folder
+from histocodec.formats.container.integrity import file_digest
 from histocodec.formats.container.layout import shard_path
-from histocodec.formats.container.read import file_digest, is_container
+from histocodec.formats.container.read import is_container
 from histocodec.formats.container.shard import crc32c
 from histocodec.geometry import ShardKey
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histocodec.codec.chunk import quality_of
-from histocodec.formats.container import read as files
+from histocodec.formats.container import write as files
 from histocodec.formats.container.attributes import Attributes
 from histocodec.formats.container.files import write_atomically
 from histocodec.formats.container.layout import BACKGROUND, CODED, LOSSLESS, shard_path

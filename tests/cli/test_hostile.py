@@ -14,7 +14,7 @@ import pytest
 
 import histocodec
 from histocodec.errors import FormatError
-from histocodec.formats.container import read as files
+from histocodec.formats.container import write as files
 from histocodec.formats.container.arrays import Form, chunk_path, pack_values, write_metadata
 from histocodec.formats.container.attributes import MAX_MODEL
 from histocodec.formats.container.layout import plain_arrays

@@ -12,7 +12,7 @@ from histocodec.formats.container import attributes as limits
 from histocodec.formats.container.attributes import KEY, Attributes, LevelAttributes, ModelReference, SourceAttributes
 from histocodec.formats.container.fields import Node
 from histocodec.formats.container.layout import BACKGROUND, CODED, LOSSLESS, NO_SHARD
-from histocodec.formats.container.read import create_skeleton
+from histocodec.formats.container.write import create_skeleton
 from tests.support.containers import SCHEMA, attributes, written
 
 

@@ -17,20 +17,18 @@ import zarr
 from histocodec.errors import FormatError, HistocodecError, UnsupportedError, UsageError
 from histocodec.formats.container.arrays import Form, write_plain
 from histocodec.formats.container.attributes import LevelAttributes, ModelReference
+from histocodec.formats.container.integrity import container_problems
 from histocodec.formats.container.layout import block_error_form, plain_arrays
-from histocodec.formats.container.read import (
-    Container,
-    Stats,
+from histocodec.formats.container.read import Container, Stats, is_container, sizes
+from histocodec.formats.container.shard import read_chunk, read_index
+from histocodec.formats.container.write import (
     create_skeleton,
     finish,
-    is_container,
-    sizes,
     write_array,
     write_block_error,
     write_lossless,
     write_stats,
 )
-from histocodec.formats.container.shard import read_chunk, read_index
 from histocodec.geometry import ChunkKey, ShardKey
 from histocodec.normalise import ChannelStats
 from tests.support.containers import attributes, values_of, written
@@ -182,7 +180,7 @@ def test_lossless_chunks_come_back_cut_at_the_edge(tmp_path: Path) -> None:
     assert np.array_equal(array[64:, 128:], pixels)
     with pytest.raises(FormatError, match="is missing"):
         container.lossless(ChunkKey(0, 0, 0))
-    assert list(container.problems()) == []
+    assert list(container_problems(container)) == []
 
 
 def test_chunks_are_found_by_their_place(tmp_path: Path) -> None:
@@ -302,7 +300,7 @@ def test_values_out_of_range_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_sound_container_has_no_problems(tmp_path: Path) -> None:
-    assert list(written(tmp_path / "a").problems()) == []
+    assert list(container_problems(written(tmp_path / "a"))) == []
 
 
 def test_every_damaged_or_missing_file_is_found(tmp_path: Path) -> None:
@@ -318,14 +316,14 @@ def test_every_damaged_or_missing_file_is_found(tmp_path: Path) -> None:
                 path.unlink()
             else:
                 path.write_bytes(damaged)
-            found = list(container.problems())
+            found = list(container_problems(container))
             assert found, path
             assert any(str(path.relative_to(container.path)) in str(problem) for problem in found), (
                 path,
                 found,
             )
         path.write_bytes(whole)
-    assert list(container.problems()) == []
+    assert list(container_problems(container)) == []
 
 
 def test_a_shard_where_none_may_be_is_found(tmp_path: Path) -> None:
@@ -334,9 +332,9 @@ def test_a_shard_where_none_may_be_is_found(tmp_path: Path) -> None:
     write_array(container.path, container.attributes, "tiles/0", tiles)
     write_array(container.path, container.attributes, "integrity/0", np.zeros((2, 32), np.uint8))
     finish(container.path, container.attributes)
-    assert any("is there, although" in str(problem) for problem in container.problems())
+    assert any("is there, although" in str(problem) for problem in container_problems(container))
     shutil.rmtree(container.path / "latents/0/c")
-    assert list(container.problems()) == []
+    assert list(container_problems(container)) == []
     assert not container.present_shards(0).any()
 
 

@@ -12,7 +12,8 @@ from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.entropy import RansEncoder
 from histocodec.errors import FormatError
 from histocodec.formats.container.arrays import METADATA
-from histocodec.formats.container.read import Container, finish, write_array
+from histocodec.formats.container.read import Container
+from histocodec.formats.container.write import finish, write_array
 from histocodec.formats.decode.slide import open_compressed
 from histocodec.formats.decode.verify import verify
 from histocodec.models.config import BLOCKS, MAX_BLOCKS, HyperConfig

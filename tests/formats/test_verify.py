@@ -12,7 +12,7 @@ import histocodec
 from histocodec.device import other_dtype
 from histocodec.errors import UsageError
 from histocodec.fidelity import psnr, squared_error
-from histocodec.formats.container import read as files
+from histocodec.formats.container import write as files
 from histocodec.formats.container.read import Container
 from histocodec.formats.decode.slide import CompressedSlide
 from histocodec.formats.decode.verify import verify

@@ -17,9 +17,11 @@ from histocodec.formats.container.attributes import (
     SourceAttributes,
 )
 from histocodec.formats.container.files import write_atomically
+from histocodec.formats.container.integrity import file_digest
 from histocodec.formats.container.layout import plain_arrays, shard_path
-from histocodec.formats.container.read import Container, create_skeleton, finish, write_array
+from histocodec.formats.container.read import Container
 from histocodec.formats.container.shard import pack_shard
+from histocodec.formats.container.write import create_skeleton, finish, write_array
 from histocodec.geometry import ShardKey
 
 SCHEMA = json.loads((Path(module.__file__).parents[1] / "schema.json").read_text())
@@ -79,7 +81,7 @@ def written(root: Path, described: Attributes | None = None) -> Container:
             if part.any():
                 path = shard_path(root, ShardKey(level, row, column))
                 write_atomically(path, pack_shard([b"x" if tile else None for tile in part.ravel()]))
-                digests[shard] = np.frombuffer(module.file_digest(path), np.uint8)
+                digests[shard] = np.frombuffer(file_digest(path), np.uint8)
         write_array(root, described, f"integrity/{level}", digests)
     finish(root, described)
     return Container.open(root)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 import histocodec
-from histocodec.formats.container import read as files
+from histocodec.formats.container import write as files
 from histocodec.formats.container.arrays import write_plain
 from histocodec.formats.container.layout import LOSSLESS, plain_arrays
 from histocodec.formats.container.read import Container

@@ -1,0 +1,121 @@
+"""Whether a container's files are those that were written: SHA-256 of every file, and maps that agree with the shards.
+
+`integrity/N` has the digests of a level's shards, `integrity/files` those of all other files but its own. Nothing is
+decoded here.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histocodec.errors import FormatError
+from histocodec.formats.container.arrays import METADATA, Form, chunk_path, read_metadata, read_plain, write_plain
+from histocodec.formats.container.files import relative_files
+from histocodec.formats.container.layout import BACKGROUND, LISTING, NO_SHARD, is_shard, plain_arrays
+from histocodec.formats.container.read import Container
+from histocodec.formats.container.shard import read_index
+from histocodec.geometry import ShardKey
+
+MAX_LISTING = 64 << 20  # bytes: a hundred for each of half a million files
+
+
+def file_digest(path: Path) -> bytes:
+    """The SHA-256 of a file, 32 bytes. Raises FormatError where it is missing or cannot be read."""
+    try:
+        if not path.is_file():
+            raise FormatError(f"{path}: is missing")
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as exc:
+        raise FormatError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+
+
+def write_listing(root: Path) -> None:
+    """Writes `integrity/files`: a line with the SHA-256 and the name of every file that is no shard. Raises OutputError
+    where it cannot be written."""
+    names = sorted(name for name in relative_files(root) if not is_shard(name) and not name.startswith(f"{LISTING}/"))
+    lines = [f"{file_digest(root / name).hex()}  {name}\n" for name in names]
+    listing = np.frombuffer("".join(lines).encode(), np.uint8)
+    write_plain(root / LISTING, Form(listing.shape, "uint8"), listing)
+
+
+def read_listing(root: Path) -> dict[str, str]:
+    """The SHA-256 in hexadecimal, by file name, of `integrity/files`. Raises FormatError where it is damaged."""
+    folder = root / LISTING
+    size = read_metadata(folder).member("shape").items(1, 1)[0].integer(1, MAX_LISTING)
+    text = BytesIO(read_plain(folder, Form((size,), "uint8")).tobytes())
+    listed: dict[str, str] = {}
+    for number, line in enumerate(text, 1):
+        digest, separator, name = line.decode("utf-8", "replace").rstrip("\n").partition("  ")
+        if not separator or len(digest) != 64 or ".." in name.split("/") or name.startswith("/"):
+            raise FormatError(f"{folder}: line {number} is not a SHA-256, two spaces and a file's name")
+        listed[name] = digest
+    return listed
+
+
+def container_problems(container: Container) -> Iterator[FormatError]:
+    """Everything in a container that is not as it was written, file by file. Embeddings, which are added later, have
+    their own check: `embeddings.embedding_problems`."""
+    for level in range(len(container.attributes.levels)):
+        yield from _shard_problems(container, level)
+    try:
+        listed = read_listing(container.path)
+    except FormatError as exc:
+        yield exc
+        return
+    arrays = plain_arrays(container.attributes).items()
+    needed = {METADATA, *(f"{name}/{METADATA}" for name, _ in arrays)}
+    needed |= {chunk_path(Path(name), (0,) * len(form.shape)).as_posix() for name, form in arrays}
+    for name in sorted(needed - listed.keys()):
+        yield FormatError(f"{container.path / LISTING}: does not list {name}")
+    for name, digest in listed.items():
+        try:
+            _check_digest(container.path / name, digest)
+        except FormatError as exc:
+            yield exc
+
+
+def _shard_problems(container: Container, level: int) -> Iterator[FormatError]:
+    try:
+        container.check_latent_metadata(level)
+        digests, present = container.integrity(level), container.present_shards(level)
+        tiles = container.tiles(level)
+    except FormatError as exc:
+        yield exc
+        return
+    for row, column in np.ndindex(*present.shape):
+        shard, digest = ShardKey(level, row, column), digests[row, column].tobytes()
+        path = container.shard_path(shard)
+        try:
+            if present[row, column] == (digest == NO_SHARD):
+                raise FormatError(f"{path}: tiles/{level} and integrity/{level} disagree whether it has to be there")
+            if digest != NO_SHARD:
+                _check_digest(path, digest.hex())
+                _check_presence(container, shard, tiles)
+            elif path.exists():
+                raise FormatError(f"{path}: is there, although all its chunks are background")
+        except FormatError as exc:
+            yield exc
+
+
+def _check_presence(container: Container, shard: ShardKey, tiles: NDArray[np.uint8]) -> None:
+    """Raises FormatError unless a shard holds exactly the chunks that `tiles`, the level's, does not call
+    background."""
+    path, side = container.shard_path(shard), container.attributes.shard
+    top, left = shard.row * side, shard.column * side
+    expected = np.zeros((side, side), np.bool_)
+    states = tiles[top : top + side, left : left + side]
+    expected[: states.shape[0], : states.shape[1]] = states != BACKGROUND
+    present = np.reshape(read_index(path, side * side).present, (side, side))
+    for i, j in np.argwhere(present != expected)[:1]:
+        chunk = f"{path}: level {shard.level} chunk ({top + i}, {left + j})"
+        raise FormatError(f"{chunk} is {'here' if present[i, j] else 'missing'}, against what tiles/{shard.level} says")
+
+
+def _check_digest(path: Path, expected: str) -> None:
+    if file_digest(path).hex() != expected:
+        raise FormatError(f"{path}: was altered (its SHA-256 is not the one that was written)")
