@@ -1,90 +1,141 @@
-"""`histocodec bench`: slides and images in; what they cost and what is left of them, with us and with others, out."""
+"""`histocodec bench`: compare histocodec with other codecs on slides and images."""
 
 from pathlib import Path
 
 import click
 
-from histocodec.cli.options import device_option, json_option
+from histocodec.cli.options import SectionedCommand, device_option, json_option, model_option, option, path_arguments
 from histocodec.report import print_json, progress_bar, say
+
+SECTIONS = {
+    "What to measure": ("variants", "regions", "region_size", "seed"),
+    "Codecs": ("against", "points", "ratios", "model", "qualities", "effort"),
+    "Speed": ("timing", "speed_slide", "threads", "device"),
+    "Results": ("out", "crops", "as_json"),
+}
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Names with commas between them, each once."""
+    """Parse names separated by commas, each once."""
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
-def whole_numbers(text: str) -> tuple[int, ...]:
-    """Numbers with commas between them, in order, each once; ratios may be written 1:64."""
+def integers(text: str) -> tuple[int, ...]:
+    """Parse integers separated by commas, sorted, each once; a ratio may be written 1:64."""
     parts = [part.removeprefix("1:") for part in names(text)]
     if not all(part.isdecimal() for part in parts):
-        raise click.BadParameter(f"{text!r}; whole numbers with commas between them are needed")
+        raise click.BadParameter(f"{text!r} is not a list of integers; separate them by commas: 30,50,70")
     return tuple(sorted({int(part) for part in parts}))
 
 
 def qualities(text: str) -> tuple[int, ...]:
-    found = whole_numbers(text)
-    if len(found) < 2 or found[-1] > 100:
-        raise click.BadParameter(f"{text}; two or more from 0 to 100 are needed")
-    return found
+    """Parse at least two qualities."""
+    values = integers(text)
+    if len(values) < 2 or values[-1] > 100:
+        raise click.BadParameter(f"{text} is not allowed; give two or more qualities from 0 to 100")
+    return values
 
 
 def ratios(text: str) -> tuple[int, ...]:
-    found = () if text == "none" else whole_numbers(text)
-    if found and found[0] < 1:
-        raise click.BadParameter(f"{text}; ratios from 1 on are needed")
-    return found
+    """Parse compression ratios; `none` is an empty tuple."""
+    values = () if text == "none" else integers(text)
+    if values and values[0] < 1:
+        raise click.BadParameter(f"{text} is not allowed; give ratios of at least 1, or none")
+    return values
 
 
-@click.command("bench", short_help="Compare with other codecs on your slides.")
-@click.argument("sources", metavar="SRC...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
+@click.command("bench", cls=SectionedCommand, sections=SECTIONS, short_help="Compare with other codecs on your slides.")
+@path_arguments("sources", "SRC...")
+@option(
+    "--variant",
+    "variants",
+    type=names,
+    multiple=True,
+    metavar="NAMES",
+    show_default="native",
+    help="native (pixels as they are), enlarged (twofold), blurred (by 2 pixels). Repeatable.",
+)
+@option(
+    "--regions",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=4,
+    show_default=True,
+    help="Regions with tissue to take of a large slide; 0 takes it whole.",
+)
+@option(
+    "--region-size",
+    type=click.IntRange(min=32),
+    metavar="N",
+    default=1024,
+    show_default=True,
+    help="Side of a region, in pixels.",
+)
+@option(
+    "--seed",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Seed for the choice of regions.",
+)
+@option(
     "--against",
     type=names,
     default="jpeg2000,jpegxl,avif,htj2k,webp,jpeg",
     show_default=True,
     metavar="CODECS",
-    help="The peers.",
+    help="Codecs to compare with.",
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="The folder for rows, plots and report; a run goes on from what is there.",
+@option(
+    "--points",
+    type=click.IntRange(min=2),
+    metavar="N",
+    default=12,
+    show_default=True,
+    help="Points on the rate-distortion curve of each of them.",
 )
-@click.option("--model", default="hyper-6", show_default=True, metavar="ID|FILE")
-@click.option("--effort", type=click.FloatRange(0, 9), help="As in encode.")
-@click.option("--qualities", type=qualities, default="0,10,20,30,40,50,60,70,80,90,100", metavar="N,…", help="Ours.")
-@click.option("--points", type=click.IntRange(min=2), default=12, show_default=True, help="Of each peer's curve.")
-@click.option(
+@option(
     "--ratios",
     type=ratios,
     default="32,64,128,256,512",
     show_default=True,
     metavar="R,…|none",
-    help="Of raw RGB to bytes, at which ours and JPEG 2000 are compared.",
+    help="Ratios to raw RGB at which to compare with JPEG 2000.",
 )
-@click.option(
-    "--variant",
-    "variants",
-    type=names,
-    multiple=True,
-    metavar="native|enlarged|blurred",
-    help="What is done to the pixels first: nothing, enlarged twice, blurred (2 pixels); may be given again.",
+@model_option
+@option(
+    "--qualities",
+    type=qualities,
+    default="0,10,20,30,40,50,60,70,80,90,100",
+    show_default="0,10,…,100",
+    metavar="Q,…",
+    help="Qualities to encode at.",
 )
-@click.option("--regions", type=click.IntRange(min=0), default=4, show_default=True, help="Of a slide; 0: all of it.")
-@click.option("--region-size", type=click.IntRange(min=32), default=1024, show_default=True, help="Pixels a side.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Chooses the regions.")
-@click.option("--timing/--no-timing", default=True, help="Time a few rows of each image.  [default: yes]")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="What all threads are.  [default: one a core]")
-@click.option(
+@option("--effort", type=click.FloatRange(0, 9), metavar="N", help="Search effort, as in encode.")
+@option("--timing/--no-timing", default=True, show_default="yes", help="Time a few of the codings of each image.")
+@option(
     "--speed",
     "speed_slide",
     type=click.Path(path_type=Path),
     metavar="SLIDE",
-    help="Time a region of this slide with care, too.",
+    help="Also time a region of this slide thoroughly.",
 )
-@click.option("--crops/--no-crops", default=True, help="Make a sheet of crops, which shows tissue.  [default: yes]")
+@option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    show_default="one per core",
+    help="Number of threads, for every codec.",
+)
 @device_option
+@option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Folder for rows, plots and report; a run continues from what is there.",
+)
+@option("--crops/--no-crops", default=True, show_default="yes", help="Draw a sheet of crops; it shows tissue.")
 @json_option
 def command(
     sources: tuple[Path, ...],
@@ -109,14 +160,14 @@ def command(
 ) -> None:
     """Measure bytes, fidelity and speed on slides and images, beside JPEG 2000 and other codecs.
 
-    Images up to 2048 pixels on a side are taken whole, of larger ones squares with tissue. An interrupted run goes on
-    where it was, given the same --out. An image belongs to the group that its name begins with, up to the first "-".
+    Images of at most 2048 pixels a side are taken whole; of larger ones, regions with tissue. What stands before the
+    first "-" of an image's name is its group in the report. Install the extra: pip install 'histocodec[bench]'.
 
     \b
     Examples:
       histocodec bench slide.svs --out results
-      histocodec bench images/*.png --against jpeg2000,avif --no-timing --json
-      histocodec bench images/*.png --variant native,blurred --out results --speed slide.svs
+      histocodec bench images/*.png --against jpeg2000,avif --no-timing
+      histocodec bench images/*.png --variant native,blurred --speed slide.svs --out results
     """
     from histocodec.benchmarks.bench import Subjects, run_bench
     from histocodec.benchmarks.bench import as_json as bench_json
@@ -135,8 +186,8 @@ def command(
         effort=effort,
         timing=timing,
     )
-    chosen = tuple(dict.fromkeys(one for some in variants for one in some)) or ("native",)
-    subjects = Subjects(sources, chosen, regions, region_size, seed)
+    chosen_variants = tuple(dict.fromkeys(name for group in variants for name in group)) or ("native",)
+    subjects = Subjects(sources, chosen_variants, regions, region_size, seed)
     with progress_bar("benchmark") as bar:
         result = run_bench(subjects, options, out=out, speed_slide=speed_slide, crops=crops, progress=bar)
     if as_json:

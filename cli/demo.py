@@ -1,4 +1,4 @@
-"""`histocodec demo`: a slide through the whole machine, with the figures printed and a picture to look at."""
+"""`histocodec demo`: compress a slide, check it, read it back, and show figures and a picture."""
 
 import time
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from histocodec.cli.options import device_option, json_option
+from histocodec.cli.options import device_option, json_option, model_option, option
 from histocodec.errors import FormatError
 from histocodec.report import print_facts, print_json, progress_bar, say
-from histocodec.text import decibel_text, ratio_text, size_text, time_text
+from histocodec.text import count_text, decibel_text, ratio_text, size_text, speed_text, time_text
 
 if TYPE_CHECKING:
     from histocodec.formats.encode.options import EncodeReport
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from histocodec.picture import Panel
     from histocodec.slide import Mpp, Pixels, Slide
 
-SYNTHETIC_MPP = 0.5
-SIDE = 1024  # pixels of the region that is read back: four chunks
-SHOWN = 512  # of which the picture shows the middle, pixel by pixel
-APART = 30  # quality steps between the picture's two rates
+SYNTHETIC_MPP = 0.5  # microns per pixel of the made-up slide
+REGION_SIDE = 1024  # pixels of the region that is read back: 2 x 2 chunks
+SHOWN_SIDE = 512  # pixels of its middle, which the picture shows unscaled
+QUALITY_STEP = 30  # between the picture's two rates
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One region, decoded twice: from disk, and from what the reader had kept."""
+    """A region that was decoded twice: from disk, and from the slide's cache."""
 
     region: str
     first_seconds: float
@@ -37,6 +37,8 @@ class Reading:
 
 @dataclass(frozen=True)
 class DemoReport:
+    """The demo's figures. PSNR is in dB; speeds count the pixels of all levels."""
+
     slide: Path
     encoded: "EncodeReport"
     sound: bool
@@ -48,44 +50,61 @@ class DemoReport:
     picture: Path
 
 
-@click.command("demo", short_help="Make a slide, compress it, read it back, show the figures.")
-@click.option(
-    "--slide",
-    "own",
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    help="Your slide, instead of a made-up one.",
+@click.command("demo", short_help="Compress a made-up slide, and show what comes out.")
+@option("--slide", "source", type=click.Path(path_type=Path), metavar="PATH", help="Use this slide, not a made-up one.")
+@option(
+    "--size",
+    type=click.IntRange(256, 65_536),
+    metavar="N",
+    default=8192,
+    show_default=True,
+    help="Side of the made-up slide, in pixels.",
 )
-@click.option(
+@option(
+    "--quality",
+    type=click.IntRange(0, 100),
+    metavar="Q",
+    default=50,
+    show_default=True,
+    help="Quality, 0–100. Higher is better and larger.",
+)
+@model_option
+@option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     default="histocodec-demo",
     show_default=True,
     metavar="DIR",
-    help="The folder for the results.",
-)
-@click.option("--quality", type=click.IntRange(0, 100), default=50, show_default=True)
-@click.option("--model", default="hyper-6", show_default=True, metavar="ID|FILE")
-@click.option(
-    "--size",
-    type=click.IntRange(256, 65_536),
-    default=8192,
-    show_default=True,
-    help="Pixels on a side of the made-up slide.",
+    help="Folder for the results.",
 )
 @device_option
 @json_option
-def command(*, own: Path | None, out: Path, quality: int, model: str, size: int, device: str, as_json: bool) -> None:
+def command(*, source: Path | None, size: int, quality: int, model: str, out: Path, device: str, as_json: bool) -> None:
     """Show what the codec does, in a minute or two.
 
-    Makes an H&E-like slide (or takes yours), compresses it, checks the container against the slide, decodes a
-    region where there is tissue, prints the figures and writes a picture of the region beside its decoded
-    selves at two rates.
+    The demo draws a slide that looks like H&E (or takes yours), compresses it, checks the container against it, and
+    decodes a region with tissue. It prints sizes, fidelity and speed, and draws the region before and after.
 
     \b
     Examples:
       histocodec demo
       histocodec demo --slide slide.svs --quality 60
+    """
+    report, problems = run_demo(source, out, size=size, quality=quality, model=model, device=device)
+    if as_json:
+        print_json(report)
+    else:
+        print_facts(report_facts(report))
+    if problems:
+        raise FormatError(f"{report.encoded.path}: {'; '.join(problems[:3])}")
+
+
+def run_demo(
+    source: Path | None, out: Path, *, size: int, quality: int, model: str, device: str
+) -> tuple[DemoReport, tuple[str, ...]]:
+    """Run the demo in the folder `out`; `source` is a slide, or None for a made-up one of `size` x `size` pixels.
+
+    Returns the report, and what `verify` found wrong with the container.
     """
     from histocodec.formats.decode.images import write_region
     from histocodec.formats.decode.open import open_slide
@@ -99,8 +118,8 @@ def command(*, own: Path | None, out: Path, quality: int, model: str, size: int,
 
     options = EncodeOptions(quality=quality, model=model, device=device, overwrite=True)
     out.mkdir(parents=True, exist_ok=True)
-    path = own or _made_up_slide(out / "slide.tif", size)
-    container = out / "slide.zarr"
+    path = source or _made_up_slide(out / "slide.tif", size)
+    container, picture = out / "slide.zarr", out / "side-by-side.png"
     with open_slide(path, device=device) as opened:
         slide = with_pyramid(opened)
         say(f"compressing {path}")
@@ -111,13 +130,12 @@ def command(*, own: Path | None, out: Path, quality: int, model: str, size: int,
         say("checking every chunk against the slide")
         with progress_bar("checking") as bar:
             checked = verify(container, against=slide, device=device, progress=bar)
-        region = busiest_region(slide, SIDE)
+        region = busiest_region(slide, REGION_SIDE)
         original = slide.read(region, 0)
         with open_compressed(container, device=device) as compressed:
             reading = _timed_reading(compressed, region)
-        say("compressing the region at two rates, for the picture")
+        say("compressing a region at two qualities for the picture")
         panels = _panels(original, slide.mpp, quality=quality, model=model, device=device)
-    picture = out / "side-by-side.png"
     write_region(picture, side_by_side(panels), mpp=None, icc=None)
     megapixels = sum(level.region.area for level in slide.levels) / 1e6
     report = DemoReport(
@@ -131,12 +149,42 @@ def command(*, own: Path | None, out: Path, quality: int, model: str, size: int,
         reading=reading,
         picture=picture,
     )
-    if as_json:
-        print_json(report)
-    else:
-        print_facts(_facts(report))
-    if not checked.ok:
-        raise FormatError(f"{container}: {'; '.join(checked.problems[:3])}")
+    return report, checked.problems
+
+
+def report_facts(report: DemoReport) -> list[tuple[str, str]]:
+    """Return names and values of a report, for people."""
+    encoded, reading = report.encoded, report.reading
+    size = f"{encoded.width} x {encoded.height} pixels{_source_size_text(encoded)}"
+    levels = count_text(encoded.levels, "level")
+    first, again = 1000 * reading.first_seconds, 1000 * reading.again_seconds
+    return [
+        ("slide", f"{report.slide}: {size}"),
+        ("container", f"{encoded.path}: {size_text(encoded.bytes)}, {levels}, model {encoded.model}"),
+        ("rate", f"{encoded.bpp:.3f} bits per pixel of level 0, at quality {encoded.quality}"),
+        (
+            "ratio",
+            f"{ratio_text(encoded.ratio_raw)} to raw RGB of level 0\n"
+            f"{ratio_text(encoded.ratio_source_file)} to the slide's file\n"
+            f"{ratio_text(encoded.ratio_level0)} to raw RGB, both of level 0 alone",
+        ),
+        ("PSNR", f"{decibel_text(encoded.psnr)} at level 0; worst chunk {decibel_text(report.worst_psnr)}"),
+        ("check", "every chunk is sound" if report.sound else "DAMAGED"),
+        ("encode", f"{time_text(encoded.seconds)}, {speed_text(encoded.megapixels_per_second)} on {encoded.device}"),
+        (
+            "verify",
+            f"{time_text(report.verify_seconds)}, {speed_text(report.verify_megapixels_per_second)}, "
+            "reading the slide included",
+        ),
+        ("region", f"{reading.region}: {first:.0f} ms, from the cache {again:.1f} ms"),
+        ("picture", str(report.picture)),
+    ]
+
+
+def _source_size_text(encoded: "EncodeReport") -> str:
+    """The bytes of the slide itself, which some vendors spread over several files."""
+    ratio = encoded.ratio_source_file
+    return "" if ratio is None else f", {size_text(round(encoded.bytes * ratio))}"
 
 
 def _made_up_slide(path: Path, size: int) -> Path:
@@ -160,10 +208,11 @@ def _timed_reading(slide: "Slide", region: "Region") -> Reading:
 
 
 def _panels(pixels: "Pixels", mpp: "Mpp | None", *, quality: int, model: str, device: str) -> Sequence["Panel"]:
-    """The middle of the region: as it was, and decoded at two rates. The region is compressed by itself, so
-    that the bits in the captions are those of just these pixels."""
-    import numpy as np
+    """The middle of the region: the original, and decoded at two qualities.
 
+    The region is compressed by itself, so that the bits in the captions are those of these pixels alone.
+    """
+    from histocodec.fidelity import psnr, squared_error
     from histocodec.formats.decode.slide import open_compressed
     from histocodec.formats.encode.encode import encode_slide
     from histocodec.formats.encode.options import EncodeOptions
@@ -172,66 +221,20 @@ def _panels(pixels: "Pixels", mpp: "Mpp | None", *, quality: int, model: str, de
     from histocodec.sources import ArraySlide
 
     height, width = pixels.shape[:2]
-    whole = Region(0, 0, width, height)
-    shown = Region((width - SHOWN) // 2, (height - SHOWN) // 2, SHOWN, SHOWN).intersect(whole)
-    middle = shown.within(whole)
+    region = Region(0, 0, width, height)
+    shown = Region((width - SHOWN_SIDE) // 2, (height - SHOWN_SIDE) // 2, SHOWN_SIDE, SHOWN_SIDE).intersect(region)
+    middle = shown.within(region)
     panels = [Panel(pixels[middle], "original", "24 bits per pixel")]
-    other = quality - APART if quality >= APART else quality + APART
-    for one in sorted({quality, other}, reverse=True):
+    other = quality - QUALITY_STEP if quality >= QUALITY_STEP else quality + QUALITY_STEP
+    for panel_quality in sorted((quality, other), reverse=True):
         with TemporaryDirectory(prefix="histocodec-demo-") as folder:
             path = Path(folder) / "region.zarr"
-            options = EncodeOptions(quality=one, model=model, device=device, levels=(0,))
+            options = EncodeOptions(quality=panel_quality, model=model, device=device, levels=(0,))
             report = encode_slide(ArraySlide(pixels, name="region", mpp=mpp), path, options)
             with open_compressed(path, device=device) as slide:
-                decoded = slide.read(whole, 0)
-        error = float(np.mean((decoded.astype(np.float64) - pixels) ** 2))
-        psnr = 10 * np.log10(255**2 / error) if error else np.inf
-        bpp = 8 * report.payload_bytes / whole.area
-        panels.append(
-            Panel(
-                decoded[middle],
-                f"histocodec, quality {one}",
-                f"{bpp:.2f} bits per pixel ({ratio_text(24 / bpp)}), {decibel_text(float(psnr))}",
-            )
-        )
+                decoded = slide.read(region, 0)
+        bpp = 8 * report.payload_bytes / region.area
+        fidelity = decibel_text(psnr(squared_error(decoded, pixels), pixels.size))
+        note = f"{bpp:.2f} bits per pixel ({ratio_text(24 / bpp)}), {fidelity}"
+        panels.append(Panel(decoded[middle], f"histocodec, quality {panel_quality}", note))
     return panels
-
-
-def _source_size(encoded: "EncodeReport") -> str:
-    """The slide's own bytes; several files, with some vendors."""
-    ratio = encoded.ratio_source_file
-    return "" if ratio is None else f", {size_text(round(encoded.bytes * ratio))}"
-
-
-def _facts(report: DemoReport) -> list[tuple[str, str]]:
-    encoded, reading = report.encoded, report.reading
-    return [
-        ("slide", f"{report.slide}: {encoded.width} x {encoded.height} pixels{_source_size(encoded)}"),
-        (
-            "container",
-            f"{encoded.path}: {size_text(encoded.bytes)}, {encoded.levels} levels, model {encoded.model}",
-        ),
-        ("rate", f"{encoded.bpp:.3f} bits per pixel, at quality {encoded.quality}"),
-        (
-            "ratio",
-            f"{ratio_text(encoded.ratio_raw)} against raw RGB\n"
-            f"{ratio_text(encoded.ratio_source_file)} against the slide's file\n"
-            f"{ratio_text(encoded.ratio_level0)} level 0 against level 0, of raw RGB",
-        ),
-        ("PSNR", f"{decibel_text(encoded.psnr)} at level 0, worst chunk {decibel_text(report.worst_psnr)}"),
-        ("verified", "every chunk is sound" if report.sound else "DAMAGED"),
-        (
-            "encoding",
-            f"{time_text(encoded.seconds)}, {encoded.megapixels_per_second:.1f} MP/s on {encoded.device}",
-        ),
-        (
-            "checking",
-            f"{time_text(report.verify_seconds)}, {report.verify_megapixels_per_second:.1f} MP/s, "
-            "the slide's own decoding included",
-        ),
-        (
-            "a region",
-            f"{reading.region}: {1000 * reading.first_seconds:.0f} ms, once more {1000 * reading.again_seconds:.1f} ms",
-        ),
-        ("picture", str(report.picture)),
-    ]

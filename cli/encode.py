@@ -1,5 +1,6 @@
 """`histocodec encode`: compress a slide into a container."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -184,13 +185,16 @@ def report_facts(report: "EncodeReport") -> list[tuple[str, str]]:
         ("time", f"{time_text(report.seconds)}, {speed_text(report.megapixels_per_second)} on {report.device}"),
     ]
     if report.dropped:
-        images = [name for name in report.dropped if not name.startswith(PROPERTY)]
-        properties = [name.removeprefix(PROPERTY) for name in report.dropped if name.startswith(PROPERTY)]
-        lines = [
-            f"{kind}: {', '.join(names)}" for kind, names in (("images", images), ("properties", properties)) if names
-        ]
-        facts.append(("left out", "\n".join(lines)))
+        facts.append(("left out", left_out_text(report.dropped)))
     return facts
+
+
+def left_out_text(dropped: Sequence[str]) -> str:
+    """List what was not stored, images and properties each on a line."""
+    images = [name for name in dropped if not name.startswith(PROPERTY)]
+    properties = [name.removeprefix(PROPERTY) for name in dropped if name.startswith(PROPERTY)]
+    kinds = (("images", images), ("properties", properties))
+    return "\n".join(f"{kind}: {', '.join(names)}" for kind, names in kinds if names)
 
 
 def _guarantee_text(report: "EncodeReport") -> str:

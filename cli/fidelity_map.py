@@ -1,4 +1,4 @@
-"""The fidelity map as a picture: what `info --map` draws. Needs neither torch nor the model."""
+"""The fidelity map as a picture, as `info --map` draws it. Needs neither torch nor the model."""
 
 import math
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from histocodec.picture import GAP, INK, MARGIN, NOTE_SIZE, PAPER
 from histocodec.slide import Colour, Pixels
 
 LONGEST = 1200  # pixels of the map's longer side
-LEAST_WIDTH = 700  # of the sheet, which the legend needs
-BAR = (260, 18)  # of the colour scale, in pixels
-TINT = 0.7  # of a chunk's colour over the grey overview, whose tissue stays visible
-# From low to high, with equal steps for the eye and for those who cannot tell red from green; no tissue has these.
+MIN_WIDTH = 700  # pixels; the legend needs them
+BAR = (260, 18)  # width and height of the colour scale, in pixels
+TINT = 0.7  # opacity of a chunk's colour over the grey overview, so that tissue stays visible
+# From low to high, in steps that look equal, also to those who cannot tell red from green. No tissue has these colours.
 SCALE = np.array([(165, 0, 38), (244, 109, 67), (254, 224, 144), (171, 217, 233), (69, 117, 180), (49, 54, 149)])
 LOSSLESS_COLOUR: Colour = (0, 150, 90)  # not on the scale
 UNMEASURED: Colour = (128, 128, 128)
@@ -25,13 +25,14 @@ UNMEASURED: Colour = (128, 128, 128)
 
 @dataclass(frozen=True)
 class Range:
-    """What the ends of the colour scale stand for, in whole dB."""
+    """The PSNR at the two ends of the colour scale, in whole dB."""
 
     low: int
     high: int
 
     @classmethod
     def of(cls, psnr: NDArray[np.float32]) -> "Range":
+        """Return the range of the finite values of a map, which may hold NaN and infinities."""
         finite = psnr[np.isfinite(psnr)]
         if not finite.size:
             return cls(0, 1)
@@ -39,14 +40,17 @@ class Range:
         return cls(low, max(low + 1, math.ceil(finite.max())))
 
     def colours(self, psnr: NDArray[np.floating]) -> NDArray[np.uint8]:
-        """(…,) dB → (…, 3)"""
+        """Map PSNR to colours: (…,) dB → (…, 3) uint8 RGB. Values out of range get the colour of the nearer end."""
         share = np.clip((psnr - self.low) / (self.high - self.low), 0, 1) * (len(SCALE) - 1)
         channels = [np.interp(share, np.arange(len(SCALE)), SCALE[:, c]) for c in range(3)]
         return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
 def fidelity_map(container: Container) -> Pixels:
-    """PSNR of each chunk of level 0 over the overview, and below it what the colours mean."""
+    """Draw the PSNR of each chunk of level 0 over the overview, with a legend below: (H, W, 3) uint8 RGB.
+
+    Raises FormatError where the container's maps are damaged.
+    """
     tiles, psnr, level = container.tiles(0), container.psnr(0), container.attributes.levels[0]
     span = Range.of(psnr)
     scale = LONGEST / max(level.width, level.height)
@@ -64,7 +68,7 @@ def fidelity_map(container: Container) -> Pixels:
 
 
 def chunk_colours(tiles: NDArray[np.uint8], psnr: NDArray[np.float32], span: Range) -> NDArray[np.uint8]:
-    """(rows, columns, 3) the colour of each chunk; of background any."""
+    """Return the colour of each chunk, (rows, columns, 3) uint8; that of background chunks means nothing."""
     colours = span.colours(np.nan_to_num(psnr, nan=span.low, posinf=span.high))
     colours[np.isnan(psnr)] = UNMEASURED
     colours[tiles == LOSSLESS] = LOSSLESS_COLOUR
@@ -74,7 +78,7 @@ def chunk_colours(tiles: NDArray[np.uint8], psnr: NDArray[np.float32], span: Ran
 def _with_legend(picture: Pixels, span: Range, chunk: str) -> Pixels:
     height, width, _ = picture.shape
     below = MARGIN + BAR[1] + GAP + NOTE_SIZE + MARGIN
-    sheet = Image.new("RGB", (2 * MARGIN + max(width, LEAST_WIDTH), MARGIN + height + below), PAPER)
+    sheet = Image.new("RGB", (2 * MARGIN + max(width, MIN_WIDTH), MARGIN + height + below), PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(NOTE_SIZE)
     sheet.paste(Image.fromarray(picture), (MARGIN, MARGIN))
     draw.rectangle((MARGIN - 1, MARGIN - 1, MARGIN + width, MARGIN + height), outline=INK)
@@ -82,12 +86,12 @@ def _with_legend(picture: Pixels, span: Range, chunk: str) -> Pixels:
     bar = span.colours(np.linspace(span.low, span.high, BAR[0]))
     sheet.paste(Image.fromarray(np.repeat(bar[None], BAR[1], axis=0)), (x, y))
     draw.rectangle((x - 1, y - 1, x + BAR[0], y + BAR[1]), outline=INK)
-    for place, text, anchor in _ticks(span):
-        draw.text((x + place, y + BAR[1] + GAP), text, INK, font, anchor=anchor)
+    for offset, text, anchor in _ticks(span):
+        draw.text((x + offset, y + BAR[1] + GAP), text, INK, font, anchor=anchor)
     x += BAR[0] + MARGIN
     draw.text((x, y + BAR[1] // 2), f"dB of {chunk} pixels", INK, font, anchor="lm")
     x += round(draw.textlength(f"dB of {chunk} pixels", font)) + 2 * MARGIN
-    for colour, name in ((LOSSLESS_COLOUR, "lossless"), (PAPER, "glass, left out")):
+    for colour, name in ((LOSSLESS_COLOUR, "lossless"), (PAPER, "background, skipped")):
         draw.rectangle((x, y, x + BAR[1], y + BAR[1]), colour, INK)
         draw.text((x + BAR[1] + GAP, y + BAR[1] // 2), name, INK, font, anchor="lm")
         x += BAR[1] + GAP + round(draw.textlength(name, font)) + MARGIN
@@ -95,6 +99,6 @@ def _with_legend(picture: Pixels, span: Range, chunk: str) -> Pixels:
 
 
 def _ticks(span: Range) -> Sequence[tuple[int, str, str]]:
-    """Where on the bar, what, and how it is aligned."""
+    """Return each tick's position on the bar, its text, and the anchor of the text."""
     middle = (span.low + span.high) / 2
     return (0, str(span.low), "la"), (BAR[0] // 2, f"{middle:g}", "ma"), (BAR[0], str(span.high), "ra")

@@ -1,4 +1,4 @@
-"""`histocodec info`: the facts of a container, or of a slide that could become one."""
+"""`histocodec info`: show the facts of a container, or of a slide that could become one."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,42 +6,65 @@ from typing import TYPE_CHECKING
 
 import click
 
-from histocodec.cli.options import json_option, path_argument
+from histocodec.cli.encode import left_out_text
+from histocodec.cli.options import json_option, option, overwrite_option, path_argument
 from histocodec.report import print_facts, print_json
 from histocodec.text import decibel_text, mpp_text, ratio_text, size_text
 
 if TYPE_CHECKING:
     from histocodec.slide import Slide
 
-SHORT = 100  # characters of a value that are shown; --json has all
+MAX_CHARACTERS = 100  # of a value that is shown; --json has all of it
+# What people read for a key of the JSON, where underscores replaced by spaces do not do.
+NAMES = {
+    "path": "container",
+    "model_sha256": "model SHA-256",
+    "mpp": "resolution",
+    "bpp": "bits per pixel",
+    "ratio_raw": "ratio to raw RGB",
+    "ratio_source_file": "ratio to the source file",
+    "ratio_level0": "ratio of level 0",
+    "icc_bytes": "ICC profile",
+    "icc_profile_bytes": "ICC profile",
+    "associated": "associated images",
+    "dropped": "left out",
+    "psnr": "PSNR",
+    "worst_psnr": "worst chunk",
+    "worst_block_error": "worst block error",
+}
+LEVEL_LINES = (  # keys of a level, line by line; its size stands before them
+    ("downsample", "dtype", "quality", "bytes", "bpp"),
+    ("psnr", "worst_psnr", "worst_block_error"),
+    ("chunks", "coded", "raised", "lossless", "background"),
+)
 
 
-@click.command("info", short_help="Say what a container, or any slide, holds.")
+@click.command("info", short_help="Show what a container, or any slide, holds.")
 @path_argument("src")
-@click.option(
+@option(
     "--map",
     "picture",
     type=click.Path(path_type=Path),
     metavar="PNG",
-    help="Draw the stored PSNR of every chunk of level 0 over the overview.",
+    help="Draw the fidelity map: the PSNR of every chunk of level 0, over the overview.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace the PNG of --map.")
+@overwrite_option("the PNG of --map")
 @json_option
 def command(src: Path, *, picture: Path | None, overwrite: bool, as_json: bool) -> None:
-    """Say what the container SRC holds: sizes, resolution, model, bytes, fidelity. Nothing is decoded.
+    """Show what the container SRC holds: sizes, resolution, model and fidelity.
 
-    SRC may also be a slide that is not compressed yet.
+    Nothing is decoded. SRC may also be a slide that is not compressed yet.
 
     \b
     Examples:
       histocodec info slide.zarr
-      histocodec info slide.svs --json
       histocodec info slide.zarr --map fidelity.png
+      histocodec info slide.svs --json
     """
     from histocodec.formats.container.read import is_container
 
     if picture is not None and picture.suffix.lower() != ".png":
-        raise click.UsageError(f"--map {picture}: its name has to end in .png")
+        raise click.UsageError(f"--map {picture}: the map is a PNG; choose a name that ends in .png")
     if is_container(src):
         from histocodec.formats.decode.describe import describe
         from histocodec.formats.decode.images import check_output
@@ -52,7 +75,7 @@ def command(src: Path, *, picture: Path | None, overwrite: bool, as_json: bool) 
         if picture is not None:
             draw_map(src, picture)
     elif picture is not None:
-        raise click.UsageError(f"--map: {src} is no container, and its fidelity was never measured")
+        raise click.UsageError(f"--map: {src} is not a container, so it has no fidelity map")
     else:
         from histocodec.sources import open_slide
 
@@ -61,10 +84,11 @@ def command(src: Path, *, picture: Path | None, overwrite: bool, as_json: bool) 
     if as_json:
         print_json(facts)
     else:
-        print_facts([(name.replace("_", " "), as_text(name, value)) for name, value in facts.items()])
+        print_facts([(display_name(key), as_text(key, value)) for key, value in facts.items()])
 
 
 def draw_map(src: Path, picture: Path) -> None:
+    """Draw the fidelity map of the container `src` into the PNG `picture`."""
     from histocodec.cli.fidelity_map import fidelity_map
     from histocodec.formats.container.read import Container
     from histocodec.formats.decode.images import write_region
@@ -73,7 +97,7 @@ def draw_map(src: Path, picture: Path) -> None:
 
 
 def slide_facts(slide: "Slide") -> dict[str, object]:
-    """What a slide says about itself; images are named and not decoded."""
+    """Return what a slide says about itself; associated images are named, not decoded."""
     vendor = slide.properties.get("openslide.vendor")
     return {
         "kind": "slide" if vendor is None else f"slide ({vendor})",
@@ -92,46 +116,59 @@ def slide_facts(slide: "Slide") -> dict[str, object]:
     }
 
 
-def as_text(name: str, value: object) -> str:
-    """A value for people, on as many lines as it needs. `name` says in what unit it is."""
+def display_name(key: str) -> str:
+    """Return what people read for a key of the JSON."""
+    return NAMES.get(key, key.replace("_", " "))
+
+
+def as_text(key: str, value: object) -> str:
+    """Format a value for people, on as many lines as it needs; its key says in what unit it is."""
     match value:
         case None:
             return "-"
         case bool():
             return "yes" if value else "no"
-        case int() if name == "bytes" or name.endswith("_bytes"):
+        case int() if key == "bytes" or key.endswith("_bytes"):
             return size_text(value)
-        case float() if name.startswith("ratio"):
+        case float() if key.startswith("ratio"):
             return ratio_text(value)
-        case float() if name.endswith("psnr"):
+        case float() if key.endswith("psnr"):
             return decibel_text(value)
-        case float() if name == "overhead":
+        case float() if key == "overhead":
             return f"{100 * value:.2g} %"
+        case float() if key == "bpp":
+            return f"{value:.4f}"
+        case float() if key == "worst_block_error":
+            return f"{value:.2f} grey values"
         case float():
             return f"{value:.6g}"
         case Mapping():
-            return "\n".join(f"{key}: {_short(as_text(str(key), one))}" for key, one in value.items()) or "-"
-        case [float() | int() as x, float() | int() as y] if name == "mpp":
-            return mpp_text((x, y))
-        case list() | tuple() if any(isinstance(one, Mapping) for one in value):
-            return "\n".join(f"{index}: {_line(one)}" for index, one in enumerate(value))
+            return "\n".join(f"{name}: {_shortened(as_text(str(name), item))}" for name, item in value.items()) or "-"
+        case [float() | int() as x, float() | int() as y] if key == "mpp":
+            return f"{mpp_text((x, y))} per pixel"
+        case [*names] if key == "dropped" and names:
+            return left_out_text([str(name) for name in names])
+        case list() | tuple() if key == "levels":
+            return "\n".join(_level_text(number, level) for number, level in enumerate(value))
+        case list() | tuple() if any(isinstance(item, Mapping) for item in value):
+            return "\n".join(_shortened(_joined(item, tuple(item))) for item in value)
         case list() | tuple():
-            return ", ".join(str(one) for one in value) or "-"
+            return ", ".join(str(item) for item in value) or "-"
     return str(value)
 
 
-def _line(value: object) -> str:
-    """A level, on one line: its size first, the rest by name."""
-    if not isinstance(value, Mapping):
-        return _short(str(value))
-    rest = dict(value)
-    parts = []
-    if "width" in rest and "height" in rest:
-        parts.append(f"{rest.pop('width')} x {rest.pop('height')}")
-    parts += [f"{name.replace('_', ' ')} {as_text(name, one)}" for name, one in rest.items() if one is not None]
-    return ", ".join(parts)
+def _level_text(number: int, level: Mapping[str, object]) -> str:
+    """Describe a level on as many lines as there are keys for: its size and rate, its fidelity, its chunks."""
+    lines = [_joined(level, keys) for keys in LEVEL_LINES]
+    first = f"{number}: {level['width']} x {level['height']}, {lines[0]}"
+    return "\n".join([first, *(f"   {line}" for line in lines[1:] if line)])
 
 
-def _short(text: str) -> str:
+def _joined(values: Mapping[str, object], keys: tuple[str, ...]) -> str:
+    present = [key for key in keys if values.get(key) is not None]
+    return ", ".join(f"{display_name(key)} {as_text(key, values[key])}" for key in present)
+
+
+def _shortened(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= SHORT else line[: SHORT - 1] + "…"
+    return line if len(line) <= MAX_CHARACTERS else line[: MAX_CHARACTERS - 1] + "…"

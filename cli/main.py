@@ -1,4 +1,4 @@
-"""`histocodec`: the commands, none of them loaded before it is needed, and what their failures turn into."""
+"""`histocodec`: the commands, each loaded when it is needed, and the message and exit code of every failure."""
 
 import os
 import signal
@@ -18,18 +18,22 @@ from histocodec.text import printable
 COMMANDS = (
     "encode", "decode", "info", "verify", "embed", "index", "search", "umap", "train", "bench", "demo",
 )  # fmt: skip
-DEBUG_VARIABLE = "HISTOCODEC_DEBUG"  # set to anything: errors come with their traceback
+DEBUG_VARIABLE = "HISTOCODEC_DEBUG"  # set to anything, errors come with a traceback
 FAILED, USAGE, UNSUPPORTED, INTERRUPTED = 1, 2, 4, 130
 
 
 class LazyGroup(click.Group):
-    """Finds the command `encode` as `command` in `histocodec.cli.encode`. Those modules import click alone;
-    what does the work is imported when it is to be done."""
+    """A group that finds the command `encode` as `command` in `histocodec.cli.encode`.
+
+    Those modules import click alone, and what does the work only when it is to be done: `--help` answers at once.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, in the order of the help."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; None where there is none of this name."""
         if cmd_name not in COMMANDS:
             return None
         command = import_module(f"histocodec.cli.{cmd_name}").command
@@ -37,8 +41,8 @@ class LazyGroup(click.Group):
         return command
 
 
-def _print_version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
-    if wanted and not context.resilient_parsing:
+def _print_version(context: click.Context, parameter: click.Parameter, requested: bool) -> None:
+    if requested and not context.resilient_parsing:
         from histocodec.version import VERSION
 
         click.echo(f"histocodec {VERSION}")
@@ -58,23 +62,27 @@ def commands() -> None:
     """Compress whole-slide pathology images, and read any region back.
 
     \b
-    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the file is damaged,
-    4 unsupported input or something missing, 130 interrupted.
-
-    \b
-    Example:
+    Examples:
       histocodec encode slide.svs slide.zarr
       histocodec decode slide.zarr region.png --region 10000,8000,1024,1024
+
+    \b
+    Exit codes:
+      0 done, 1 failed, 2 wrong usage, 3 damaged file,
+      4 unsupported input or a missing model or package, 130 interrupted
     """
 
 
 def main() -> None:
+    """Run the command line of this process, and exit."""
     sys.exit(run())
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """One command, given as the shell would (without the program's name; sys.argv by default). Returns the
-    exit code; whatever went wrong is one line on stderr."""
+    """Run one command and return its exit code; a failure is one line on stderr.
+
+    `arguments` are those of the shell, without the program's name; sys.argv's by default.
+    """
     try:
         with _termination_as_interrupt():
             result = commands.main(arguments, prog_name="histocodec", standalone_mode=False)
@@ -92,22 +100,22 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except HistocodecError as exc:
         return _failed(str(exc), exc.exit_code)
     except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain once more when it flushes at the end.
+        # The reader of our output has gone. Python would complain once more when it flushes at exit.
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except MemoryError:
         return _failed("not enough memory", FAILED)
     except ModuleNotFoundError as exc:
-        return _failed(f"the Python package {exc.name} is needed for this and not installed", UNSUPPORTED)
+        return _failed(f"this needs the Python package {exc.name}, which is not installed", UNSUPPORTED)
     except Exception as exc:
-        hint = "" if os.environ.get(DEBUG_VARIABLE) else f" ({DEBUG_VARIABLE}=1 shows where)"
+        hint = "" if os.environ.get(DEBUG_VARIABLE) else f" (set {DEBUG_VARIABLE}=1 to see where)"
         return _failed(f"unexpected {type(exc).__name__}: {exc}{hint}", FAILED)
     return result if isinstance(result, int) else 0
 
 
 def _failed(message: str, exit_code: int) -> int:
-    """Inside an except block."""
+    """Print the message on one line; to be called in an except block."""
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exc()
     with suppress(OSError):
@@ -117,7 +125,7 @@ def _failed(message: str, exit_code: int) -> int:
 
 @contextmanager
 def _termination_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does, so that it can clean up."""
+    """Let SIGTERM end a command as Ctrl-C does, so that it can clean up."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

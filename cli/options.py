@@ -12,6 +12,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])  # click's decorators tak
 
 # How help looks.
 
+FIRST_COLUMN = 28  # characters; longer names get a line of their own, as click has it
+
 
 class Option(click.Option):
     """An option whose help ends with its default, if that is shown, and without click's `[0<=x<=9]`.
@@ -48,6 +50,7 @@ class SectionedCommand(click.Command):
             if record is not None and isinstance(parameter, click.Option):
                 records[headings.get(parameter.name or "", last)].append(record)
         width = max(len(names) for section in records.values() for names, _ in section)
+        width = min(width, FIRST_COLUMN)
         for heading, section in records.items():
             with formatter.section(heading):
                 formatter.write_dl([(names.ljust(width), text) for names, text in section])

@@ -33,7 +33,7 @@ def command(index: Path, out: Path, *, colour: str, seed: int, overwrite: bool, 
     """Plot every patch of INDEX by UMAP into OUT (.png), with the coordinates beside it (.csv).
 
     Patches that are close look alike; distances between groups mean little. Slides from one scanner often lie together
-    for that reason alone. Install the extra first: pip install 'histocodec[umap]'.
+    for that reason alone. Install the extra: pip install 'histocodec[umap]'.
 
     \b
     Examples:

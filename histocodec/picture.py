@@ -1,4 +1,4 @@
-"""Images side by side, with captions: what `demo` shows."""
+"""Sheets of images with captions, as `demo`, `search --sheet` and the benchmarks draw them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ INK, PAPER = (32, 32, 32), (255, 255, 255)
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """An image and what stands below it."""
+    """An image and the two lines of its caption."""
 
     pixels: Pixels
     title: str
-    note: str
+    note: str  # smaller, below the title
 
 
 def side_by_side(panels: Sequence[Panel]) -> Pixels:
-    """All panels in a row, pixel by pixel: nothing is resampled, so nothing is hidden."""
+    """Draw panels in a row, without resampling them: (H, W, 3) uint8."""
     width = max(panel.pixels.shape[1] for panel in panels)
     height = max(panel.pixels.shape[0] for panel in panels)
     below = TITLE_SIZE + GAP + NOTE_SIZE + MARGIN
@@ -41,7 +41,7 @@ def side_by_side(panels: Sequence[Panel]) -> Pixels:
 
 
 def in_rows(panels: Sequence[Panel], columns: int = 5) -> Pixels:
-    """`side_by_side`, row after row."""
+    """Draw panels in rows of `columns`, without resampling them: (H, W, 3) uint8."""
     rows = [side_by_side(panels[first : first + columns]) for first in range(0, len(panels), columns)]
     width = max(row.shape[1] for row in rows)
     sheet = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]

@@ -16,18 +16,18 @@ from histocodec.slide import Pixels
 from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide
 
-GLASS = (238, 238, 238)
+BACKGROUND_COLOUR = (238, 238, 238)
 SIZE = (2048, 1024)  # 4 x 2 chunks, of 300 pixels each in the map of 1200
 
 
 @pytest.fixture(scope="module")
 def container(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path) -> Path:
-    """Glass on the left, noise that must be lossless in the upper right corner, tissue between."""
+    """Background on the left, noise that must be lossless in the upper right corner, tissue between."""
     pixels = synthetic_slide(2 * SIZE[0], SIZE[1], seed=1)[:, 1024 : 1024 + SIZE[0]].copy()
-    pixels[:, :512] = GLASS
+    pixels[:, :512] = BACKGROUND_COLOUR
     pixels[:512, 1536:] = np.random.default_rng(0).integers(0, 256, (512, 512, 3))
     path = tmp_path_factory.mktemp("map") / "a.zarr"
-    source = ArraySlide(pixels, background=GLASS)
+    source = ArraySlide(pixels, background=BACKGROUND_COLOUR)
     histocodec.encode(source, path, model=str(tiny_file), device="cpu", min_psnr=20.0, levels=(0,), embed_model=True)
     return path
 
@@ -43,7 +43,7 @@ def test_the_map_shows_what_the_container_says(container: Path) -> None:
     assert opened.overview() is None  # on so small a slide; so colours are pure
     expected = chunk_colours(tiles, psnr, Range.of(psnr))
     for row, column in np.ndindex(*tiles.shape):
-        colour = GLASS if tiles[row, column] == BACKGROUND else tuple(expected[row, column].tolist())
+        colour = BACKGROUND_COLOUR if tiles[row, column] == BACKGROUND else tuple(expected[row, column].tolist())
         assert middle(picture, row, column) == colour
     assert middle(picture, 0, 3) == LOSSLESS_COLOUR
 
@@ -61,11 +61,11 @@ def test_what_is_lossless_or_left_out_has_no_colour_of_the_scale() -> None:
         assert np.abs(scale - colour).max(axis=1).min() > 50
 
 
-def test_a_slide_of_glass_alone_has_a_map_too(tmp_path: Path, tiny_file: Path) -> None:
-    glass = ArraySlide(np.full((40, 900, 3), GLASS, np.uint8), background=GLASS)
-    histocodec.encode(glass, tmp_path / "a.zarr", model=str(tiny_file), device="cpu")
+def test_a_slide_of_background_alone_has_a_map_too(tmp_path: Path, tiny_file: Path) -> None:
+    slide = ArraySlide(np.full((40, 900, 3), BACKGROUND_COLOUR, np.uint8), background=BACKGROUND_COLOUR)
+    histocodec.encode(slide, tmp_path / "a.zarr", model=str(tiny_file), device="cpu")
     picture = fidelity_map(Container.open(tmp_path / "a.zarr"))
-    assert tuple(picture[MARGIN + 20, MARGIN + 600]) == GLASS
+    assert tuple(picture[MARGIN + 20, MARGIN + 600]) == BACKGROUND_COLOUR
 
 
 def test_info_writes_the_map_beside_its_facts(
@@ -93,7 +93,7 @@ def test_a_map_of_another_kind_or_of_a_plain_slide_is_a_usage_error(
     container: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.fromarray(np.zeros((50, 50, 3), np.uint8)).save(tmp_path / "a.png")
-    for source, picture, named in ((container, "map.jpg", ".png"), (tmp_path / "a.png", "map.png", "no container")):
+    for source, picture, named in ((container, "map.jpg", ".png"), (tmp_path / "a.png", "map.png", "not a container")):
         assert run(["info", str(source), "--map", str(tmp_path / picture)]) == 2
         assert named in capsys.readouterr().err
         assert not (tmp_path / picture).exists()
