@@ -158,6 +158,12 @@ def checked_colour(colour: Colour) -> Colour:
     return values[0], values[1], values[2]
 
 
+def mpp_at(mpp: Mpp | None, downsample: float) -> Mpp | None:
+    """Microns per pixel, x and y, of a level with this downsample, from those of level 0; None where they are not
+    known."""
+    return None if mpp is None else (mpp[0] * downsample, mpp[1] * downsample)
+
+
 def pyramid_levels(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
     """Levels of the given (width, height), with OpenSlide's downsample: the mean of both axes' ratios."""
     width, height = sizes[0]

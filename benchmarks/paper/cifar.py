@@ -20,6 +20,7 @@ from torch import Tensor
 
 from histocodec.benchmarks.paper.training_runs import RATE, Results, Setup, bits_of, curves, images_of
 from histocodec.errors import HistocodecError, UnsupportedError
+from histocodec.fidelity import mean_squared_error
 from histocodec.formats.container.files import write_atomically
 from histocodec.train.data.patches import TrainingImage
 from histocodec.train.vae.patches import grid_patches, non_blank
@@ -92,7 +93,7 @@ def grey(images: Sequence[TrainingImage]) -> list[TrainingImage]:
 def kept_variance(psnr: float, images: Sequence[TrainingImage]) -> float:
     """The share of the held-out pixels' variance, each channel's over the whole set, that an error leaves."""
     values = torch.stack([image.pixels for image in images]).float().transpose(0, 1).flatten(1)
-    return 1 - 255**2 * 10 ** (-psnr / 10) / float(values.var(dim=1).mean())
+    return 1 - mean_squared_error(psnr) / float(values.var(dim=1).mean())
 
 
 @click.command()

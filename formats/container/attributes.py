@@ -12,7 +12,7 @@ from histocodec.errors import FormatError, UnsupportedError
 from histocodec.formats.container.fields import Node
 from histocodec.geometry import ChunkKey, Grid, Region, ceil_div
 from histocodec.models.config import MOST_LATENTS, PATCHES, QUALITIES, HyperConfig
-from histocodec.slide import Colour, Mpp
+from histocodec.slide import Colour, Mpp, mpp_at
 
 VERSION = 1
 KEY = "histocodec"  # of the root group's attributes
@@ -162,9 +162,8 @@ class Attributes:
         return Grid(self.levels[level].height, self.levels[level].width, self.chunk_side)
 
     def mpp_at(self, level: int) -> Mpp | None:
-        """Microns per pixel of a level; None where the source did not say."""
-        down = self.levels[level].downsample
-        return None if self.mpp is None else (self.mpp[0] * down, self.mpp[1] * down)
+        """Microns per pixel of a level, x and y; None where the source did not state them."""
+        return mpp_at(self.mpp, self.levels[level].downsample)
 
     def to_json(self) -> Json:
         return {

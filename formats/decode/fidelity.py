@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from histocodec.fidelity import psnr, squared_error
+from histocodec.fidelity import mean_squared_error, psnr, psnr_map, squared_error
 from histocodec.formats.container.layout import BACKGROUND
 from histocodec.formats.container.read import Container
 from histocodec.formats.decode.pixels import PixelDecoder
@@ -37,7 +37,7 @@ class Floor:
     @property
     def mean_squared_error(self) -> float:
         """The largest that is allowed, in grey values²."""
-        mean = 255**2 * 10 ** (-(self.decibels + SPARE_DECIBELS) / 10)
+        mean = mean_squared_error(self.decibels + SPARE_DECIBELS)
         return max(0.0, mean - SPARE_FLOAT32) if self.arithmetic == torch.float32 else mean
 
     def skips(self, pixels: Pixels, colour: Colour) -> bool:
@@ -69,8 +69,7 @@ class LevelFidelity:
     @property
     def psnr(self) -> NDArray[np.float32]:
         """dB of each chunk; infinite where nothing was lost."""
-        with np.errstate(divide="ignore"):
-            return (10 * np.log10(255**2 * self.samples / self.squared_error)).astype(np.float32)
+        return psnr_map(self.squared_error, self.samples)
 
     def below(self, floor: Floor) -> list[ChunkKey]:
         """The chunks that do not reach `floor`, row by row."""

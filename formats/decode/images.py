@@ -13,7 +13,7 @@ import numpy as np
 from histocodec.errors import OutputError, UsageError
 from histocodec.formats.container.files import whole_file
 from histocodec.geometry import Level, Region
-from histocodec.slide import Mpp, Pixels, Slide
+from histocodec.slide import Mpp, Pixels, Slide, mpp_at
 from histocodec.sources.pyramid import with_pyramid
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -167,7 +167,7 @@ def write_pyramid(
                 software="histocodec" if first else False,
                 metadata=None,
                 buffersize=TIFF_BUFFER,
-                resolution=_resolution(_mpp_of(slide, level)),
+                resolution=_resolution(mpp_at(slide.mpp, level.downsample)),
                 resolutionunit=None if slide.mpp is None else "CENTIMETER",
             )
 
@@ -186,10 +186,6 @@ def _tiles(slide: Slide, index: int, tile: int) -> Iterator[tuple[Region, Pixels
                 yield piece, np.pad(pixels[piece.within(strip)], missing, mode="edge")
 
 
-def _mpp_of(slide: Slide, level: Level) -> Mpp | None:
-    return None if slide.mpp is None else (slide.mpp[0] * level.downsample, slide.mpp[1] * level.downsample)
-
-
 def _resolution(mpp: Mpp | None) -> tuple[float, float] | None:
     """Pixels per centimetre. Where there is none, tifffile writes that the unit is unknown."""
     return None if mpp is None else (MICRONS_PER_CM / mpp[0], MICRONS_PER_CM / mpp[1])
@@ -197,7 +193,7 @@ def _resolution(mpp: Mpp | None) -> tuple[float, float] | None:
 
 def _description(slide: Slide, level: Level) -> str:
     """What TIFF has no tags for, in words."""
-    parts, mpp = [f"{level.width}x{level.height}"], _mpp_of(slide, level)
+    parts, mpp = [f"{level.width}x{level.height}"], mpp_at(slide.mpp, level.downsample)
     if mpp is not None:
         parts.append(f"MPP = {mpp[0]:.6g} x {mpp[1]:.6g}")
     if slide.objective_power is not None:

@@ -1,11 +1,11 @@
 """Rate and distortion of a model in training, on whole held-out images, by its own estimate of the bits."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from histocodec.fidelity import psnr
 from histocodec.models.hyper import HyperModel
 from histocodec.train.data.patches import TrainingImage
 
@@ -39,6 +39,6 @@ def rate_distortion_points(model: HyperModel, images: Sequence[TrainingImage]) -
             decoded = (output.pixels[0] * std + mean).round().clamp(0, 255)
             mse = float((decoded - pixels).square().mean())
             rates.append(float(output.y_bits + output.z_bits) / (height * width))
-            fidelities.append(10 * math.log10(255**2 / max(mse, 1e-6)))
+            fidelities.append(psnr(max(mse, 1e-6), 1))
         points.append(Point(quality, sum(rates) / len(rates), sum(fidelities) / len(fidelities)))
     return points

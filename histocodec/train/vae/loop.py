@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from histocodec.errors import FormatError, UsageError
+from histocodec.fidelity import psnr
 from histocodec.models.vae.network import VaeModel
 from histocodec.train.data.patches import TrainingImage
 from histocodec.train.loop import Schedule
@@ -190,4 +191,4 @@ def validate(
         back = (wanted + (decoded - x) * scale).round().clamp(0, 255)  # x · scale + mean is what is wanted
         squares += float((back - wanted).square().sum(dtype=torch.float64))
     mse = max(squares / fixed.pixels.numel(), 1e-6)
-    return losses / len(fixed), 10 * math.log10(255**2 / mse)
+    return losses / len(fixed), psnr(mse, 1)
