@@ -15,7 +15,7 @@ from histocodec.report import print_facts, print_json, progress_bar, say
 from histocodec.text import count_text, decibel_text, ratio_text, size_text, speed_text, time_text
 
 if TYPE_CHECKING:
-    from histocodec.formats.encode.options import EncodeReport
+    from histocodec.formats.encode.report import EncodeReport
     from histocodec.geometry import Region
     from histocodec.picture import Panel
     from histocodec.slide import Mpp, Pixels, Slide

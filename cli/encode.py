@@ -23,7 +23,8 @@ from histocodec.report import print_facts, print_json, progress_bar
 from histocodec.text import count_text, decibel_text, ratio_text, size_text, speed_text, time_text
 
 if TYPE_CHECKING:
-    from histocodec.formats.encode.options import EncodeProgress, EncodeReport
+    from histocodec.formats.encode.options import EncodeProgress
+    from histocodec.formats.encode.report import EncodeReport
 
 STAGES = {"prepare": "preparing", "encode": "encoding", "measure": "measuring", "raise": "raising quality"}
 PROPERTY = "property "  # stands before the names of properties that were left out

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     )
     from histocodec.formats.decode.open import open_slide
     from histocodec.formats.decode.slide import CompressedSlide
-    from histocodec.formats.encode.options import EncodeOptions, EncodeProgress, EncodeReport
+    from histocodec.formats.encode.options import EncodeOptions, EncodeProgress
+    from histocodec.formats.encode.report import EncodeReport
     from histocodec.geometry import Level, Region
     from histocodec.slide import Slide
     from histocodec.sources.array import ArraySlide
@@ -62,7 +63,7 @@ _HOMES = {
     "CompressedSlide": "histocodec.formats.decode.slide",
     "EncodeOptions": "histocodec.formats.encode.options",
     "EncodeProgress": "histocodec.formats.encode.options",
-    "EncodeReport": "histocodec.formats.encode.options",
+    "EncodeReport": "histocodec.formats.encode.report",
     "FormatError": "histocodec.errors",
     "HistocodecError": "histocodec.errors",
     "Level": "histocodec.geometry",

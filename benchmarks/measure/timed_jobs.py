@@ -17,7 +17,8 @@ from histocodec.formats.container.read import Container
 from histocodec.formats.container.shard import PAIR_BYTES, read_index
 from histocodec.formats.decode.slide import CompressedSlide, open_compressed
 from histocodec.formats.encode.encode import encode_slide
-from histocodec.formats.encode.options import EncodeOptions, EncodeProgress, EncodeReport
+from histocodec.formats.encode.options import EncodeOptions, EncodeProgress
+from histocodec.formats.encode.report import EncodeReport
 from histocodec.geometry import ChunkKey, Region, ShardKey
 from histocodec.slide import Pixels
 from histocodec.sources import ArraySlide

@@ -1,16 +1,19 @@
 """The encoder's journal: what makes an interrupted encode resumable, and its result complete or absent.
 
     <dst>.partial/   the container as it grows
-    <dst>.journal    JSON, a checksum a line: the fingerprint of the request, then one line for every finished shard,
-                     and with --min-psnr one for every round of changes, written before they are made
+    <dst>.journal    JSON, with a checksum at the end of each line: the fingerprint of the request, then a line for
+                     every finished shard and, with --min-psnr, one for every round of changes, written before the
+                     first change is made
     <dst>.old        the container that is being replaced, for the moment in which both names change
 
-A shard's line is written after the shard itself is on the disk, so a line is a promise; one that was cut short or
-altered is none, nor is what follows it. Where `commit` replaces a container, it notes that in the journal, moves
-the old one aside, gives the new one its name, and removes the old one, then the journal. Whatever stops it in
-between, the new one is whole at <dst>.partial or <dst>, and the old one at <dst> or <dst>.old. The next encode to
-the same place first ends what that note began (`_recover`): it puts the new one at <dst> if nothing is there, and
-removes <dst>.old. By hand: `mv <dst>.partial <dst>`, or `mv <dst>.old <dst>`, and remove what is left.
+A shard's line is written after the shard itself is on the disk, so a line is a promise. A line that was cut short or
+altered promises nothing, and neither does any line after it.
+
+Where `commit` replaces a container, it notes that in the journal, moves the old container aside, gives the new one its
+name, and removes first the old one and then the journal. Whatever stops it in between, the new container is whole at
+<dst>.partial or <dst>, and the old one at <dst> or <dst>.old. The next encode to the same place first finishes what the
+note began (`_recover`): it moves the new container to <dst> if nothing is there, and removes <dst>.old. To do the same
+by hand, run `mv <dst>.partial <dst>`, or `mv <dst>.old <dst>` to go back, and remove what remains.
 """
 
 import fcntl
@@ -19,7 +22,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import IO, Self
@@ -29,53 +32,58 @@ from histocodec.formats.container.attributes import MAX_CHUNKS, MAX_SIDE, SHA256
 from histocodec.formats.container.fields import Node, parse_json
 from histocodec.formats.container.files import TEMPORARY_GLOB, sync_folder
 from histocodec.formats.container.integrity import file_digest
-from histocodec.formats.container.layout import shard_path
+from histocodec.formats.container.layout import CODED, LOSSLESS, shard_path
 from histocodec.formats.container.read import is_container
 from histocodec.formats.container.shard import crc32c
-from histocodec.geometry import ShardKey
+from histocodec.geometry import ChunkKey, ShardKey
+from histocodec.models.config import QUALITIES
 
 JOURNAL_VERSION = 2
-CHECKSUM = 8  # hexadecimal digits at a line's end, after two spaces: crc32c of what stands before
+CHECKSUM = 8  # hexadecimal digits at a line's end, after two spaces: crc32c of the text before them
 MAX_TILES = 32 * 32  # chunks in a shard, at most
 FINISHED = "finished"  # the key of the last line; its value says whether an old container is replaced
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
-Place = tuple[int, int, int]  # level, shard row, shard column
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """One finished shard: its file, and its part of `tiles` and `quality`, a byte for each chunk in C order, 0
-    beyond the level's edge. `file_bytes` is 0 and `sha256` empty where all is background and nothing is stored."""
+    """One finished shard: its file, and its part of the maps `tiles` and `quality`.
 
-    level: int
-    row: int
-    column: int
+    The maps have one byte for each chunk in C order, 0 beyond the level's edge. `file_bytes` is 0 and `sha256` empty
+    where all chunks are background and nothing is stored.
+    """
+
+    key: ShardKey
     file_bytes: int
     sha256: str
     tiles: bytes
     quality: bytes
 
     @classmethod
-    def of(cls, level: int, place: tuple[int, int], data: bytes, tiles: bytes, quality: bytes) -> "ShardRecord":
-        """The record of the shard at `place` (row, column); `data` is empty where nothing is stored."""
+    def of(cls, key: ShardKey, data: bytes, tiles: bytes, quality: bytes) -> "ShardRecord":
+        """The record of a shard whose file has the bytes `data`, empty where there is no file."""
         digest = hashlib.sha256(data).hexdigest() if data else ""
-        return cls(level, *place, len(data), digest, tiles, quality)
-
-    @property
-    def place(self) -> Place:
-        return self.level, self.row, self.column
+        return cls(key, len(data), digest, tiles, quality)
 
     def to_json(self) -> dict[str, object]:
-        return {**asdict(self), "tiles": self.tiles.hex(), "quality": self.quality.hex()}
+        """The record as a line of the journal."""
+        return {
+            "level": self.key.level,
+            "row": self.key.row,
+            "column": self.key.column,
+            "file_bytes": self.file_bytes,
+            "sha256": self.sha256,
+            "tiles": self.tiles.hex(),
+            "quality": self.quality.hex(),
+        }
 
     @classmethod
     def from_json(cls, node: Node) -> "ShardRecord":
+        """What `to_json` wrote. Raises FormatError."""
         f = node.fields("level", "row", "column", "file_bytes", "sha256", "tiles", "quality")
         return cls(
-            level=f["level"].integer(0, MAX_SIDE),
-            row=f["row"].integer(0, MAX_SIDE),
-            column=f["column"].integer(0, MAX_SIDE),
+            key=ShardKey(*(f[name].integer(0, MAX_SIDE) for name in ("level", "row", "column"))),
             file_bytes=f["file_bytes"].integer(0, 2**53),
             sha256=f["sha256"].text(64, f"|{SHA256}"),
             tiles=_from_hex(f["tiles"]),
@@ -85,53 +93,62 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class Change:
-    """A chunk that will be stored in another way: its value in `tiles`, and the quality of its latents."""
+    """A chunk that will be stored in another way: its new tile state, and the quality of its latents."""
 
-    row: int
-    column: int
-    tile: int
+    key: ChunkKey
+    state: int
     quality: int
 
 
 @dataclass(frozen=True)
 class Round:
-    """Changes to a level that are made together. They are noted before the first, so that an encode that is
-    stopped among them, and resumed, makes the rest; what it then measures and decides is the same."""
+    """Changes to a level that are made together. They are noted before the first is made, so that an encode which is
+    stopped among them and resumed makes the others; what it then measures and decides is the same."""
 
     level: int
     changes: tuple[Change, ...]
 
     def to_json(self) -> dict[str, object]:
-        return {"level": self.level, "changes": [[c.row, c.column, c.tile, c.quality] for c in self.changes]}
+        """The round as a line of the journal."""
+        changes = [[change.key.row, change.key.column, change.state, change.quality] for change in self.changes]
+        return {"level": self.level, "changes": changes}
 
     @classmethod
     def from_json(cls, node: Node) -> "Round":
+        """What `to_json` wrote. Raises FormatError."""
         f = node.fields("level", "changes")
+        level = f["level"].integer(0, MAX_SIDE)
         rows = [item.items(4, 4) for item in f["changes"].items(1, MAX_CHUNKS)]
         changes = tuple(
-            Change(row.integer(0, MAX_SIDE), column.integer(0, MAX_SIDE), tile.integer(1, 2), quality.integer(0, 100))
-            for row, column, tile, quality in rows
+            Change(
+                ChunkKey(level, row.integer(0, MAX_SIDE), column.integer(0, MAX_SIDE)),
+                state.integer(CODED, LOSSLESS),
+                quality.integer(0, QUALITIES - 1),
+            )
+            for row, column, state, quality in rows
         )
-        return cls(f["level"].integer(0, MAX_SIDE), changes)
+        return cls(level, changes)
 
 
 class Journal:
-    """The one encode that works on `dst`. Use as a context manager: leaving it without `commit` or `discard`
+    """The one encode that works on `dst`. Use it as a context manager: leaving the block without `commit` or `discard`
     keeps everything for a later `resume`."""
 
-    def __init__(self, dst: Path, file: IO[bytes], records: dict[Place, ShardRecord], rounds: list[Round]) -> None:
+    def __init__(self, dst: Path, file: IO[bytes], records: dict[ShardKey, ShardRecord], rounds: list[Round]) -> None:
         self.dst, self._file, self._records, self._rounds = dst, file, records, rounds
 
     @classmethod
     def start(
         cls, dst: Path, fingerprint: Mapping[str, Json], *, resume: bool = False, overwrite: bool = False
     ) -> "Journal":
-        """Claim `dst`. With `resume`, an interrupted encode goes on if its fingerprint is the same
-        (UsageError names the field that differs); without one, and with `overwrite` alone, it starts anew.
-        OutputError where `dst` is in the way, another encode is at work, or an interrupted one would be
-        lost."""
+        """Claims `dst` for this encode.
+
+        With `resume`, an interrupted encode continues if its fingerprint is the same; UsageError names the field that
+        differs. Without an interrupted encode, or with `overwrite`, it starts anew. Raises OutputError where `dst` is
+        in the way, another encode is writing to it, or an interrupted one would be lost.
+        """
         if not dst.name:
-            raise UsageError(f"{dst}: is no name for a container")
+            raise UsageError(f"{dst}: is no name for a container; give a path such as slide.zarr")
         file = _locked(journal_path(dst))
         try:
             _recover(dst)
@@ -142,7 +159,7 @@ class Journal:
                     return cls._resumed(dst, file, lines, fingerprint)
                 if not overwrite:
                     raise OutputError(
-                        f"{dst}: an interrupted encode is at {partial_path(dst)}; --resume goes on with it, "
+                        f"{dst}: an interrupted encode is at {partial_path(dst)}; --resume continues it, "
                         "--overwrite starts anew"
                     )
             _remove(partial_path(dst))
@@ -152,7 +169,7 @@ class Journal:
             journal._make_partial()
             return journal
         except BaseException:
-            if not partial_path(dst).is_dir():  # then the journal is of no use to anybody
+            if not partial_path(dst).is_dir():  # then nobody can use the journal
                 journal_path(dst).unlink(missing_ok=True)
             file.close()
             raise
@@ -166,16 +183,16 @@ class Journal:
         if difference:
             raise UsageError(f"{dst}: cannot be resumed: {difference}; --overwrite starts anew")
         nodes = [parse_json(line, f"{name}: line {n}") for n, line in enumerate(lines[1:], 2)]
-        nodes = [node for node in nodes if not _says_finished(node)]
+        nodes = [node for node in nodes if not _is_finished_note(node)]
         rounds = [Round.from_json(node) for node in nodes if _is_round(node)]
         records = [ShardRecord.from_json(node) for node in nodes if not _is_round(node)]
         size = sum(len(line) + 2 + CHECKSUM + 1 for line in lines)
-        _truncate(file, size, journal_path(dst))  # a line cut short goes
+        _truncate(file, size, journal_path(dst))  # drops a line that was cut short
         for leftover in partial_path(dst).rglob(TEMPORARY_GLOB):
             leftover.unlink(missing_ok=True)
-        newest = {record.place: record for record in records}
-        there = {place: record for place, record in newest.items() if _is_there(partial_path(dst), record)}
-        return cls(dst, file, there, rounds)
+        latest = {record.key: record for record in records}
+        sound = {key: record for key, record in latest.items() if _is_as_recorded(partial_path(dst), record)}
+        return cls(dst, file, sound, rounds)
 
     @property
     def partial(self) -> Path:
@@ -183,28 +200,29 @@ class Journal:
         return partial_path(self.dst)
 
     @property
-    def records(self) -> Mapping[Place, ShardRecord]:
-        """The finished shards, by place; those of an earlier run have been held to their SHA-256."""
+    def records(self) -> Mapping[ShardKey, ShardRecord]:
+        """The finished shards. The files of those from an earlier run match their SHA-256."""
         return self._records
 
     @property
     def rounds(self) -> Sequence[Round]:
-        """The rounds of changes that were begun, in their order; those of an earlier run may be half made."""
+        """The rounds of changes that were begun, in order. Those of an earlier run may be half made."""
         return self._rounds
 
     def append(self, record: ShardRecord) -> None:
-        """Note a shard that is on the disk, in place of an earlier note. Returns when the note is there, too."""
+        """Notes a shard that is on the disk, in place of an earlier record of it. Returns once the note is on the disk,
+        too. Raises OutputError."""
         self._write(record.to_json())
-        self._records[record.place] = record
+        self._records[record.key] = record
 
     def begin(self, changes: Round) -> None:
-        """Note changes before the first of them is made. Returns when the note is on the disk."""
+        """Notes changes before the first of them is made. Returns once the note is on the disk. Raises OutputError."""
         self._write(changes.to_json())
         self._rounds.append(changes)
 
     def commit(self, *, overwrite: bool = False) -> None:
-        """Give the finished container its name, and end the journal. See the module's docstring for what
-        holds when this is interrupted."""
+        """Gives the finished container its name, and ends the journal. The module's docstring says what holds when this
+        is interrupted. Raises OutputError where something is in the way."""
         _check_free(self.dst, overwrite=overwrite)
         replaces = self.dst.exists()
         self._write({FINISHED: replaces})
@@ -220,12 +238,12 @@ class Journal:
         self._end()
 
     def discard(self) -> None:
-        """Remove the unfinished container and the journal."""
+        """Removes the unfinished container and the journal."""
         _remove(self.partial)
         self._end()
 
     def close(self) -> None:
-        """Let go of `dst`, keeping what is there for `resume`."""
+        """Releases `dst`, and keeps what is there for `resume`."""
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -256,25 +274,28 @@ class Journal:
 
 
 def partial_path(dst: Path) -> Path:
+    """Where the container grows that will be at `dst`."""
     return dst.with_name(dst.name + ".partial")
 
 
 def journal_path(dst: Path) -> Path:
+    """Where the journal of the encode to `dst` is."""
     return dst.with_name(dst.name + ".journal")
 
 
 def old_path(dst: Path) -> Path:
+    """Where the container at `dst` is for the moment in which it is replaced."""
     return dst.with_name(dst.name + ".old")
 
 
 def source_identity(path: Path) -> dict[str, Json]:
-    """What tells one source file from another, for the fingerprint."""
+    """What tells one source file from another, for the fingerprint: name, size in bytes, time in nanoseconds."""
     status = path.stat()
     return {"name": path.name, "size": status.st_size, "mtime": status.st_mtime_ns}
 
 
 def _locked(path: Path) -> IO[bytes]:
-    """The journal, opened for reading and writing and locked against other encoders."""
+    """Opens a journal for reading and writing, and locks it against other encoders."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
@@ -284,20 +305,22 @@ def _locked(path: Path) -> IO[bytes]:
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     return file
             except FileNotFoundError:
-                pass  # its owner ended and removed it between our opening and locking it
+                pass  # its owner finished and removed it after we opened it and before we locked it
             except BaseException:
                 file.close()
                 raise
             file.close()
     except BlockingIOError as exc:
-        raise OutputError(f"{path}: another encode is writing to this place") from exc
+        raise OutputError(
+            f"{path}: another encode is writing to this place; wait for it, or give another path"
+        ) from exc
     except OSError as exc:
         raise OutputError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
 
 
 def _recover(dst: Path) -> None:
-    """End a `commit` that was interrupted between its renamings. Without its note in the journal nothing is
-    touched: a <dst>.old may be anybody's."""
+    """Finishes a `commit` that was interrupted between its renamings. Touches nothing unless the journal has its note:
+    a <dst>.old may belong to anybody."""
     lines = _lines(journal_path(dst))
     if not lines or lines[-1] != json.dumps({FINISHED: True}, separators=(",", ":")).encode():
         return
@@ -308,7 +331,7 @@ def _recover(dst: Path) -> None:
         _remove(old)
 
 
-def _says_finished(node: Node) -> bool:
+def _is_finished_note(node: Node) -> bool:
     return isinstance(node.value, dict) and list(node.value) == [FINISHED]
 
 
@@ -321,25 +344,26 @@ def _from_hex(node: Node) -> bytes:
 
 
 def _check_free(dst: Path, *, overwrite: bool) -> None:
-    """`--overwrite` replaces containers only: a folder of anything else is never removed."""
+    """Raises OutputError unless `dst` can be written. `--overwrite` replaces containers only, and never removes a
+    folder of anything else."""
     if not dst.exists() and not dst.is_symlink():
         return
     if not overwrite:
         raise OutputError(f"{dst}: exists; --overwrite replaces it")
     if not is_container(dst):
-        raise OutputError(f"{dst}: is no histocodec container, and is not overwritten")
+        raise OutputError(f"{dst}: is no histocodec container, so --overwrite leaves it alone; remove it yourself")
     if old_path(dst).exists():
-        raise OutputError(f"{old_path(dst)}: is in the way")
+        raise OutputError(f"{old_path(dst)}: is in the way of replacing {dst}; move it elsewhere")
 
 
 def _lines(path: Path) -> list[bytes]:
-    """The sound lines of a journal, without their checksums; a last one without its end was never promised."""
+    """The sound lines of a journal, without their checksums. A last line without its end promises nothing."""
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except OSError as exc:
         raise OutputError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
     split = ((line[: -CHECKSUM - 2], line[-CHECKSUM:]) for line in lines)
-    return [text for text, _ in takewhile(lambda one: crc32c(one[0]).hex().encode() == one[1], split)]
+    return [text for text, _ in takewhile(lambda pair: crc32c(pair[0]).hex().encode() == pair[1], split)]
 
 
 def _truncate(file: IO[bytes], size: int, path: Path) -> None:
@@ -351,7 +375,7 @@ def _truncate(file: IO[bytes], size: int, path: Path) -> None:
 
 
 def _difference(before: object, now: object, name: str = "") -> str:
-    """The first field in which two fingerprints differ, in words; empty where they do not."""
+    """The first field in which two fingerprints differ, in words; empty where they agree."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted({*before, *now}):
             if key not in before or key not in now or before[key] != now[key]:
@@ -360,9 +384,9 @@ def _difference(before: object, now: object, name: str = "") -> str:
     return "" if before == now else f"{name} was {before!r} and now is {now!r}"
 
 
-def _is_there(partial: Path, record: ShardRecord) -> bool:
-    """Whether the shard is on the disk as it was written; one that is not is simply encoded again."""
-    path = shard_path(partial, ShardKey(*record.place))
+def _is_as_recorded(partial: Path, record: ShardRecord) -> bool:
+    """Whether the shard is on the disk as it was written. If not, it is encoded again."""
+    path = shard_path(partial, record.key)
     if not record.sha256:
         return not path.exists()
     try:

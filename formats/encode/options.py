@@ -93,37 +93,3 @@ class EncodeProgress:
     total: int
     megapixels_per_second: float
     seconds_left: float | None
-
-
-@dataclass(frozen=True)
-class EncodeReport:
-    """A finished container. Bytes are those on disk; `payload_bytes` those of latents, lossless chunks, indices and
-    statistics.
-
-    `bpp` and `ratio_raw` set all levels' bytes against level 0's pixels; `ratio_level0` sets level 0's shards and
-    lossless chunks alone against them, and `ratio_source_file` the container against the source file.
-    """
-
-    path: str
-    bytes: int
-    payload_bytes: int
-    width: int
-    height: int
-    bpp: float
-    ratio_raw: float
-    ratio_source_file: float | None
-    ratio_level0: float | None
-    psnr: float
-    worst_psnr: float | None  # of any chunk that is not background, all levels; None where there is none
-    worst_block_error: float | None  # likewise, RMS in grey values over 16×16 pixels
-    chunks: int
-    raised: int  # of the chunks, those with more quality than the level, for --min-psnr
-    lossless: int  # and those stored losslessly
-    seconds: float
-    megapixels_per_second: float
-    device: str
-    model: str
-    quality: int
-    asked_quality: float | None  # with --quality; on this slide worth as much as the one that is stored
-    levels: int
-    dropped: tuple[str, ...]

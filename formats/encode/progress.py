@@ -11,15 +11,20 @@ class Clock:
 
     def __init__(self, progress: Callable[[EncodeProgress], None] | None, total: int) -> None:
         self.progress, self.total, self.done = progress, total, 0
-        self._stage, self._began, self._stage_done = "prepare", time.perf_counter(), 0
-        self._tell()
+        self.begin("prepare")
+
+    def begin(self, stage: str) -> None:
+        """Starts a stage, whose speed is measured from here."""
+        self._stage, self._began, self._stage_done = stage, time.perf_counter(), 0
+        self._report()
 
     def add(self, stage: str, pixels: int) -> None:
+        """Pixels that were done in a stage, which begins with the first of them."""
         if stage != self._stage:
             self._stage, self._began, self._stage_done = stage, time.perf_counter(), 0
         self.done += pixels
         self._stage_done += pixels
-        self._tell()
+        self._report()
 
     def skip(self, stage: str, pixels: int) -> None:
         """Pixels that need no work, or that an interrupted run has done: they count, but not for the speed."""
@@ -27,12 +32,12 @@ class Clock:
         self.add(stage, 0)
 
     def extend(self, pixels: int) -> None:
-        """There is more to do than was known."""
+        """Adds pixels to the total that it did not include."""
         self.total += pixels
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         if self.progress is not None:
             seconds = time.perf_counter() - self._began
             speed = self._stage_done / seconds if seconds > 0 else 0.0
-            left = (self.total - self.done) / speed if speed > 0 else None
-            self.progress(EncodeProgress(self._stage, self.done, self.total, speed / 1e6, left))
+            remaining = (self.total - self.done) / speed if speed > 0 else None
+            self.progress(EncodeProgress(self._stage, self.done, self.total, speed / 1e6, remaining))

@@ -1,11 +1,12 @@
-"""Statistics that a slide is coded best with, found by trying: the encoder's choice, no decoder knows of it.
+"""The statistics search: which mean and deviation a slide is coded best with. No decoder knows of it.
 
-Standard scores make a slide look to the model like the slides it learnt from, and so they need not be exactly its
-own mean and deviation: what counts is how many bits it takes and what is lost. First the slide is taken for a fainter
-one coded at a lower quality, or a stronger one at a higher: mean and deviations move towards the glass in proportion,
-as long as a sample of its tissue becomes cheaper at equal error. Then mean and deviations change at random, these
-relative to each other, in steps that grow with success and shrink with failure (a (1+1) evolution strategy; Schumer
-and Steiglitz 1968).
+Standard scores make a slide look to the model like the slides it learnt from. They need not be exactly the slide's own
+mean and deviation: what counts is the bits and the error. The search has two parts:
+
+1. The slide is taken for a fainter one at a lower quality, or for a stronger one at a higher: mean and deviations move
+   towards the background in proportion, or away from it, as long as a sample of the tissue costs less at equal error.
+2. Mean and deviations change at random, these relative to each other, in steps that grow with success and shrink with
+   failure (a (1+1) evolution strategy; Schumer and Steiglitz 1968).
 """
 
 import math
@@ -20,98 +21,119 @@ from histocodec.codec.chunk import ChunkCodec
 from histocodec.codec.quantise import Quantiser
 from histocodec.codec.transform import Transform
 from histocodec.codec.window import PixelWindow
-from histocodec.formats.encode.sampling import SampleSource, places_of, spread
+from histocodec.formats.encode.sampling import sampled_chunks, spread
+from histocodec.formats.encode.scope import Scope
 from histocodec.geometry import Grid
 from histocodec.models.config import CHUNK_PIXELS, QUALITIES
 from histocodec.normalise import ChannelStats
 from histocodec.threads import Workers
 
-PIECES, SIDE = 12, 256  # of chunks, in pixels, that are tried: many places say more than few whole chunks
-FEW = 6  # chunks, which are tried whole
-LARGE = 256  # chunks: a slide to which it is worth a second or two without effort, too, but for the directions
-TRIES, MOST_TRIES = 12, 24  # directions a level of effort, and at most; each is tried both ways
+PIECES, PIECE_PIXELS = 12, 256  # parts of chunks, and a side of each: many places say more than few whole chunks
+FEW_CHUNKS = 6  # up to so many are tried whole
+LARGE = 256  # chunks: a slide on which the first part is worth a second or two without effort, too
+TRIES, MOST_TRIES = 12, 24  # random directions for each level of effort, and at most; each is tried both ways
 FIRST_STEP, LEAST_STEP, MOST_STEP = 0.05, 0.004, 0.15  # standard deviations, and octaves of them
-LONGER, SHORTER = 1.3, 0.85  # so that one success balances about two failures
-NEXT = 4  # qualities lower: a slide fainter by a seventh
-CURVE = (-9, 0, 9)  # qualities from the wanted one, by which rate over distortion is known
-LEAST_GAIN, LEAST_OF_NEXT = 1e-4, 0.01  # relative bits; the latter for another quality, which is judged less surely
+GROWTH, SHRINKAGE = 1.3, 0.85  # of the step, so that one success balances about two failures
+QUALITY_STEP = 4  # makes a slide fainter by a seventh
+CURVE_OFFSETS = (-9, 0, 9)  # qualities around the given one, by which rate over distortion is known
+LEAST_GAIN = 1e-4  # relative bits
+LEAST_GAIN_OF_QUALITY = 0.01  # the same for another quality, which is judged less surely
 
 Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class OperatingPoint:
+    """Statistics and the quality that goes with them: together they decide rate and distortion."""
+
+    stats: ChannelStats
+    quality: int
+
+
+@dataclass(frozen=True)
 class _Cost:
+    """What the sample takes: bits, and the sum of squared errors."""
+
     bits: float
     error: float
 
 
-def refined_stats(
-    source: SampleSource,
-    quality: int,
+def search_statistics(
+    scope: Scope,
+    start: OperatingPoint,
     transform: Transform,
-    coder: ChunkCodec,
+    codec: ChunkCodec,
     workers: Workers,
     *,
     effort: float,
     align: Callable[[ChannelStats, int], ChannelStats] = lambda stats, _: stats,
-) -> tuple[ChannelStats, int]:
-    """`source.stats` and `quality`, or better ones that exchange bits for error alike. The same in every run. What
-    is tried is what `align` makes of it at its quality. A slide that shows no tissue keeps its own, and without effort
-    one that is not large."""
-    best, least = (source.stats, quality), 0.0
-    number = source.levels[0]
-    level = source.slide.levels[number]
-    if not effort and level.region.area < LARGE * CHUNK_PIXELS**2:
+) -> OperatingPoint:
+    """`start`, or an operating point that costs less at equal error. The same in every run.
+
+    Every candidate is first passed through `align` with its quality. A slide without tissue keeps `start`, and so does
+    one without effort unless it is large.
+    """
+    best, least = start, 0.0
+    if not effort and scope.level(0).region.area < LARGE * CHUNK_PIXELS**2:
         return best
-    grid, finer = (Grid(level.height, level.width, side) for side in (CHUNK_PIXELS, SIDE))
-    places = [place for place in places_of(source) if place.level == number and not place.bare]
-    regions = [grid.region(place.row, place.column) for place in places]
-    if len(regions) > FEW:
-        regions = spread([finer.region(*piece) for region in regions for piece in finer.squares_in(region)], PIECES)
-    sample = [PixelWindow.read(source.slide, number, region, transform.weights.config) for region in regions]
+    sample = _sample(scope, transform)
     if not sample:
         return best
 
-    def cost(stats: ChannelStats, quality: int) -> _Cost:
-        plain = Quantiser(transform, coder, stats, lambda: sample[0].analyse(transform, stats), effort=0)
-        pairs = workers.map(lambda piece: plain.rounded_cost(piece.analyse(transform, stats), quality), sample)
+    def cost(point: OperatingPoint) -> _Cost:
+        example = sample[0]
+        plain = Quantiser(transform, codec, point.stats, lambda: example.analyse(transform, point.stats), effort=0)
+        pairs = workers.map(
+            lambda piece: plain.rounded_cost(piece.analyse(transform, point.stats), point.quality), sample
+        )
         bits, errors = zip(*pairs, strict=True)
         return _Cost(sum(bits), sum(errors))
 
-    qualities = sorted({min(max(0, quality + away), QUALITIES - 1) for away in CURVE})
-    own = _curve([cost(align(source.stats, q), q) for q in qualities])
-    if len(own) < 2:
+    qualities = sorted({min(max(0, start.quality + offset), QUALITIES - 1) for offset in CURVE_OFFSETS})
+    curve = _curve([cost(OperatingPoint(align(start.stats, quality), quality)) for quality in qualities])
+    if len(curve) < 2:
         return best
 
-    def better(tried: ChannelStats, quality: int, gain: float = LEAST_GAIN) -> bool:
-        """Takes them if they are, by so much of the bits that the slide's own statistics need for the same error."""
+    def improves(stats: ChannelStats, quality: int, gain: float = LEAST_GAIN) -> bool:
+        """Makes them the best point if they save `gain` of the bits that `start` needs for the same error."""
         nonlocal best, least
-        tried = align(tried, quality)
-        found = cost(tried, quality)
-        relative = math.log(found.bits) - _log_bits(own, found.error)
+        candidate = OperatingPoint(align(stats, quality), quality)
+        costs = cost(candidate)
+        relative = math.log(costs.bits) - _log_bits(curve, costs.error)
         if relative >= least - gain:
             return False
-        best, least = (tried, quality), relative
+        best, least = candidate, relative
         return True
 
-    for away in (-NEXT, NEXT):
-        for other in range(quality + away, -1 if away < 0 else QUALITIES, away):
-            factor = transform.weights.hyper.fainter_by(quality, other)
-            if not better(source.stats.fainter(source.background, factor), other, LEAST_OF_NEXT):
+    for step in (-QUALITY_STEP, QUALITY_STEP):
+        for quality in range(start.quality + step, -1 if step < 0 else QUALITIES, step):
+            factor = transform.weights.hyper.fainter_by(start.quality, quality)
+            if not improves(start.stats.fainter(scope.background, factor), quality, LEAST_GAIN_OF_QUALITY):
                 break
-    rng, step = np.random.default_rng(0), FIRST_STEP
+    rng, size = np.random.default_rng(0), FIRST_STEP
     for _ in range(min(round(TRIES * effort), MOST_TRIES)):
-        shift, stretch = rng.normal(0, step, 3), rng.normal(0, step, 3)
-        stats, quality = best
-        if any(better(_moved(stats, sign * shift, sign * stretch), quality) for sign in (1, -1)):
-            step = min(MOST_STEP, step * LONGER)
+        shift, stretch = rng.normal(0, size, 3), rng.normal(0, size, 3)
+        before = best
+        if any(improves(_moved(before.stats, sign * shift, sign * stretch), before.quality) for sign in (1, -1)):
+            size = min(MOST_STEP, size * GROWTH)
         else:
-            step = max(LEAST_STEP, step * SHORTER)
+            size = max(LEAST_STEP, size * SHRINKAGE)
     return best
 
 
+def _sample(scope: Scope, transform: Transform) -> list[PixelWindow]:
+    """Tissue of level 0 to try statistics on: few whole chunks, or pieces of many."""
+    size = scope.level(0)
+    regions = [scope.region(c.key) for c in sampled_chunks(scope) if c.key.level == 0 and not c.blank]
+    if len(regions) > FEW_CHUNKS:
+        grid = Grid(size.height, size.width, PIECE_PIXELS)
+        regions = spread([grid.region(*piece) for region in regions for piece in grid.squares_in(region)], PIECES)
+    source_level, config = scope.source_levels[0], transform.weights.config
+    return [PixelWindow.read(scope.slide, source_level, region, config) for region in regions]
+
+
 def _curve(costs: Sequence[_Cost]) -> list[_Cost]:
-    """Those of rising qualities that err less than all before them."""
+    """Of costs at rising qualities, those that err less than all before them."""
     least, curve = math.inf, []
     for cost in costs:
         if 0 < cost.error < least:
@@ -121,8 +143,8 @@ def _curve(costs: Sequence[_Cost]) -> list[_Cost]:
 
 
 def _log_bits(curve: Sequence[_Cost], error: float) -> float:
-    """The logarithm of the bits that this error takes by a curve: straight, of logarithms, between its points and
-    beyond them. Squared errors are whole numbers; none counts as 1."""
+    """The logarithm of the bits that this error takes by a curve, which is straight in logarithms between its points
+    and beyond them. Squared errors are integers; 0 counts as 1."""
     error = max(error, 1.0)
     last = min(max(1, bisect_left(curve, -error, key=lambda point: -point.error)), len(curve) - 1)
     (below, bits_below), (above, bits_above) = (
@@ -132,7 +154,7 @@ def _log_bits(curve: Sequence[_Cost], error: float) -> float:
 
 
 def _moved(stats: ChannelStats, shift: Numbers, stretch: Numbers) -> ChannelStats:
-    """Means moved by so many deviations, deviations by so many octaves in proportion; (3,) each."""
+    """Means moved by so many deviations, and deviations by so many octaves relative to each other; (3,) each."""
     octaves = stretch - stretch.mean()
     mean, std = stats.mean + shift * stats.std, stats.std * 2.0**octaves
     return ChannelStats(mean.astype(np.float32), std.astype(np.float32))

@@ -15,7 +15,7 @@ import zarr
 from histocodec.cli.main import run
 from histocodec.errors import HistocodecError
 from histocodec.formats.container.read import Container
-from histocodec.formats.encode import encode as writer
+from histocodec.formats.encode import plan as planner
 from histocodec.formats.encode.journal import journal_path, partial_path
 from histocodec.sources.synthetic import synthetic_slide
 from tests.support.commands import Captured, all_files, decoding, encoding, failure, problems
@@ -161,14 +161,14 @@ def test_a_source_that_vanishes_is_exit_code_1_and_is_not_encoded_as_black(
     """A chunk that Zarr does not find reads as its fill value."""
     source = tmp_path / "slide.zarr"
     zarr.create_array(source, data=synthetic_slide(600, 400, seed=3), chunks=(100, 100, 3))
-    real = writer.tissue_stats
+    real = planner.tissue_stats
 
     def and_then_nothing(*given: Any, **options: Any) -> Any:
         found = real(*given, **options)
         shutil.rmtree(source)
         return found
 
-    monkeypatch.setattr(writer, "tissue_stats", and_then_nothing)
+    monkeypatch.setattr(planner, "tissue_stats", and_then_nothing)
     code, line = failure(capsys, *encoding(source, tmp_path / "a.zarr", tiny_file, "--levels", "0"))
     assert code == 1
     assert "slide.zarr" in line
@@ -178,13 +178,13 @@ def test_a_source_that_vanishes_is_exit_code_1_and_is_not_encoded_as_black(
 def test_a_source_that_changes_while_it_is_read_is_exit_code_1(
     capsys: Captured, jpeg_tiff: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = writer.tissue_stats
+    real = planner.tissue_stats
 
     def and_then_later(*given: Any, **options: Any) -> Any:
         os.utime(jpeg_tiff, ns=(0, 7))
         return real(*given, **options)
 
-    monkeypatch.setattr(writer, "tissue_stats", and_then_later)
+    monkeypatch.setattr(planner, "tissue_stats", and_then_later)
     code, line = failure(capsys, *encoding(jpeg_tiff, jpeg_tiff.parent / "a.zarr", tiny_file))
     assert code == 1
     assert "slide.tif: changed or vanished while it was read" in line

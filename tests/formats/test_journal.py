@@ -50,7 +50,7 @@ def content(path: Path) -> str:
 
 
 def record(journal: Journal, row: int, data: bytes) -> ShardRecord:
-    made = ShardRecord.of(0, (row, 0), data, b"\x01\x00\x02\x01" if data else bytes(4), bytes(4))
+    made = ShardRecord.of(ShardKey(0, row, 0), data, b"\x01\x00\x02\x01" if data else bytes(4), bytes(4))
     if data:
         write_atomically(shard_path(journal.partial, ShardKey(0, row, 0)), data)
     journal.append(made)
@@ -67,7 +67,7 @@ def test_finished_shards_are_known_after_a_resume(dst: Path) -> None:
     assert names(dst.parent) == ["a.zarr.journal", "a.zarr.partial"]
     with Journal.start(dst, FINGERPRINT, resume=True) as journal:
         assert list(journal.records.values()) == made
-        assert journal.records[0, 0, 0].tiles == b"\x01\x00\x02\x01"
+        assert journal.records[ShardKey(0, 0, 0)].tiles == b"\x01\x00\x02\x01"
 
 
 def test_resuming_nothing_starts_anew(dst: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_line_that_was_altered_is_no_promise_nor_is_what_follows(dst: Path) ->
     sound = journal_path(dst).read_bytes()
     journal_path(dst).write_bytes(sound.replace(b'"row":1', b'"row":5'))
     with Journal.start(dst, FINGERPRINT, resume=True) as journal:
-        assert list(journal.records) == [(0, 0, 0)]
+        assert list(journal.records) == [ShardKey(0, 0, 0)]
 
 
 def test_a_shard_that_is_not_as_recorded_is_encoded_again(dst: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_shard_that_is_not_as_recorded_is_encoded_again(dst: Path) -> None:
     shard_path(partial_path(dst), ShardKey(0, 3, 0)).parent.mkdir(parents=True)
     shard_path(partial_path(dst), ShardKey(0, 3, 0)).write_bytes(b"stray")
     with Journal.start(dst, FINGERPRINT, resume=True) as journal:
-        assert list(journal.records) == [(0, 2, 0)]
+        assert list(journal.records) == [ShardKey(0, 2, 0)]
 
 
 def test_files_of_a_killed_writer_are_removed(dst: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_tuple_in_the_fingerprint_is_the_list_that_json_makes_of_it(dst: Path)
 def test_an_interrupted_encode_is_not_lost_by_accident(dst: Path) -> None:
     with Journal.start(dst, FINGERPRINT) as journal:
         record(journal, 0, b"shard")
-    with pytest.raises(OutputError, match="--resume goes on with it, --overwrite starts anew"):
+    with pytest.raises(OutputError, match="--resume continues it, --overwrite starts anew"):
         Journal.start(dst, FINGERPRINT)
     with Journal.start(dst, FINGERPRINT, overwrite=True) as journal:
         assert not journal.records
@@ -224,7 +224,7 @@ def test_what_appears_meanwhile_is_not_overwritten(dst: Path) -> None:
 def test_what_is_no_container_is_never_overwritten(dst: Path) -> None:
     dst.mkdir()
     (dst / "thesis.txt").write_text("x")
-    with pytest.raises(OutputError, match="is no histocodec container, and is not overwritten"):
+    with pytest.raises(OutputError, match="is no histocodec container, so --overwrite leaves it alone"):
         Journal.start(dst, FINGERPRINT, overwrite=True)
     assert names(dst.parent) == ["a.zarr"]
     assert names(dst) == ["thesis.txt"]

@@ -203,7 +203,7 @@ def test_an_interrupted_encode_is_neither_lost_nor_resumed_by_accident(
 ) -> None:
     code, line = failure(capsys, arguments(source, source.parent / "other.zarr", tiny_file))
     assert code == 1
-    assert "--resume goes on with it" in line
+    assert "--resume continues it" in line
     assert partial_path(source.parent / "other.zarr").is_dir()
 
 

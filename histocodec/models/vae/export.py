@@ -27,7 +27,7 @@ from histocodec.models.weights import FORMAT, ModelWeights, parse_model
 
 MIDDLE = 50  # the quality of the nominal ratio
 QUALITIES_PER_OCTAVE = 25
-OVERHEAD = 1.01  # of a container, as a share of its latents; see `histocodec.formats.encode.sampling`
+OVERHEAD = 1.01  # of a container, as a share of its latents; see `histocodec.formats.encode.target`
 CHUNK_BYTES = 34  # a chunk's header, CRC, line in an index, share of the maps
 MOST_VARIANCE = 0.98  # of a posterior: a dimension that says nothing gets no infinite step
 MOST_PATCHES = 4096  # that the fit sees

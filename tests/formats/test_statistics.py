@@ -1,6 +1,7 @@
 """Statistics found by trying: cheaper than those that were measured, the same in every run, glass still exact."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.codec.quantise import Quantiser
 from histocodec.codec.transform import Transform
 from histocodec.codec.window import PixelWindow
+from histocodec.formats.container.attributes import BackgroundAttributes
 from histocodec.formats.container.read import Container
-from histocodec.formats.encode.sampling import SampleSource
-from histocodec.formats.encode.statistics import PIECES, _Cost, _curve, _log_bits, refined_stats
+from histocodec.formats.encode.scope import Scope
+from histocodec.formats.encode.statistics import PIECES, OperatingPoint, _Cost, _curve, _log_bits, search_statistics
 from histocodec.geometry import Region
 from histocodec.models.config import ModelConfig
 from histocodec.normalise import ChannelStats, tissue_stats
@@ -50,8 +52,8 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Container:
     return Container.open(folder / "a.zarr")
 
 
-def source_of(slide: ArraySlide, stats: ChannelStats, container: Container) -> SampleSource:
-    return SampleSource(slide, (0,), GLASS, stats, lambda _: False, container.attributes)
+def scope_of(slide: ArraySlide, container: Container) -> Scope:
+    return Scope(slide, (0,), replace(container.attributes, background=BackgroundAttributes("code", GLASS)))
 
 
 def cost(slide: ArraySlide, stats: ChannelStats, quality: int) -> tuple[float, float]:
@@ -64,17 +66,18 @@ def cost(slide: ArraySlide, stats: ChannelStats, quality: int) -> tuple[float, f
 def test_they_are_cheaper_at_equal_error(container: Container, workers: Workers) -> None:
     slide = ArraySlide(synthetic_slide(256, 256, seed=2))
     measured = tissue_stats(slide)
-    coder = HyperChunkCodec(tiny_weights())
-    found = refined_stats(source_of(slide, measured, container), QUALITY, transform(), coder, workers, effort=2)
-    again = refined_stats(source_of(slide, measured, container), QUALITY, transform(), coder, workers, effort=2)
+    codec = HyperChunkCodec(tiny_weights())
+    scope, start = scope_of(slide, container), OperatingPoint(measured, QUALITY)
+    found = search_statistics(scope, start, transform(), codec, workers, effort=2)
+    again = search_statistics(scope, start, transform(), codec, workers, effort=2)
     assert found == again
-    assert found[0] != measured
-    bits, error = cost(slide, *found)
+    assert found.stats != measured
+    bits, error = cost(slide, found.stats, found.quality)
     worse = [cost(slide, measured, quality) for quality in range(QUALITY - 12, QUALITY + 13)]
     at_equal_error = np.interp(np.log(error), *zip(*sorted((np.log(e), np.log(b)) for b, e in worse), strict=True))
     assert np.log(bits) < at_equal_error
-    fainter = np.prod(found[0].std / measured.std) ** (1 / 3)
-    weights = [tiny_weights().hyper.rate_weight(quality) for quality in (found[1], QUALITY)]
+    fainter = np.prod(found.stats.std / measured.std) ** (1 / 3)
+    weights = [tiny_weights().hyper.rate_weight(quality) for quality in (found.quality, QUALITY)]
     assert fainter**2 == pytest.approx(weights[0] / weights[1], rel=1e-4)  # bits are worth the same error as before
 
 
@@ -85,19 +88,20 @@ def test_the_mean_that_glass_needs_is_kept(container: Container, workers: Worker
     def align(stats: ChannelStats, quality: int) -> ChannelStats:
         return ChannelStats(measured.mean + quality / 20, stats.std)
 
-    source, coder = source_of(slide, measured, container), HyperChunkCodec(tiny_weights())
-    found, quality = refined_stats(source, QUALITY, transform(), coder, workers, effort=2, align=align)
-    assert np.allclose(found.mean, measured.mean + quality / 20)
-    assert not np.array_equal(found.std, measured.std)
+    start, codec = OperatingPoint(measured, QUALITY), HyperChunkCodec(tiny_weights())
+    found = search_statistics(scope_of(slide, container), start, transform(), codec, workers, effort=2, align=align)
+    assert np.allclose(found.stats.mean, measured.mean + found.quality / 20)
+    assert not np.array_equal(found.stats.std, measured.std)
 
 
 def test_a_slide_may_be_coded_as_a_fainter_one_or_a_stronger_one(container: Container, workers: Workers) -> None:
-    pixels, coder = synthetic_slide(256, 256, seed=2), HyperChunkCodec(tiny_weights())
+    pixels, codec = synthetic_slide(256, 256, seed=2), HyperChunkCodec(tiny_weights())
     found = []
     for factor in (0.4, 2.5):  # of what statistics should be
         slide = ArraySlide(pixels)
-        source = source_of(slide, tissue_stats(slide).fainter(GLASS, factor), container)
-        found.append(refined_stats(source, QUALITY, transform(), coder, workers, effort=1)[1])
+        start = OperatingPoint(tissue_stats(slide).fainter(GLASS, factor), QUALITY)
+        point = search_statistics(scope_of(slide, container), start, transform(), codec, workers, effort=1)
+        found.append(point.quality)
     assert found[1] <= QUALITY <= found[0]
     assert found[1] < found[0]
 
@@ -105,14 +109,13 @@ def test_a_slide_may_be_coded_as_a_fainter_one_or_a_stronger_one(container: Cont
 def test_without_effort_only_a_large_slide_is_taken_for_another(
     container: Container, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slide, coder = ArraySlide(synthetic_slide(256, 256, seed=2)), HyperChunkCodec(tiny_weights())
-    source = source_of(slide, tissue_stats(slide).fainter(GLASS, 2.5), container)
-    before = source.stats, QUALITY
-    assert refined_stats(source, QUALITY, transform(), coder, workers, effort=0) == before
+    slide, codec = ArraySlide(synthetic_slide(256, 256, seed=2)), HyperChunkCodec(tiny_weights())
+    scope, start = scope_of(slide, container), OperatingPoint(tissue_stats(slide).fainter(GLASS, 2.5), QUALITY)
+    assert search_statistics(scope, start, transform(), codec, workers, effort=0) == start
     monkeypatch.setattr("histocodec.formats.encode.statistics.LARGE", 0.2)  # chunks: a quarter of one is this slide
-    stats, quality = refined_stats(source, QUALITY, transform(), coder, workers, effort=0)
-    assert quality < QUALITY
-    assert np.ptp(stats.std / source.stats.std) < 1e-6  # no directions
+    found = search_statistics(scope, start, transform(), codec, workers, effort=0)
+    assert found.quality < QUALITY
+    assert np.ptp(found.stats.std / start.stats.std) < 1e-6  # no directions
 
 
 def test_many_places_are_tried_instead_of_few_chunks(
@@ -127,12 +130,12 @@ def test_many_places_are_tried_instead_of_few_chunks(
 
     monkeypatch.setattr(PixelWindow, "read", remembered)
     monkeypatch.setattr("histocodec.formats.encode.statistics.TRIES", 0)
-    coder = HyperChunkCodec(tiny_weights())
+    codec = HyperChunkCodec(tiny_weights())
     for height, width, sizes in ((512, 700, {(512, 512), (188, 512)}), (1024, 2048, {(256, 256)})):
         tried.clear()
         slide = ArraySlide(synthetic_slide(width, height, seed=2))
-        source = source_of(slide, tissue_stats(slide), container)
-        refined_stats(source, QUALITY, transform(), coder, workers, effort=1)
+        start = OperatingPoint(tissue_stats(slide), QUALITY)
+        search_statistics(scope_of(slide, container), start, transform(), codec, workers, effort=1)
         assert {(region.width, region.height) for region in tried} <= sizes
         assert len(tried) == len(set(map(str, tried))) == (2 if height == 512 else PIECES)
 
@@ -153,15 +156,15 @@ def test_a_slide_of_one_colour_is_coded(tmp_path: Path) -> None:
 
 def test_glass_alone_keeps_its_statistics(container: Container, workers: Workers) -> None:
     slide = ArraySlide(np.full((600, 600, 3), GLASS, np.uint8), background=GLASS)
-    stats, coder = tissue_stats(slide), HyperChunkCodec(tiny_weights())
-    assert refined_stats(source_of(slide, stats, container), 50, transform(), coder, workers, effort=2) == (stats, 50)
+    start, codec = OperatingPoint(tissue_stats(slide), 50), HyperChunkCodec(tiny_weights())
+    assert search_statistics(scope_of(slide, container), start, transform(), codec, workers, effort=2) == start
 
 
 def test_glass_is_exact_at_the_quality_that_a_target_leads_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.full((512, 1024, 3), GLASS, np.uint8)
     pixels[:, 256:768] = synthetic_slide(512, 512, seed=3)
     qualities = iter([40, 40, 60, 60])  # at first, aligned, refined, aligned again
-    monkeypatch.setattr("histocodec.formats.encode.encode.choose_quality", lambda *_: next(qualities))
+    monkeypatch.setattr("histocodec.formats.encode.plan.choose_quality", lambda *_: next(qualities))
     model = str(tiny_model(tmp_path))
     histocodec.encode(ArraySlide(pixels), tmp_path / "a.zarr", model=model, device="cpu", ratio=20)
     container = Container.open(tmp_path / "a.zarr")

@@ -11,12 +11,13 @@ import histocodec
 from histocodec.errors import UsageError
 from histocodec.formats.container.layout import BACKGROUND, CODED, LOSSLESS
 from histocodec.formats.decode.verify import verify
-from histocodec.formats.encode import guarantee
+from histocodec.formats.encode import minimum_psnr
 from histocodec.formats.encode.encode import encode_slide
-from histocodec.formats.encode.guarantee import Guarantee
 from histocodec.formats.encode.journal import Journal, journal_path, partial_path
-from histocodec.formats.encode.options import EncodeOptions, EncodeReport
-from histocodec.formats.encode.partial import Growing
+from histocodec.formats.encode.minimum_psnr import MinimumPsnr
+from histocodec.formats.encode.options import EncodeOptions
+from histocodec.formats.encode.partial_container import PartialContainer
+from histocodec.formats.encode.report import EncodeReport
 from histocodec.geometry import Grid, Region
 from histocodec.slide import Pixels, Slide
 from histocodec.sources import ArraySlide, open_slide, with_pyramid
@@ -180,11 +181,11 @@ def test_the_bytes_do_not_depend_on_the_workers(
 @pytest.mark.parametrize(
     ("owner", "method", "calls"),
     [
-        (Guarantee, "_searched", 1),  # before the first round is noted
-        (Growing, "change_shard", 1),  # noted, nothing made
-        (Growing, "change_shard", 2),  # one shard of two changed
-        (Growing, "write_maps", 4),  # changed, not yet measured; the first three are those of all levels
-        (Guarantee, "_searched", 2),
+        (MinimumPsnr, "_searched", 1),  # before the first round is noted
+        (PartialContainer, "change_shard", 1),  # noted, nothing made
+        (PartialContainer, "change_shard", 2),  # one shard of two changed
+        (PartialContainer, "write_maps", 4),  # changed, not yet measured; the first three are those of all levels
+        (MinimumPsnr, "_searched", 2),
     ],
 )
 def test_wherever_it_is_interrupted_it_goes_on_to_the_same_container(
@@ -227,7 +228,7 @@ def test_a_note_that_was_made_for_a_shard_that_is_lost_is_made_again(
 def test_another_floor_is_not_resumed(tmp_path: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = ArraySlide(synthetic_slide(600, 500, seed=1))
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Guarantee, "_searched", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(MinimumPsnr, "_searched", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         encoded(small, tmp_path / "a.zarr", tiny_file, min_psnr=40.0)
     with pytest.raises(UsageError, match="min_psnr was 40"):
         encoded(small, tmp_path / "a.zarr", tiny_file, min_psnr=41.0, resume=True)
@@ -236,7 +237,7 @@ def test_another_floor_is_not_resumed(tmp_path: Path, tiny_file: Path, monkeypat
 def test_where_rounds_run_out_the_rest_is_stored_losslessly(
     tmp_path: Path, tiny_file: Path, narrow: ArraySlide, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guarantee, "MOST_ROUNDS", 0)
+    monkeypatch.setattr(minimum_psnr, "MOST_ROUNDS", 0)
     report = encoded(narrow, tmp_path / "a.zarr", tiny_file, min_psnr=FLOOR)
     assert (report.raised, report.lossless > 3) == (0, True)
     assert worst(tmp_path / "a.zarr", narrow) >= FLOOR
@@ -246,7 +247,7 @@ def test_a_chunk_that_a_neighbours_change_would_lower_is_raised_in_turn(
     tmp_path: Path, tiny_file: Path, narrow: ArraySlide, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A search that believes any chunk lifted by the least step is wrong, round after round."""
-    monkeypatch.setattr(Guarantee, "_lowest", lambda _, key, low, decoder: low + 6 if low + 6 < 101 else None)
+    monkeypatch.setattr(MinimumPsnr, "_lowest", lambda _, key, low, decoder: low + 6 if low + 6 < 101 else None)
     encoded(narrow, tmp_path / "a.zarr", tiny_file, min_psnr=FLOOR)
     assert worst(tmp_path / "a.zarr", narrow) >= FLOOR
 
