@@ -1,4 +1,4 @@
-"""What several test modules share."""
+"""Fixtures that several test modules share."""
 
 import os
 from collections.abc import Iterator
@@ -14,23 +14,23 @@ from tests.support.tiny import tiny_model  # noqa: E402  # after its asserts are
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """Real tissue, where this machine has it: HISTOCODEC_DATA, else ../shared/data beside the repository."""
+    """The folder of real tissue: HISTOCODEC_DATA, or shared/data beside the repository. Without one, skips the test."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("HISTOCODEC_DATA", beside))
     if not folder.is_dir():
-        pytest.skip(f"no real tissue here: {folder} is no folder, and HISTOCODEC_DATA names no other")
+        pytest.skip(f"no real tissue here: {folder} is not a folder; set HISTOCODEC_DATA to one")
     return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model's file, alone in its folder."""
+    """The file of the tiny model, alone in its folder."""
     return tiny_model(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """For networks so small that they are slower on several threads, above all beside other work."""
+    """Run torch on one thread: networks this small are slower on several."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

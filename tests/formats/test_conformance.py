@@ -15,9 +15,9 @@ from histocodec.models.weights import DEFAULT_MODEL, find_model, load_model
 from histocodec.normalise import DEFAULT_STATS, ChannelStats
 from histocodec.sources.synthetic import synthetic_slide
 from tests.tools.conformance import KIT, MODEL_ID
-from tests.tools.conformance.__main__ import VARIANTS, decode, whole
-from tests.tools.conformance.one import unpack
-from tests.tools.conformance.whole import WANTED
+from tests.tools.conformance.__main__ import VARIANTS, decode, integer_pixels
+from tests.tools.conformance.decode_kit import unpack
+from tests.tools.conformance.integer_pixels import EXPECTED_SHA256
 
 FACTS = json.loads((KIT / "facts.json").read_text())
 SHIPPED = {torch.float32: (1, 0.0), torch.bfloat16: (4, 0.01)}  # grey values from float64; share beyond 1
@@ -50,12 +50,12 @@ def test_every_variant_of_this_machine_decodes_the_kit_alike(folder: Path, varia
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_a_synthesis_in_whole_numbers_gives_the_same_pixels_everywhere(variant: str) -> None:
-    assert whole(variant) == WANTED
+    assert integer_pixels(variant) == EXPECTED_SHA256
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
 def test_so_does_a_gpu() -> None:
-    assert whole("cuda", "cuda") == WANTED
+    assert integer_pixels("cuda", "cuda") == EXPECTED_SHA256
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")

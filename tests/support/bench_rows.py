@@ -1,4 +1,4 @@
-"""Made-up rows, so that tests of what is made of rows need no codec."""
+"""Invented benchmark rows, so that tests of tables and reports run no codec."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Containers without a slide or a model: whole, small, and of one-byte chunks."""
+"""Small complete containers without a slide or a model, for tests that decode nothing."""
 
 import json
 import math
@@ -52,6 +52,7 @@ def attributes(**changes: Any) -> Attributes:
 
 
 def values_of(described: Attributes, name: str) -> np.ndarray[Any, Any]:
+    """What `written` stores in the array of this name: random values in its range."""
     form = plain_arrays(described)[name]
     rng = np.random.default_rng(len(name))
     if name.startswith("tiles"):
@@ -64,7 +65,7 @@ def values_of(described: Attributes, name: str) -> np.ndarray[Any, Any]:
 
 
 def written(root: Path, described: Attributes | None = None) -> Container:
-    """A whole container whose shards hold one-byte chunks, which is enough for tests that decode nothing."""
+    """Write a complete container whose chunks are single bytes, which no decoder would accept."""
     described = described or attributes()
     create_skeleton(root, described)
     for name in plain_arrays(described):

@@ -1,4 +1,4 @@
-"""Damage to a container that carries the tiny model."""
+"""Ways to damage a container that carries the tiny model."""
 
 import json
 from collections.abc import Callable
@@ -12,11 +12,12 @@ from tests.support.tiny import tiny_weights
 
 
 def largest_shard(path: Path) -> Path:
+    """The largest file of latents in a container."""
     return max((path / "latents").rglob("c/*/*/*"), key=lambda file: file.stat().st_size)
 
 
 def fill_shard(path: Path, chunk: bytes, *, absent: tuple[int, int] | None = None) -> None:
-    """The same chunk in all places of level 0, which is one shard, but one."""
+    """Write the only shard of level 0, with the same chunk everywhere but at `absent`."""
     attributes = Container.open(path).attributes
     grid, side = attributes.grid(0), range(attributes.shard)
     there = [(r, c) for r in range(grid.chunk_rows) for c in range(grid.chunk_columns) if (r, c) != absent]
@@ -25,7 +26,7 @@ def fill_shard(path: Path, chunk: bytes, *, absent: tuple[int, int] | None = Non
 
 
 def foreign_weights() -> bytes:
-    """Weights that fit just as well, and differ in the last bit of one number."""
+    """The tiny model's weights, but for the last bit of one number."""
     data = bytearray(tiny_weights().data)
     body = 8 + int.from_bytes(data[:8], "little")
     data[body + json.loads(data[8:body])["inverse_gain"]["data_offsets"][0]] ^= 1
@@ -33,7 +34,7 @@ def foreign_weights() -> bytes:
 
 
 def edited(*changes: tuple[str, object]) -> Callable[[Path], object]:
-    """Sets fields of the root's metadata, given as a.b.0.c."""
+    """A change to a container that sets fields of the root's metadata, named as in `levels.0.width`."""
 
     def change(path: Path) -> None:
         written = json.loads((path / "zarr.json").read_text())

@@ -1,14 +1,14 @@
-"""How much memory this process has taken, for tests that run one to see."""
+"""The peak of memory of this process, for tests that run code in a process of its own."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
-linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's own peak")
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports the peak of a process alone")
 
 
 def peak_memory() -> int:
-    """MiB resident at most so far. Not getrusage's, which starts with the peak of the process that started this."""
+    """The largest resident size so far, in MiB. That of getrusage would begin with the parent's peak."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) >> 10

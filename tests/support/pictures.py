@@ -1,4 +1,4 @@
-"""Pictures that every pixel of can be told, and a check of any source that reads them."""
+"""A test picture, and a check that any source can be put to."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from histocodec.slide import Pixels, Slide
 
 
 def picture(height: int = 90, width: int = 130, seed: int = 0) -> Pixels:
-    """Smooth enough for JPEG, different everywhere."""
+    """(height, width, 3) uint8: smooth enough for JPEG, different everywhere."""
     y, x = np.mgrid[0:height, 0:width]
     rng = np.random.default_rng(seed)
     waves = [127 + 90 * np.sin(x / a + y / b + seed) for a, b in ((17, 29), (31, 11), (13, 41))]
@@ -15,11 +15,12 @@ def picture(height: int = 90, width: int = 130, seed: int = 0) -> Pixels:
 
 
 def whole(slide: Slide, level: int = 0) -> Pixels:
+    """All pixels of a level: (H, W, 3) uint8."""
     return slide.read(slide.levels[level].region, level)
 
 
 def assert_regions_are_crops(slide: Slide, level: int, *, count: int = 25, seed: int = 0) -> None:
-    """Random regions, some across the edge, against the level read at once."""
+    """Check random regions, some across an edge, against crops of the level read at once."""
     size = slide.levels[level]
     full = np.full((size.height + 40, size.width + 40, 3), 255, np.uint8)
     full[20:-20, 20:-20] = whole(slide, level)

@@ -1,4 +1,4 @@
-"""Made-up slides, their containers, and what a test asks of both."""
+"""Synthetic slides, and what tests do with them and their containers."""
 
 from pathlib import Path
 
@@ -24,16 +24,18 @@ PROPERTIES = {"vendor.scanner": "Ω 3", "vendor.lens": ""}
 
 
 def encoded(slide: BaseSlide, path: Path, tiny_file: Path, **options: object) -> histocodec.EncodeReport:
+    """Encode with the tiny model on the CPU; `options` are fields of `EncodeOptions`."""
     chosen = histocodec.EncodeOptions(**{"device": "cpu", "model": str(tiny_file), **options})  # type: ignore[arg-type]  # the tests name fields only
     return encode_slide(slide, path, chosen)
 
 
 def whole(slide: CompressedSlide, level: int = 0) -> Pixels:
+    """All pixels of a level: (H, W, 3) uint8."""
     return slide.read(slide.levels[level].region, level)
 
 
 def crop(pixels: Pixels, region: Region, fill: tuple[int, int, int]) -> Pixels:
-    """What reading `region` has to give, from the whole."""
+    """What reading `region` must give: a crop of a level's `pixels`, and `fill` outside the level."""
     result = np.empty((region.height, region.width, 3), np.uint8)
     result[...] = fill
     inside = region.intersect(Region(0, 0, pixels.shape[1], pixels.shape[0]))
@@ -51,6 +53,7 @@ class Rich(ArraySlide):
 
 
 def contents(path: Path) -> dict[str, bytes]:
+    """The bytes of every file below a folder, by its path from there."""
     return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 

@@ -1,4 +1,4 @@
-"""Tiny models for tests: the whole machinery, a KLT start on made-up tissue, no training. About a second."""
+"""Tiny models for tests: every part of a real one, started from a KLT of synthetic tissue, without training."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -37,7 +37,7 @@ def tiny_network(seed: int = 0, config: HyperConfig = TINY) -> HyperModel:
     assert image is not None
     model = HyperModel(config)
     start_from_klt(model, PatchSampler([image], batch=4, size=128, seed=seed), blocks=1000)
-    with torch.no_grad():  # a prior that knows something: random weights, so that every path is exercised
+    with torch.no_grad():  # random weights in the prior, so that every path is exercised
         for name, weight in model.prior.weights.items():
             if "heads" in name or "predict" in name:
                 weight.normal_(0, 0.05)
@@ -48,16 +48,18 @@ def tiny_network(seed: int = 0, config: HyperConfig = TINY) -> HyperModel:
 
 @lru_cache(maxsize=2)
 def tiny_weights(seed: int = 0) -> ModelWeights:
+    """The tiny model, exported. Cached; takes about a second."""
     return export_model(tiny_network(seed), f"tiny-{seed}")
 
 
 @lru_cache(maxsize=1)
 def tiny_integer_weights() -> ModelWeights:
-    """The same with its synthesis in whole numbers."""
+    """The tiny model with an integer synthesis."""
     return export_model(tiny_integer_network(), "tiny-integer")
 
 
 def tiny_integer_network() -> HyperModel:
+    """The network of `tiny_integer_weights`."""
     network = tiny_network()
     network.g_s = quantised_synthesis(network, tiny_sampler())
     return network
@@ -65,13 +67,14 @@ def tiny_integer_network() -> HyperModel:
 
 @lru_cache(maxsize=1)
 def tiny_sampler() -> PatchSampler:
+    """Patches of one synthetic image."""
     image = training_image(synthetic_slide(512, 512, seed=0), "tiny", torch.device("cpu"))
     assert image is not None
     return PatchSampler([image], batch=4, size=64, seed=0)
 
 
 def tiny_model(folder: Path, seed: int = 0) -> Path:
-    """The model file, usable as `--model PATH`."""
+    """Write the model to a file, for `--model PATH`."""
     path = folder / f"tiny-{seed}.safetensors"
     path.write_bytes(tiny_weights(seed).data)
     return path
@@ -81,7 +84,7 @@ TINY_VAE = VaeConfig(latent_channels=32, stride=64, ratio=512, widths=(4, 8, 8, 
 
 
 def tiny_vae_network(config: VaeConfig = TINY_VAE) -> VaeModel:
-    """A seeded network whose batch normalisations have seen made-up tissue, in evaluation mode."""
+    """A seeded autoencoder whose batch normalisations have seen synthetic tissue, in evaluation mode."""
     torch.manual_seed(0)
     model = VaeModel(config).train()
     patches = tiny_vae_patches(config.stride)
@@ -93,6 +96,7 @@ def tiny_vae_network(config: VaeConfig = TINY_VAE) -> VaeModel:
 
 
 def tiny_vae_patches(side: int) -> torch.Tensor:
+    """(B, 3, side, side) patches of one synthetic image."""
     image = training_image(synthetic_slide(512, 512, seed=1), "tiny", torch.device("cpu"))
     assert image is not None
     return next(FixedPatches.of([image], side).batches(1000))[0]
@@ -100,11 +104,12 @@ def tiny_vae_patches(side: int) -> torch.Tensor:
 
 @lru_cache(maxsize=4)
 def tiny_vae_weights(config: VaeConfig = TINY_VAE) -> ModelWeights:
+    """The tiny autoencoder, exported. Cached."""
     return export_vae(tiny_vae_network(config), f"tiny-vae-{config.stride}", [tiny_vae_patches(config.stride)])
 
 
 def tiny_vae_model(folder: Path, config: VaeConfig = TINY_VAE) -> Path:
-    """The model file, usable as `--model PATH`."""
+    """Write the model to a file, for `--model PATH`."""
     weights = tiny_vae_weights(config)
     path = folder / f"{weights.id}.safetensors"
     path.write_bytes(weights.data)

@@ -1,10 +1,10 @@
-"""Broken inputs of every kind, by the million: our own errors and nothing else, no hang, no growth of memory.
+"""Feed damaged inputs of every kind, by the million: only our own errors, no hang, no growing memory.
 
     python -m tests.tools.fuzz --chunks 1000000
 
-Sound inputs are damaged as disks, networks and enemies do it: bits flipped, ends cut off, parts exchanged, checksums
-made good again. What a target is given follows from its name, the seed and the input's number. A finding is printed
-as hexadecimal, to become a test. `tests/test_fuzz.py` runs a slice of this.
+Sound inputs are damaged as disks, networks and attackers do it: bits flipped, ends cut off, parts exchanged, checksums
+repaired. An input follows from the target's name, the seed and the input's number. A finding is printed in hexadecimal,
+so that it can become a test. `tests/formats/test_fuzz.py` runs a slice of this.
 """
 
 import argparse
@@ -51,14 +51,14 @@ from tests.tools.make_golden import GOLDEN, MODEL_IDS
 
 MODEL_ID = MODEL_IDS["v1"]
 SHAPE = (8, 16, 16)  # of a chunk of the golden model: small, so that a million take minutes
-PATIENCE = 30  # seconds: an input that takes longer hangs, and ends the run with a traceback
-GROWTH = 128  # MiB that a run may add to the process, however many inputs and whatever they declare
+PATIENCE = 30  # seconds; an input that takes longer counts as a hang and ends the run with a traceback
+GROWTH = 128  # MiB that a run may add to the process, however many inputs there are and whatever they declare
 EFFECTS = (
-    "refused",  # by whoever reads pixels
+    "refused",  # reading the pixels raises our error
     "same, verified",  # the same pixels, and `verify --quick` names the file
-    "other, verified",  # attributes may be edited on purpose: reading believes what fits, `verify --quick` does not
-    "same",  # as if nothing had happened
-    "other",  # wrong pixels, and nobody says so: what must never happen
+    "other, verified",  # attributes may be edited on purpose: reading accepts what fits, `verify --quick` does not
+    "same",  # the same pixels, and nothing notices
+    "other",  # wrong pixels, and nothing notices: must never happen
 )
 HOSTILE = [
     None, True, False, 0, -1, 1, 0.5, 10**400, 2**31, 2**53, 1e308, float("nan"), float("inf"), "", "0", "../x",
@@ -68,7 +68,7 @@ HOSTILE = [
 
 @dataclass(frozen=True)
 class Target:
-    """One way into the code: what makes inputs for it, and what takes them."""
+    """A way into the code: `make` makes a damaged input for it, `take` parses or decodes it."""
 
     name: str
     make: Callable[[Random], bytes]
@@ -77,14 +77,14 @@ class Target:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a target's inputs. Seconds of the slowest; MiB by which the process's peak grew."""
+    """What became of a target's inputs."""
 
     name: str
     accepted: int
     refused: int
     seconds: float
-    slowest: float
-    growth: int
+    slowest: float  # seconds of the slowest input
+    growth: int  # of the peak of memory, in MiB
 
     def __str__(self) -> str:
         total = self.accepted + self.refused
@@ -95,13 +95,13 @@ class Outcome:
 
 
 class Finding(AssertionError):
-    """An input that got past us."""
+    """An input that had an effect which it must not have."""
 
 
 def fuzz(target: Target, count: int, *, seed: int = 0) -> Outcome:
-    """Gives a target so many inputs. Raises Finding at the first that has another effect than HistocodecError."""
+    """Give a target `count` inputs. Raises Finding at the first that raises anything but a HistocodecError."""
     with suppress(HistocodecError):
-        target.take(target.make(Random(0)))  # compiles and loads
+        target.take(target.make(Random(0)))  # compile and load before anything is timed
     accepted, slowest, before, began = 0, 0.0, peak_memory(), time.perf_counter()
     for number in range(count):
         data = target.make(Random(f"{target.name} {seed} {number}"))
@@ -126,7 +126,7 @@ def fuzz(target: Target, count: int, *, seed: int = 0) -> Outcome:
 
 
 def damaged(data: bytes, rng: Random, *, other: bytes = b"") -> bytes:
-    """`data` after one to a few accidents."""
+    """`data` with one to eight random changes; some insert bytes of `other`."""
     out = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
         at = rng.randrange(len(out) + 1)
@@ -148,7 +148,7 @@ def damaged(data: bytes, rng: Random, *, other: bytes = b"") -> bytes:
 
 
 def damaged_json(value: Any, rng: Random) -> Any:
-    """A copy of a JSON value, of which one part is another, missing or new."""
+    """A copy of a JSON value in which one part is replaced, missing or new."""
     if isinstance(value, (dict, list)) and value and rng.random() < 0.85:
         keys = list(value) if isinstance(value, dict) else list(range(len(value)))
         key, copy = rng.choice(keys), value.copy()
@@ -177,7 +177,7 @@ def golden_weights() -> ModelWeights:
 
 @lru_cache(maxsize=1)
 def sound_chunks() -> tuple[bytes, ...]:
-    """Of all qualities and extents, with and without escapes."""
+    """Chunks of all qualities and extents, with and without escapes."""
     coder, chunks = HyperChunkCodec(golden_weights()), []
     for seed in range(40):
         rng = np.random.default_rng(seed)
@@ -189,7 +189,7 @@ def sound_chunks() -> tuple[bytes, ...]:
 
 
 def small_container(folder: Path) -> Path:
-    """Of one chunk, with a profile and its model: it needs no other file."""
+    """Encode a container of one chunk, with an ICC profile and its model, so that it needs no other file."""
     model, root = folder / f"{MODEL_ID}.safetensors", folder / "small.zarr"
     model.write_bytes(golden_weights().data)
     slide = ArraySlide(synthetic_slide(150, 130, seed=5), name="small", mpp=(0.25, 0.5), icc_profile=b"profile")
@@ -222,7 +222,7 @@ def make_chunk(rng: Random) -> bytes:
 
 
 class Chunks:
-    """Decodes with numpy's coder, and each fiftieth with the float64 oracle too: both must say the same."""
+    """Decodes chunks with numpy, and every fiftieth with the float64 oracle, too: both must agree."""
 
     def __init__(self) -> None:
         weights = golden_weights()
@@ -247,7 +247,7 @@ class Chunks:
 
 
 class Refusal(HistocodecError):
-    """A refusal that equals every other."""
+    """Stands for any HistocodecError, and equals every other refusal."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Refusal)
@@ -258,7 +258,7 @@ class Refusal(HistocodecError):
 def make_shard(rng: Random) -> bytes:
     slots = [rng.choice((None, rng.randbytes(rng.randrange(1, 9)))) for _ in range(4)]
     shard = bytearray(pack_shard([b"x", *slots[1:]]))
-    if rng.random() < 0.7:  # an index that lies, under a sound checksum
+    if rng.random() < 0.7:  # a wrong index under a sound checksum
         at = len(shard) - index_bytes(4) + 8 * rng.randrange(8)
         wrong = rng.choice((0, 1, 3, 4, 5, len(shard), 2**26 + 4, 2**63, 2**64 - 1, rng.randrange(100)))
         shard[at : at + 8] = struct.pack("<Q", wrong)
@@ -268,7 +268,7 @@ def make_shard(rng: Random) -> bytes:
 
 
 class Shards:
-    """Reads every chunk of a shard from a file, as a container's are read."""
+    """Reads every chunk of a shard from a file, as a reader of a container does."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "shard"
@@ -293,7 +293,7 @@ def make_attributes(rng: Random) -> bytes:
 def take_attributes(data: bytes) -> None:
     attributes = Attributes.from_json(parse_json(data, "zarr.json"))
     again = Attributes.from_json(Node(attributes.to_json(), "again"))
-    assert again == attributes, "attributes do not come back"
+    assert again == attributes, "attributes change when written and read"
     assert sum(form.chunk_bytes for form in plain_arrays(attributes).values()) < 2**34
 
 
@@ -306,15 +306,15 @@ def make_array(rng: Random) -> bytes:
 
 
 @lru_cache(maxsize=1)
-def whole_weights() -> ModelWeights:
-    """The golden model with its synthesis in whole numbers."""
+def integer_weights() -> ModelWeights:
+    """The golden model with an integer synthesis."""
     image = training_image(synthetic_slide(256, 256, seed=0), "fuzz", choose_device("cpu"))
     assert image is not None
     return in_whole_numbers(golden_weights(), PatchSampler([image], batch=2, size=64, seed=0), MODEL_ID)
 
 
 def make_model(rng: Random) -> bytes:
-    data = rng.choice((golden_weights(), whole_weights())).data
+    data = rng.choice((golden_weights(), integer_weights())).data
     size = int.from_bytes(data[:8], "little")
     header, body = json.loads(data[8 : 8 + size]), data[8 + size :]
     kind = rng.randrange(4)
@@ -334,13 +334,13 @@ def make_model(rng: Random) -> bytes:
 def take_model(data: bytes) -> None:
     weights = parse_model(data, name="model")
     window = np.ones((weights.hyper.latent_channels, 3, 3), np.float32)
-    with np.errstate(all="ignore"):  # weights that are not finite paint what they may
+    with np.errstate(all="ignore"):  # weights that are not finite may give any pixels
         Transform(weights, choose_device("cpu")).synthesise([window], Margin(), DEFAULT_STATS)
     HyperChunkCodec(weights).decode(sound_chunks()[0], SHAPE)
 
 
 class Containers:
-    """Damages one file of a container on disk, and reads and verifies all of it."""
+    """Damages one file of a container on disk, then reads and verifies the whole container."""
 
     def __init__(self, folder: Path) -> None:
         self.root = small_container(folder)
@@ -349,7 +349,7 @@ class Containers:
         self.pixels = self.read()
 
     def make(self, rng: Random) -> bytes:
-        """Which file, and what it then holds."""
+        """The number of a file, and its damaged contents."""
         file = rng.choice(self.files)
         other = self.sound[rng.choice(self.files)]
         return bytes([self.files.index(file)]) + damaged(self.sound[file], rng, other=other)
@@ -369,7 +369,7 @@ class Containers:
             return slide.read(slide.levels[0].region, 0)
 
     def flips(self, step: int = 1) -> Iterator[tuple[str, str]]:
-        """Changes each `step`-th byte of every file in turn, in one bit and in all. (file, its effect)"""
+        """Change each `step`-th byte of every file in turn, one bit and then all. Yields the file and the effect."""
         for file, sound in self.sound.items():
             for at in range(0, len(sound), step):
                 for mask in (1 << at % 8, 255):
@@ -378,14 +378,15 @@ class Containers:
             file.write_bytes(sound)
 
     def _effect(self) -> str:
-        """One of EFFECTS."""
+        """What the present damage does: one of EFFECTS."""
         try:
             same = np.array_equal(self.read(), self.pixels)
         except HistocodecError:
             return "refused"
-        return ("same, verified" if same else "other, verified") if self._found() else "same" if same else "other"
+        return ("same, verified" if same else "other, verified") if self._noticed() else "same" if same else "other"
 
-    def _found(self) -> bool:
+    def _noticed(self) -> bool:
+        """Whether `verify --quick` finds a problem."""
         try:
             return not verify(self.root, device="cpu", workers=1, quick=True).ok
         except HistocodecError:
@@ -393,7 +394,7 @@ class Containers:
 
 
 def targets(folder: Path) -> list[Target]:
-    """All of them; `folder` is for their files."""
+    """All targets. Their files go to `folder`."""
     containers = Containers(folder)
     return [
         Target("chunks", make_chunk, Chunks().take),
@@ -406,7 +407,7 @@ def targets(folder: Path) -> list[Target]:
 
 
 def flip_all(folder: Path, *, step: int = 1) -> dict[str, int]:
-    """How often a changed byte had which effect. Raises Finding for a silent one."""
+    """How many changed bytes had each of EFFECTS. Raises Finding where one gives wrong pixels unnoticed."""
     count = dict.fromkeys(EFFECTS, 0)
     for name, effect in Containers(folder).flips(step):
         if effect == "other" or (effect == "other, verified" and name != METADATA):
@@ -418,9 +419,11 @@ def flip_all(folder: Path, *, step: int = 1) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], prog="python -m tests.tools.fuzz")
     parser.add_argument("--chunks", type=int, default=1_000_000, help="damaged latent chunks")
-    parser.add_argument("--others", type=int, default=100_000, help="damaged shards, attributes and arrays, of each")
-    parser.add_argument("--files", type=int, default=5_000, help="damaged models and containers, of each")
-    parser.add_argument("--flips", type=int, default=1, metavar="STEP", help="change every STEP-th byte; 0: none")
+    parser.add_argument("--others", type=int, default=100_000, help="damaged shards, attributes and arrays, each")
+    parser.add_argument("--files", type=int, default=5_000, help="damaged models and containers, each")
+    parser.add_argument(
+        "--flips", type=int, default=1, metavar="STEP", help="change every STEP-th byte of a container; 0 changes none"
+    )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,17 +1,16 @@
-"""`kill -9` at random moments: the old output or the new one is always whole, and the next run ends what was begun.
+"""Kill encodes at random moments: the old output or the new one is always complete, and the next run finishes.
 
     python -m tests.tools.kill --moments 50
 
-Encodes are killed from their first to their last moment, as often a `--resume` and an `--overwrite`. They are forks of
-this process, which has everything loaded, so that a moment is one of encoding and not of starting Python. What a
-commit leaves when it dies between two of its steps, `tests/test_journal.py` tests step by step.
+Plain encodes, `--resume` and `--overwrite` are killed (SIGKILL) at moments from their first to their last. Each encode
+is a fork of this process, which has loaded everything, so that it is killed while it encodes, not while Python starts.
+`tests/formats/test_journal.py` tests what a commit leaves if it dies between any two of its steps.
 """
 
 import argparse
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -30,13 +29,13 @@ from tests.support.slides import contents
 from tests.support.tiny import tiny_model
 
 SHARDS = 2  # of 4096 pixels
-OLD, NEW = "20", "50"  # the qualities of the container that is replaced, and of that which replaces it
+OLD, NEW = "20", "50"  # qualities of the container that is replaced, and of its replacement
 Contents = dict[str, bytes]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all scenarios share: a source, a model, and what undisturbed encodes make of them."""
+    """What all scenarios share: a source, a model, and the containers that undisturbed encodes make."""
 
     folder: Path
     source: Path
@@ -51,7 +50,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Scenario:
-    """`begin` sets up what is there before; `options` are those of the encode that is killed, `again` of the next."""
+    """An encode to kill. `begin` sets up the folder; `options` go to the killed encode, `again` to the next one."""
 
     name: str
     begin: Callable[[Bench], None]
@@ -60,6 +59,7 @@ class Scenario:
 
 
 def prepare(folder: Path) -> Bench:
+    """Make the source, the model and both undisturbed containers in `folder`."""
     source, model = folder / "slide.tif", tiny_model(folder)
     pixels = np.tile(synthetic_slide(1024, 32, seed=2), (1, 4 * SHARDS, 1))
     tifffile.imwrite(source, pixels, tile=(32, 1024), photometric="rgb", compression="deflate", metadata=None)
@@ -73,7 +73,7 @@ def prepare(folder: Path) -> Bench:
 
 
 def _encode(source: Path, target: Path, model: Path, quality: str, *options: str) -> int:
-    """A fork that encodes; its process's number."""
+    """Fork a process that encodes. Returns its process id."""
     child = os.fork()
     if child == 0:
         with open(os.devnull, "w") as nowhere:
@@ -88,14 +88,14 @@ def _wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _nothing(bench: Bench) -> None:
+def _empty(bench: Bench) -> None:
     for path in (bench.target, partial_path(bench.target), old_path(bench.target), journal_path(bench.target)):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _half_done(bench: Bench) -> None:
+def _interrupted(bench: Bench) -> None:
     """An encode that was killed after its first shard."""
-    _nothing(bench)
+    _empty(bench)
     child = _encode(bench.source, bench.target, bench.model, NEW)
     while not journal_path(bench.target).exists() or journal_path(bench.target).read_bytes().count(b"tiles") == 0:
         time.sleep(0.001)
@@ -103,22 +103,22 @@ def _half_done(bench: Bench) -> None:
     _wait(child)
 
 
-def _old_one(bench: Bench) -> None:
-    _nothing(bench)
+def _old_container(bench: Bench) -> None:
+    _empty(bench)
     for name, data in bench.old.items():
         (bench.target / name).parent.mkdir(parents=True, exist_ok=True)
         (bench.target / name).write_bytes(data)
 
 
 SCENARIOS = (
-    Scenario("encode", _nothing, (), ("--resume",)),
-    Scenario("--resume", _half_done, ("--resume",), ("--resume",)),
-    Scenario("--overwrite", _old_one, ("--overwrite",), ("--overwrite",)),
+    Scenario("encode", _empty, (), ("--resume",)),
+    Scenario("--resume", _interrupted, ("--resume",), ("--resume",)),
+    Scenario("--overwrite", _old_container, ("--overwrite",), ("--overwrite",)),
 )
 
 
 def undisturbed(bench: Bench, scenario: Scenario) -> float:
-    """Seconds that it takes, with nobody killing it."""
+    """How many seconds the scenario's encode takes when nothing kills it."""
     scenario.begin(bench)
     begun = time.perf_counter()
     assert _wait(_encode(bench.source, bench.target, bench.model, NEW, *scenario.options)) == 0
@@ -126,7 +126,10 @@ def undisturbed(bench: Bench, scenario: Scenario) -> float:
 
 
 def kill_once(bench: Bench, scenario: Scenario, after: float) -> str:
-    """Kills one encode after so many seconds. What was there then; AssertionError where it was not whole."""
+    """Kill one encode after so many seconds and finish it with another. Returns what the kill left, as `_state` does.
+
+    Raises AssertionError where an output is incomplete or the next encode does not finish the job.
+    """
     scenario.begin(bench)
     child = _encode(bench.source, bench.target, bench.model, NEW, *scenario.options)
     time.sleep(after)
@@ -135,15 +138,19 @@ def kill_once(bench: Bench, scenario: Scenario, after: float) -> str:
     left = _state(bench, replaces=scenario.name == "--overwrite")
     if left != "new" or "--overwrite" in scenario.again:
         assert _wait(_encode(bench.source, bench.target, bench.model, NEW, *scenario.again)) == 0
-    assert contents(bench.target) == bench.new, f"{scenario.name} killed after {after:.3f} s does not end well"
+    assert contents(bench.target) == bench.new, (
+        f"{scenario.name} killed after {after:.3f} s: the next encode gives another container"
+    )
     return left
 
 
 def _state(bench: Bench, *, replaces: bool) -> str:
-    """ "none", "old" or "new": the output that is there, whole. "between": a commit's two renamings, both whole."""
+    """Which complete output is there: "none", "old" or "new"; "between" is between the two renames of a commit."""
     if bench.target.exists():
         found = contents(bench.target)
-        assert found == bench.new or (replaces and found == bench.old), "neither the old output nor the new one"
+        assert found == bench.new or (replaces and found == bench.old), (
+            "the output is neither the old container nor the new one"
+        )
         return "new" if found == bench.new else "old"
     if not replaces:
         return "none"
@@ -153,7 +160,7 @@ def _state(bench: Bench, *, replaces: bool) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], prog="python -m tests.tools.kill")
-    parser.add_argument("--moments", type=int, default=50, help="of each of the three")
+    parser.add_argument("--moments", type=int, default=50, help="kills in each of the three scenarios")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     rng = Random(given.seed)
@@ -162,12 +169,14 @@ def main() -> None:
         for scenario in SCENARIOS:
             left: Counter[str] = Counter()
             for i in range(given.moments):
-                if i % 5 == 0:  # a machine is not always as busy
+                if i % 5 == 0:  # the machine's load varies
                     whole = undisturbed(bench, scenario)
                 left[kill_once(bench, scenario, 1.2 * whole * rng.random())] += 1
             counts = ", ".join(f"{count} {state}" for state, count in sorted(left.items()))
-            print(f"{scenario.name}: {given.moments} moments, left behind: {counts}; all ended well", flush=True)
+            print(
+                f"{scenario.name}: {given.moments} moments, left behind: {counts}; every next run finished", flush=True
+            )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,10 +1,10 @@
-"""Makes the golden files of one format version and family. Run once for each; what it wrote is never rewritten.
+"""Make the golden files of one format version and model family. Run once for each; golden files are never rewritten.
 
     python -m tests.tools.make_golden v1
     python -m tests.tools.make_golden v1-vae
 
-The models are made of seeded integers, not trained, with tables of three symbols, so that everything stays at a few
-kilobytes; what counts is that its bytes and its decoded integers stay what they are.
+The models are seeded, not trained, and their tables have three symbols, so that everything stays at a few kilobytes.
+What counts is that the bytes and the decoded integers never change.
 """
 
 import gzip
@@ -47,7 +47,7 @@ CONFIG = HyperConfig(
 
 
 def golden_model() -> ModelWeights:
-    """Transforms that are sparse, a prior that is random: together it exercises every field of the format."""
+    """A model with sparse transforms and a random prior, which together exercise every field of the format."""
     generator = torch.Generator().manual_seed(1)
     model = HyperModel(CONFIG)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def golden_model() -> ModelWeights:
 
 
 def golden_tables() -> TableSet:
-    """Of three symbols each"""
+    """Frequency tables of three symbols each."""
     rows = []
     for index in range(SCALES << MEAN_BITS):
         spread = 0.02 + 0.9 * index / (SCALES << MEAN_BITS)
@@ -82,7 +82,7 @@ def golden_tables() -> TableSet:
 
 
 def golden_vae() -> ModelWeights:
-    """Small random weights, means and scales of all kinds."""
+    """An autoencoder with small random weights, and means and scales of all kinds."""
     config = VaeConfig(latent_channels=8, stride=32, ratio=None, widths=(4, 4, 8, 8), bottleneck=4)
     random = np.random.default_rng(2)
     arrays: dict[str, np.ndarray] = {}
@@ -113,6 +113,7 @@ def golden_latents() -> np.ndarray:
 
 
 def make(name: str) -> None:
+    """Write the golden files of `v1` or `v1-vae` to their folder."""
     from histocodec.formats.decode.slide import open_compressed
     from histocodec.formats.encode.encode import encode_slide
     from histocodec.formats.encode.options import EncodeOptions

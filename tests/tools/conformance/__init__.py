@@ -1,16 +1,17 @@
-"""The conformance kit: containers that every machine must decode to the same integers, and nearly the same pixels.
+"""The conformance kit: containers whose latents every machine must decode to the same integers, and pixels nearly so.
 
     kit/model.safetensors.gz    a tiny model of seeded weights
-    kit/NAME.zarr.zip           containers, of made-up images
+    kit/NAME.zarr.zip           containers of synthetic images
     kit/NAME.npy                every eleventh pixel of level 0, synthesised in float64
     kit/facts.json              SHA-256 of the model and of each container's latents, and the pixels' tolerances
 
-`make` wrote it, once; `one` decodes it in this process; `python -m tests.tools.conformance` runs that in every variant
-there is, and lets each decode what each other one encodes. Another decoder can be held to it, too.
+`make` wrote the kit, once. `decode_kit` decodes it in one process, and `integer_pixels` checks that integer synthesis
+gives the same pixels everywhere. `python -m tests.tools.conformance` runs both in every variant that this machine has,
+and lets each variant decode what each of the others encodes. Use the kit to test another decoder, too.
 """
 
 from pathlib import Path
 
 KIT = Path(__file__).parent / "kit"
 MODEL_ID = "conformance-1"
-STEP = 11  # of the pixels that are kept
+STEP = 11  # the kit keeps every eleventh pixel in each direction, so that it stays small

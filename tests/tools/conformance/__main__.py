@@ -1,4 +1,4 @@
-"""Decodes the kit in every variant of this machine, and lets each decode what each other one encodes.
+"""Decode the kit in every variant of this machine, and let each decode what the others encode.
 
 python -m tests.tools.conformance
 """
@@ -11,12 +11,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.tools.conformance.one import unpack
-from tests.tools.conformance.whole import WANTED
+from tests.tools.conformance.decode_kit import unpack
+from tests.tools.conformance.integer_pixels import EXPECTED_SHA256
 
 ROOT = Path(__file__).resolve().parents[3]
 
-# Name and environment: how many threads, and which instructions PyTorch, oneDNN and OpenBLAS may use.
+# The environment of each variant: how many threads, and which instructions PyTorch, oneDNN and OpenBLAS may use.
 VARIANTS: dict[str, dict[str, str]] = {
     "one-thread": {"OMP_NUM_THREADS": "1"},
     "eight-threads": {"OMP_NUM_THREADS": "8"},
@@ -28,19 +28,19 @@ VARIANTS: dict[str, dict[str, str]] = {
 
 
 def decode(folder: Path, variant: str, *options: str) -> dict[str, dict]:
-    """What `one` finds in a process of its own."""
-    given = [str(folder), *(["--latents-only"] if variant == "no-compiler" else []), *options]
-    found: dict[str, dict] = json.loads(printed("one", variant, given))
+    """The findings of `decode_kit` in a process of its own, by the container's name."""
+    arguments = [str(folder), *(["--latents-only"] if variant == "no-compiler" else []), *options]
+    found: dict[str, dict] = json.loads(output_of("decode_kit", variant, arguments))
     return found
 
 
-def whole(variant: str, *options: str) -> str:
-    """What `whole` prints in a process of its own."""
-    return printed("whole", variant, options).strip()
+def integer_pixels(variant: str, *options: str) -> str:
+    """The SHA-256 that `integer_pixels` prints in a process of its own."""
+    return output_of("integer_pixels", variant, options).strip()
 
 
-def printed(module: str, variant: str, options: Sequence[str]) -> str:
-    """The output of a module of this package, run as `variant`. Raises AssertionError with its errors if it fails."""
+def output_of(module: str, variant: str, options: Sequence[str]) -> str:
+    """The output of a module of this package, run in a variant. Raises AssertionError with its errors if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", f"tests.tools.conformance.{module}", *options],
         capture_output=True, text=True, cwd=ROOT, env={**os.environ, **VARIANTS.get(variant, {})}, timeout=600,
@@ -57,7 +57,7 @@ def main() -> None:
     if torch.cuda.is_available():
         variants["cuda"] = ("--device", "cuda")
     else:
-        print("cuda: not here, so not tried")
+        print("cuda: no device here, not checked")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         unpack(folder)
@@ -66,8 +66,8 @@ def main() -> None:
                 decode(folder, variant, "--encode", f"by-{variant}", *options)
         found = {variant: decode(folder, variant, *options) for variant, options in variants.items()}
     for variant in variants:
-        same = whole(variant, *(["cuda"] if variant == "cuda" else [])) == WANTED
-        print(f"{variant}: {'the same pixels' if same else 'OTHER PIXELS'} of a synthesis in whole numbers")
+        same = integer_pixels(variant, *(["cuda"] if variant == "cuda" else [])) == EXPECTED_SHA256
+        print(f"{variant}: {'the same pixels' if same else 'OTHER PIXELS'} from integer synthesis")
         if not same:
             raise SystemExit(1)
     first = found["one-thread"]

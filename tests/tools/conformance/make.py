@@ -1,4 +1,4 @@
-"""Makes the conformance kit. Run once: what it wrote is never rewritten.
+"""Make the conformance kit. It was run once; the kit is never rewritten.
 
 python -m tests.tools.conformance.make
 """
@@ -26,7 +26,7 @@ from histocodec.slide import Pixels
 from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide
 from tests.tools.conformance import KIT, MODEL_ID
-from tests.tools.conformance.one import latent_digests, oracle_pixels
+from tests.tools.conformance.decode_kit import latent_digests, oracle_pixels
 
 CONFIG = HyperConfig(
     latent_channels=32,
@@ -39,12 +39,12 @@ CONFIG = HyperConfig(
     synthesis8=(True, False),
     anchors=2,
 )
-REACH = 12  # symbols of a frequency table on either side of 0; beyond, they are escaped
+REACH = 12  # symbols of a frequency table on either side of 0; larger values are escaped
 TOLERANCE = {"float32": 1, "bfloat16": 2}  # grey values from float64: one more than any machine has shown
 
 
 def conformance_model() -> ModelWeights:
-    """Every kind of layer, with few weights that are not zero, so that the file is small."""
+    """A model with every kind of layer. Most weights are zero, so that the file is small."""
     generator = torch.Generator().manual_seed(7)
     model = HyperModel(CONFIG)
     with torch.no_grad():
@@ -88,7 +88,7 @@ def _tables() -> TableSet:
 
 
 def images() -> dict[str, tuple[Pixels, EncodeOptions]]:
-    """What the kit holds, and how it is encoded."""
+    """The images of the kit, and how each is encoded."""
     wide = synthetic_slide(1100, 560, seed=11)
     wide[:, 900:] = 240  # glass, so that chunks are absent and their neighbours see what stands for them
     noise = np.random.default_rng(3).integers(0, 256, (70, 90, 3), dtype=np.uint8)

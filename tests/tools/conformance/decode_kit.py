@@ -1,9 +1,9 @@
-"""Decodes containers in this process, in whatever way its environment asks for, and says what came out.
+"""Decode containers in this process, as its environment says, and print what came out.
 
-    python -m tests.tools.conformance.one FOLDER [--encode NAME] [--device cuda] [--compile] [--latents-only]
+    python -m tests.tools.conformance.decode_kit FOLDER [--encode NAME] [--device cuda] [--compile] [--latents-only]
 
-FOLDER holds the model, containers and their pixels in float64 as `unpack` lays them out. With --encode, the kit's
-widest image is encoded into FOLDER/NAME.zarr first. Prints one JSON object: `Finding`s by the container's name.
+FOLDER holds the model, the containers and their pixels in float64, as `unpack` lays them out. With --encode, the kit's
+widest image is encoded into FOLDER/NAME.zarr first. The output is one JSON object: `Finding`s by the container's name.
 """
 
 import argparse
@@ -34,17 +34,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Finding:
-    """SHA-256 of the latents of each level by numpy, and by the fastest means, and whether both write the same bytes
-    again; for each type of number, the pixels' largest distance from float64 and the share further away than 1."""
+    """What decoding one container gave."""
 
-    latents: list[str]
-    fast: list[str]
-    rewritten: bool
-    pixels: dict[str, tuple[int, float]]
+    latents: list[str]  # SHA-256 of each level's latents, decoded by numpy
+    fast: list[str]  # the same, decoded by the fastest implementation
+    rewritten: bool  # whether both encode the latents to the same bytes again
+    pixels: dict[str, tuple[int, float]]  # by dtype: largest distance from float64, and the share of pixels beyond 1
 
 
 def unpack(folder: Path) -> None:
-    """The kit, ready to be decoded."""
+    """Write the kit to a folder, unpacked."""
     (folder / f"{MODEL_ID}.safetensors").write_bytes(gzip.decompress((KIT / "model.safetensors.gz").read_bytes()))
     for packed in KIT.glob("*.zarr.zip"):
         with zipfile.ZipFile(packed) as archive:
@@ -54,7 +53,7 @@ def unpack(folder: Path) -> None:
 
 
 def decode_chunks(container: Container, coder: HyperChunkCodec) -> tuple[list[str], bool]:
-    """SHA-256 of each level's latents as int16, and whether every chunk is written again byte for byte."""
+    """The SHA-256 of each level's latents as int16, and whether every chunk is encoded to the same bytes again."""
     attributes, digests, same = container.attributes, [], True
     for level in range(len(attributes.levels)):
         grid, side, across = attributes.grid(level), attributes.chunk, attributes.shard
@@ -75,11 +74,12 @@ def decode_chunks(container: Container, coder: HyperChunkCodec) -> tuple[list[st
 
 
 def latent_digests(path: Path, weights: ModelWeights) -> list[str]:
+    """The SHA-256 of each level's latents, decoded by numpy."""
     return decode_chunks(Container.open(path), HyperChunkCodec(weights))[0]
 
 
 def decoded_pixels(path: Path, weights: ModelWeights, device: str, dtype: "torch.dtype") -> "Pixels":
-    """Every STEP-th pixel of level 0."""
+    """Every STEP-th pixel of level 0 in each direction: (H / STEP, W / STEP, 3) uint8."""
     from histocodec.device import choose_device
     from histocodec.formats.decode.pixels import PixelDecoder
     from histocodec.geometry import ChunkKey, Grid, Region
@@ -99,6 +99,7 @@ def decoded_pixels(path: Path, weights: ModelWeights, device: str, dtype: "torch
 
 
 def oracle_pixels(path: Path, weights: ModelWeights) -> "Pixels":
+    """The same pixels, synthesised in float64."""
     import torch
 
     return decoded_pixels(path, weights, "cpu", torch.float64)
@@ -110,12 +111,16 @@ def _distance(found: "Pixels", expected: "Pixels") -> tuple[int, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], prog="python -m tests.tools.conformance.one")
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], prog="python -m tests.tools.conformance.decode_kit"
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--encode", metavar="NAME")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compile", action="store_true", help="the transforms, with torch.compile")
-    parser.add_argument("--latents-only", action="store_true", help="of the smallest container, without torch")
+    parser.add_argument("--compile", action="store_true", help="compile the transforms with torch.compile")
+    parser.add_argument(
+        "--latents-only", action="store_true", help="decode the smallest container's latents, without torch"
+    )
     given = parser.parse_args()
     weights = load_model(given.folder / f"{MODEL_ID}.safetensors")
     if given.latents_only:

@@ -1,8 +1,8 @@
-"""Decodes made-up latents with a made-up synthesis in whole numbers, and prints the SHA-256 of its pixels.
+"""Decode random latents with a random integer synthesis, and print the SHA-256 of the pixels.
 
-    python -m tests.tools.conformance.whole [DEVICE]
+    python -m tests.tools.conformance.integer_pixels [DEVICE]
 
-Everything comes from a seeded generator of integers, so that the same pixels are wanted on every machine, for ever.
+Everything comes from a seeded generator of integers, so that every machine must print `EXPECTED_SHA256`, for ever.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ from histocodec.models.transforms.integer import check_synthesis, synthesis_tens
 from histocodec.normalise import ChannelStats
 
 CONFIG = HyperConfig(latent_channels=64, synthesis16=(True, False), synthesis8=(True,), integer_synthesis=True)
-WANTED = "8cc6d3e7d183fc96ca9bd468dfe9a07c2470cf8a6ce42824bc84ea5837c7f9ad"
+EXPECTED_SHA256 = "8cc6d3e7d183fc96ca9bd468dfe9a07c2470cf8a6ce42824bc84ea5837c7f9ad"
 SHIFTS = {"expand": 8, "depthwise": 8, "project": 10, "up": 10, "tail": 12}
 
 
 def arrays() -> dict[str, np.ndarray]:
-    """Weights of every size, many of them the largest."""
+    """The arrays of a synthesis: weights of every size, many of them the largest."""
     rng = np.random.default_rng(20)
     made: dict[str, np.ndarray] = {}
     for name, (shape, dtype) in synthesis_tensors(CONFIG):
@@ -47,7 +47,7 @@ def arrays() -> dict[str, np.ndarray]:
 
 
 def pixels(device: str) -> np.ndarray:
-    """(2 · 96, 80, 3) uint8, of latents within what blocks see and of some far beyond"""
+    """(2 · 96, 80, 3) uint8: pixels of latents in the usual range, and of some far beyond it."""
     rng, where = np.random.default_rng(21), torch.device(device)
     latents = rng.integers(-20, 21, (2, 64, 8, 8)).astype(np.float32) / 8
     latents[1, ::7] *= 40
@@ -60,7 +60,7 @@ def pixels(device: str) -> np.ndarray:
 
 def main() -> None:
     shown = pixels(sys.argv[1] if len(sys.argv) > 1 else "cpu")
-    assert 20 < shown.std() < 120, "neither flat nor cut off"
+    assert 20 < shown.std() < 120, "the pixels are flat or saturated"
     print(hashlib.sha256(shown.tobytes()).hexdigest())
 
 
