@@ -1,1 +1,1 @@
-"""The container on disk, as `SPEC.md` defines it: layout, attributes, arrays, shards."""
+"""The container on disk, as `SPEC.md` defines it: layout, attributes, arrays, shards, integrity."""

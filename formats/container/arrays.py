@@ -1,8 +1,8 @@
-"""The container's plain arrays: Zarr v3 with core codecs only, read without zarr and within known bounds.
+"""The plain arrays of a container, that is, all but the latents: Zarr v3 with core codecs only, little endian, in C
+order, gzip-compressed, and of one Zarr chunk each except `lossless/N`.
 
-Every such array is little endian, in C order, gzip-compressed. All but `lossless/N` are one chunk. The bytes
-are written here and not by zarr because its gzip stores the time of day, so that the same slide would never
-give the same container twice.
+They are read and written without zarr: so that a hostile file cannot take more memory than its array has, and because
+zarr's gzip stores the time of day, which would make two containers of the same slide differ.
 """
 
 import json
@@ -20,12 +20,12 @@ from histocodec.formats.container.fields import Node, parse_json
 from histocodec.formats.container.files import read_bounded, write_atomically
 
 METADATA = "zarr.json"
-# The root's holds all vendor properties, of which MIRAX has hundreds of kilobytes; and a hostile one takes
-# twenty times its size in memory when it is parsed.
+# The root's metadata holds all vendor properties, which take hundreds of kilobytes with MIRAX. Parsing hostile JSON can
+# take twenty times its size in memory.
 MAX_METADATA = 16 << 20
 GZIP_LEVEL = 9
-GZIP_WINDOW = 31  # zlib's notation for a gzip header around the largest window
-TOLERATED = ("attributes", "storage_transformers", "consolidated_metadata")  # what other programs may add
+GZIP_WINDOW = 31  # zlib's code for a gzip header and the largest window
+TOLERATED = ("attributes", "storage_transformers", "consolidated_metadata")  # members that other programs may add
 
 Json = dict[str, object]
 Values = NDArray[Any]
@@ -33,27 +33,31 @@ Values = NDArray[Any]
 
 @dataclass(frozen=True)
 class Form:
-    """Shape, dtype and chunking of one plain array: everything that its metadata says."""
+    """Shape, dtype and chunks of one plain array: everything that its metadata says."""
 
     shape: tuple[int, ...]
     dtype: str  # uint8, int32, float16 or float32
     names: tuple[str, ...] = ()  # of its dimensions
-    chunk: tuple[int, ...] | None = None  # None: one chunk holds it all
+    chunk: tuple[int, ...] | None = None  # the shape of its Zarr chunks; None: one chunk holds it all
 
     @property
     def chunk_shape(self) -> tuple[int, ...]:
+        """The shape of its Zarr chunks."""
         return self.shape if self.chunk is None else self.chunk
 
     @property
-    def stored(self) -> np.dtype[Any]:
+    def stored_dtype(self) -> np.dtype[Any]:
+        """The dtype as it lies in the file: little endian."""
         return np.dtype(self.dtype).newbyteorder("<")
 
     @property
     def chunk_bytes(self) -> int:
-        return prod(self.chunk_shape) * self.stored.itemsize
+        """The size of a Zarr chunk before compression."""
+        return prod(self.chunk_shape) * self.stored_dtype.itemsize
 
     def metadata(self) -> Json:
-        endian: Json = {} if self.stored.itemsize == 1 else {"configuration": {"endian": "little"}}
+        """The array's zarr.json."""
+        endian: Json = {} if self.stored_dtype.itemsize == 1 else {"configuration": {"endian": "little"}}
         codecs: list[object] = [
             {"name": "bytes", **endian},
             {"name": "gzip", "configuration": {"level": GZIP_LEVEL}},
@@ -68,7 +72,7 @@ def array_metadata(
     codecs: list[object],
     names: tuple[str, ...] = (),
 ) -> Json:
-    """The zarr.json of an array, with no field that Zarr does not demand."""
+    """The zarr.json of an array, with only the fields that Zarr demands."""
     return {
         "zarr_format": 3,
         "node_type": "array",
@@ -83,16 +87,19 @@ def array_metadata(
 
 
 def group_metadata(attributes: Json | None = None) -> Json:
+    """The zarr.json of a group."""
     attached: Json = {} if attributes is None else {"attributes": attributes}
     return {"zarr_format": 3, "node_type": "group", **attached}
 
 
 def write_metadata(folder: Path, metadata: Json) -> None:
+    """Writes a node's zarr.json, without white space. Raises OutputError."""
     text = json.dumps(metadata, separators=(",", ":"), allow_nan=False)
     write_atomically(folder / METADATA, text.encode("ascii"))
 
 
 def read_metadata(folder: Path) -> Node:
+    """A node's zarr.json, unchecked. Raises FormatError where it is missing, larger than MAX_METADATA or no JSON."""
     file = folder / METADATA
     return parse_json(read_bounded(file, MAX_METADATA), str(file))
 
@@ -106,22 +113,22 @@ def check_metadata(folder: Path, expected: Json) -> None:
     expected = {key: value for key, value in expected.items() if key not in TOLERATED}
     for key in (*expected, *found):
         if key not in found or key not in expected or not _same(found[key], expected[key]):
-            wanted = _short(expected.get(key))
-            raise FormatError(f"{node.where}: {str(key)[:80]} is {_short(found.get(key))}; {wanted} is needed")
+            needed = _short(expected.get(key))
+            raise FormatError(f"{node.where}: {str(key)[:80]} is {_short(found.get(key))}; {needed} is needed")
 
 
 def _same(found: object, expected: object) -> bool:
-    """Equal as JSON, where True is not 1; an integer may be written as 1.0."""
+    """Whether two values are equal as JSON: True is not 1, but an integer may be written as 1.0."""
     if isinstance(found, bool) or isinstance(expected, bool):
         return found is expected
-    return json.dumps(_plain(found), sort_keys=True) == json.dumps(_plain(expected), sort_keys=True)
+    return json.dumps(_normalised(found), sort_keys=True) == json.dumps(_normalised(expected), sort_keys=True)
 
 
-def _plain(value: object) -> object:
+def _normalised(value: object) -> object:
     if isinstance(value, dict):
-        return {key: _plain(member) for key, member in value.items()}
+        return {key: _normalised(member) for key, member in value.items()}
     if isinstance(value, list):
-        return [_plain(member) for member in value]
+        return [_normalised(member) for member in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -131,20 +138,23 @@ def _short(value: object) -> str:
 
 
 def chunk_path(folder: Path, coordinates: tuple[int, ...]) -> Path:
+    """The file of one Zarr chunk of the array in `folder`."""
     return folder.joinpath("c", *(str(c) for c in coordinates))
 
 
 def pack_values(values: Values, form: Form) -> bytes:
-    """The bytes of one chunk. The same values always give the same bytes: no time, no name."""
+    """One Zarr chunk of a form, compressed. Equal values give equal bytes: the gzip header has neither time nor name.
+    Raises UsageError for values of another shape or dtype."""
     if values.shape != form.chunk_shape or values.dtype != np.dtype(form.dtype):
-        raise UsageError(f"an array of {values.dtype} {values.shape}, where {form.dtype} {form.chunk_shape} is stored")
+        raise UsageError(f"an array of {values.dtype} {values.shape}; {form.dtype} {form.chunk_shape} is needed")
     packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, GZIP_WINDOW)
-    raw = np.ascontiguousarray(values, form.stored)
+    raw = np.ascontiguousarray(values, form.stored_dtype)
     return packer.compress(raw.tobytes()) + packer.flush()
 
 
 def unpack_values(data: bytes, form: Form, name: str) -> Values:
-    """The values in the bytes of one chunk; never allocates more than the form's size."""
+    """The inverse of `pack_values`: the values of one Zarr chunk. Allocates no more than the form's size. Raises
+    FormatError, which begins with `name`, where the data are damaged or of another size."""
     unpacker = zlib.decompressobj(GZIP_WINDOW)
     try:
         raw = unpacker.decompress(data, form.chunk_bytes + 1)
@@ -154,23 +164,25 @@ def unpack_values(data: bytes, form: Form, name: str) -> Values:
         raise FormatError(
             f"{name}: is cut short, or does not hold {form.dtype} {form.chunk_shape} ({form.chunk_bytes} bytes)"
         )
-    return np.frombuffer(raw, form.stored).reshape(form.chunk_shape).astype(form.dtype)
+    return np.frombuffer(raw, form.stored_dtype).reshape(form.chunk_shape).astype(form.dtype)
 
 
 def write_plain(folder: Path, form: Form, values: Values) -> None:
-    """A whole array of one chunk. Metadata comes last: an array that can be opened is complete."""
+    """Writes an array of one Zarr chunk. The metadata comes last, so that an array that can be opened is complete."""
     write_atomically(chunk_path(folder, (0,) * len(form.shape)), pack_values(values, form))
     write_metadata(folder, form.metadata())
 
 
 def read_plain(folder: Path, form: Form) -> Values:
-    """The values of an array of one chunk, having checked that it is what `form` says."""
+    """The values of an array of one Zarr chunk. Raises FormatError where its metadata or its data are not what `form`
+    says."""
     check_metadata(folder, form.metadata())
     return read_plain_chunk(folder, form, (0,) * len(form.shape))
 
 
 def read_plain_chunk(folder: Path, form: Form, coordinates: tuple[int, ...]) -> Values:
+    """The values of one Zarr chunk, at its full size even at the array's edge. Raises FormatError."""
     file = chunk_path(folder, coordinates)
-    # Deflate enlarges by 5 bytes in 16 KiB at most; a file that is larger than that holds something else.
+    # Deflate enlarges data by at most 5 bytes in 16 KiB; a larger file holds something else.
     data = read_bounded(file, form.chunk_bytes + form.chunk_bytes // 1024 + 1024)
     return unpack_values(data, form, str(file))

@@ -1,6 +1,6 @@
-"""What a container says about itself: the root attribute "histocodec", to JSON and back, strictly checked.
+"""What a container says about itself: the attribute "histocodec" of its root group, to JSON and back, strictly checked.
 
-`schema.json` states the same rules for other programs, and `SPEC.md` in words.
+`SPEC.md` states the same rules in words, and `schema.json` for other programs.
 """
 
 import math
@@ -20,15 +20,15 @@ KEY = "histocodec"  # of the root group's attributes
 DType = Literal["int8", "int16"]
 BackgroundMode = Literal["skip", "code"]
 
-# No path and no file name: an id is looked up among installed models, so it must not lead anywhere else.
+# Neither a path nor a file name: an id is looked up among the installed models and must not lead anywhere else.
 MODEL_ID = r"(?!.*\.safetensors$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 SHA256 = r"[0-9a-f]{64}"
-IMAGE_NAME = r"(?!.*\.\.)(?!zarr\.json$)[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}"  # it becomes a folder's name
+IMAGE_NAME = r"(?!.*\.\.)(?!zarr\.json$)[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}"  # becomes the name of a folder
 STRIDES = {"hyper": (HyperConfig.stride,), "vae": PATCHES}  # by the model's family
 DTYPES: tuple[DType, ...] = ("int8", "int16")
 MODES: tuple[BackgroundMode, ...] = ("skip", "code")
 
-# Limits, so that a hostile container cannot make a reader allocate gigabytes. Reasons are in SPEC.md.
+# Limits, so that a hostile container cannot make a reader allocate gigabytes. SPEC.md gives their reasons.
 MAX_SIDE = 2**31 - 1
 MAX_CHUNKS = 2**24  # of all levels together
 MAX_SHARDS = 2**20  # likewise
@@ -43,14 +43,14 @@ MAX_TEXT = 1024
 MAX_DOWNSAMPLE = float(MAX_SIDE)
 MAX_MPP = 1e6
 
-Kept = TypeVar("Kept")
+Value = TypeVar("Value")
 Json = dict[str, object]
 
 
 @dataclass(frozen=True)
 class ModelReference:
-    """The weights that the latents need. `channels` is C, `stride` pixels per latent, `embedded` the size of
-    model/weights."""
+    """The model that decodes the latents: its id, the SHA-256 of its file, C channels of latents, pixels per latent in
+    each direction, its family, and the size of model/weights in bytes, None where the model is not embedded."""
 
     id: str
     sha256: str
@@ -62,9 +62,12 @@ class ModelReference:
 
 @dataclass(frozen=True)
 class LevelAttributes:
-    """One coded level. `downsample` is source level-0 pixels per pixel; `quality` the gain index that was
-    asked for; `bytes` those of its shards; `psnr` in dB over all pixels, infinite where nothing was lost.
-    `bytes` is None until the level is finished, `psnr` where it was not measured."""
+    """One coded level: its size in pixels, its downsample against the source's level 0, the dtype of its latents, and
+    the quality of its chunks, from which single ones may differ.
+
+    `bytes` is the size of its shards, None until the level is finished. `psnr` is in dB over the pixels of all chunks
+    but background, infinite where nothing was lost, None where it was not measured.
+    """
 
     width: int
     height: int
@@ -82,7 +85,7 @@ class LevelAttributes:
 
 @dataclass(frozen=True)
 class LevelGrid:
-    """How a level is cut up, in latents, chunks and shards."""
+    """The size of a level in latents, chunks and shards."""
 
     latent_rows: int
     latent_columns: int
@@ -104,7 +107,8 @@ class LevelGrid:
 
 @dataclass(frozen=True)
 class BackgroundAttributes:
-    """`skip`: chunks of bare glass are absent and decode to `colour`; `code`: they are coded like others."""
+    """The background: its colour, and whether its chunks are left out and decode to that colour (`skip`) or are coded
+    like all others (`code`)."""
 
     mode: BackgroundMode
     colour: Colour
@@ -112,8 +116,8 @@ class BackgroundAttributes:
 
 @dataclass(frozen=True)
 class SourceAttributes:
-    """Where the pixels came from. `bytes` is None where that was no file; `vendor` as OpenSlide names it, or
-    the kind of file."""
+    """Where the pixels came from: a name, the size of the file in bytes (None where it was no file), and the vendor as
+    OpenSlide names it, or the kind of file."""
 
     name: str
     bytes: int | None
@@ -122,7 +126,8 @@ class SourceAttributes:
 
 @dataclass(frozen=True)
 class Attributes:
-    """Everything. Values are checked at the border: by `from_json`, and by `checked` before writing."""
+    """All of them. Values are checked at the border: by `from_json` when they are read, by `checked` before they are
+    written."""
 
     generator: str
     model: ModelReference
@@ -134,17 +139,18 @@ class Attributes:
     properties: Mapping[str, str] = field(default_factory=dict)
     icc: int | None = None  # bytes of metadata/icc
     overview: tuple[int, int] | None = None  # width, height of overview/0
-    associated: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # (width, height) of those kept
-    dropped: tuple[str, ...] = ()  # names of those left out, such as the label
+    associated: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # name to (width, height)
+    dropped: tuple[str, ...] = ()  # names of images and properties that were left out, such as the label
     chunk: int = HyperConfig.chunk  # latents a side
     shard: int = 8  # chunks a side
 
     @property
     def chunk_side(self) -> int:
-        """Pixels a side of a chunk."""
+        """The side of a chunk in pixels."""
         return self.chunk * self.model.stride
 
     def grid(self, level: int) -> LevelGrid:
+        """The size of a level in latents, chunks and shards."""
         size, stride = self.levels[level], self.model.stride
         latents = ceil_div(size.height, stride), ceil_div(size.width, stride)
         chunks = ceil_div(latents[0], self.chunk), ceil_div(latents[1], self.chunk)
@@ -166,6 +172,7 @@ class Attributes:
         return mpp_at(self.mpp, self.levels[level].downsample)
 
     def to_json(self) -> Json:
+        """The attribute's value, ready for JSON; the inverse of `from_json`."""
         return {
             "version": VERSION,
             "generator": self.generator,
@@ -204,7 +211,8 @@ class Attributes:
 
     @classmethod
     def from_json(cls, node: Node) -> "Attributes":
-        """Raises UnsupportedError for a later version, FormatError for all else that is not allowed."""
+        """The attributes in a JSON value. Raises UnsupportedError for a later version or an unknown family of models,
+        and FormatError, naming the field, for everything else that is not allowed."""
         version = node.member("version").integer(1, MAX_SIDE)
         if version > VERSION:
             raise UnsupportedError(
@@ -252,13 +260,14 @@ class Attributes:
         return attributes
 
     def checked(self, where: str) -> Json:
-        """`to_json`, having made sure that `from_json` accepts it: nothing is written that cannot be read."""
+        """`to_json`, after making sure that `from_json` accepts it, so that nothing is written that cannot be read.
+        Raises FormatError, which begins with `where`."""
         written = self.to_json()
         Attributes.from_json(Node(written, where))
         return written
 
 
-def _optional(node: Node, read: Callable[[Node], Kept]) -> Kept | None:
+def _optional(node: Node, read: Callable[[Node], Value]) -> Value | None:
     return None if node.is_null else read(node)
 
 

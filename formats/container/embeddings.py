@@ -1,7 +1,7 @@
 """The group `embeddings/MODEL` of a container: a vector for each patch of tissue, computed from latents alone.
 
-It is added to a finished container, in one step and on its own: nothing that was there changes, and its own list
-of SHA-256 stands in for `integrity/files`, which does not know of it. Follows SPEC's "Embeddings".
+It is added to a finished container in one step. Nothing else in the container changes: the group has a list of SHA-256
+of its own, since `integrity/files` does not list it. Follows SPEC's "Embeddings".
 """
 
 import hashlib
@@ -33,38 +33,39 @@ VERSION = 1
 DIGESTS = "digests"
 COVERED = (f"positions/{METADATA}", "positions/c/0/0", f"vectors/{METADATA}", "vectors/c/0/0", METADATA)
 DIGESTS_BYTES = sum(64 + 2 + len(name) + 1 for name in COVERED)
-MOST_LENGTH = 4096  # values of a vector
-MOST_VALUES = 1 << 28  # of all vectors: 512 MiB as float16
+MAX_LENGTH = 4096  # values of a vector
+MAX_VALUES = 1 << 28  # of all vectors together: 512 MiB as float16
 VECTOR_NAMES, POSITION_NAMES = ("patch", "value"), ("patch", "xy")
 
 
 def check_absent(path: Path) -> None:
-    """OutputError where the container at `path` has embeddings of its model, before any work is done."""
+    """Raises OutputError where the container at `path` has embeddings of its model already: to be called before any
+    work is done."""
     target = path / GROUP / Container.open(path).attributes.model.id
     if target.exists():
         raise OutputError(f"{target}: exists already; --overwrite replaces it")
 
 
 def write_embeddings(path: Path, embeddings: Embeddings, *, overwrite: bool = False) -> int:
-    """Adds `embeddings` to the container at `path`, whole or not at all. The bytes that they take. Raises OutputError
-    where there are some already, unless `overwrite`."""
+    """Adds `embeddings` to the container at `path`, whole or not at all, and returns the bytes that they take on disk.
+    Raises OutputError where they cannot be written or, unless `overwrite`, where there are some already."""
     target = path / GROUP / embeddings.kind.model
     if not overwrite:
         check_absent(path)
     count, length = embeddings.vectors.shape
     try:
-        # Beside the container: within it a killed writer's remains would be taken for Zarr's.
+        # Beside the container: what a killed writer left within it would be taken for a part of the Zarr group.
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as folder:
-            made = Path(folder) / "new"
-            write_plain(made / "vectors", _vector_form(count, length), embeddings.vectors.astype(np.float16))
-            write_plain(made / "positions", _position_form(count), embeddings.positions)
-            write_metadata(made, group_metadata({KEY: _described(embeddings)}))
-            lines = "".join(f"{file_digest(made / name).hex()}  {name}\n" for name in sorted(COVERED))
-            write_plain(made / DIGESTS, _DIGESTS_FORM, np.frombuffer(lines.encode(), np.uint8))
+            staged = Path(folder) / "new"
+            write_plain(staged / "vectors", _vector_form(count, length), embeddings.vectors.astype(np.float16))
+            write_plain(staged / "positions", _position_form(count), embeddings.positions)
+            write_metadata(staged, group_metadata({KEY: _described(embeddings)}))
+            lines = "".join(f"{file_digest(staged / name).hex()}  {name}\n" for name in sorted(COVERED))
+            write_plain(staged / DIGESTS, _DIGESTS_FORM, np.frombuffer(lines.encode(), np.uint8))
             write_metadata(path / GROUP, group_metadata())
             if target.exists():
                 target.rename(Path(folder) / "old")
-            made.rename(target)
+            staged.rename(target)
             sync_folder(target.parent)
             return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     except OSError as exc:
@@ -72,8 +73,8 @@ def write_embeddings(path: Path, embeddings: Embeddings, *, overwrite: bool = Fa
 
 
 def read_embeddings(path: Path) -> Embeddings:
-    """What `write_embeddings` wrote, for the model that the container names. Raises UnsupportedError where there are
-    none, FormatError where they are damaged or were computed from other latents."""
+    """The embeddings of a container, for the model that it names. Raises UnsupportedError where it has none, and
+    FormatError where they are damaged or were computed from other latents."""
     container = Container.open(path)
     folder = path / GROUP / container.attributes.model.id
     if not (folder / METADATA).is_file():
@@ -82,7 +83,7 @@ def read_embeddings(path: Path) -> Embeddings:
 
 
 def embedding_problems(container: Container) -> Iterator[FormatError]:
-    """Everything in `embeddings/` that is not as it was written. Groups of other programs are not looked at."""
+    """Everything in `embeddings/` that is not as it was written. Ignores the groups of other programs."""
     group = container.path / GROUP
     for folder in sorted(group.iterdir()) if group.is_dir() else ():
         try:
@@ -94,7 +95,8 @@ def embedding_problems(container: Container) -> Iterator[FormatError]:
 
 
 def latents_digest(container: Container, level: int) -> str:
-    """SHA-256 of the SHA-256 of a level's shards: names the latents without reading them."""
+    """The SHA-256, in hexadecimal, of the SHA-256 of a level's shards: it identifies the latents without reading
+    them."""
     return hashlib.sha256(container.integrity(level).tobytes()).hexdigest()
 
 
@@ -130,7 +132,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _read(container: Container, folder: Path) -> Embeddings:
-    """Everything checked, as SPEC says, but the digests."""
+    """The embeddings in `folder`. Checks all that SPEC demands, except the digests."""
     described = read_metadata(folder).member("attributes").member(KEY)
     version = described.member("version").integer(1, 1 << 31)
     if version > VERSION:
@@ -141,7 +143,7 @@ def _read(container: Container, folder: Path) -> Embeddings:
         model["id"].text(64, MODEL_ID),
         model["sha256"].text(64, SHA256),
         f["embedder"].text(64),
-        f["length"].integer(1, MOST_LENGTH),
+        f["length"].integer(1, MAX_LENGTH),
     )
     named = container.attributes.model
     if (kind.model, kind.sha256) != (named.id, named.sha256):
@@ -150,7 +152,7 @@ def _read(container: Container, folder: Path) -> Embeddings:
     digest = f["latents"].text(64, SHA256)
     if digest != latents_digest(container, level):
         raise FormatError(f"{folder}: was computed from other latents; `histocodec embed --overwrite` makes it anew")
-    count = f["count"].integer(1, MOST_VALUES // kind.length)
+    count = f["count"].integer(1, MAX_VALUES // kind.length)
     vectors = read_plain(folder / "vectors", _vector_form(count, kind.length)).astype(np.float32)
     positions = read_plain(folder / "positions", _position_form(count))
     if not np.isfinite(vectors).all():

@@ -1,4 +1,4 @@
-"""Reading JSON that may be hostile: every value is checked for its type and range as it is taken."""
+"""JSON that may be hostile: the type and range of every value are checked as it is read."""
 
 import json
 import math
@@ -14,49 +14,54 @@ Choice = TypeVar("Choice", bound=str)
 
 @dataclass(frozen=True)
 class Node:
-    """A JSON value and where it stands, for messages: `slide.zarr/zarr.json: histocodec.levels[0].width`."""
+    """A JSON value and its place, for messages: `slide.zarr/zarr.json: histocodec.levels[0].width`.
+
+    Every method raises FormatError where the value is not what the method allows.
+    """
 
     value: object
     where: str
 
     def fields(self, *names: str) -> dict[str, "Node"]:
-        """The members of an object that has exactly these."""
-        found = self._object()
-        missing = [name for name in names if name not in found]
+        """The members of an object that has exactly these `names`."""
+        members = self._object()
+        missing = [name for name in names if name not in members]
         if missing:
             raise FormatError(f"{self.where}: field {missing[0]!r} is missing")
-        unknown = sorted(found.keys() - set(names))
+        unknown = sorted(members.keys() - set(names))
         if unknown:
             raise FormatError(f"{self.where}: field {unknown[0][:80]!r} is unknown; allowed are {', '.join(names)}")
-        return {name: Node(found[name], f"{self.where}.{name}") for name in names}
+        return {name: Node(members[name], f"{self.where}.{name}") for name in names}
 
     def member(self, name: str) -> "Node":
         """One member of an object that may have others."""
-        found = self._object()
-        if name not in found:
+        members = self._object()
+        if name not in members:
             raise FormatError(f"{self.where}: field {name!r} is missing")
-        return Node(found[name], f"{self.where}.{name}")
+        return Node(members[name], f"{self.where}.{name}")
 
     def items(self, least: int, most: int) -> "list[Node]":
+        """The elements of a list with `least` to `most` of them."""
         if not isinstance(self.value, list) or not least <= len(self.value) <= most:
             raise self._refusal(f"a list of {least} to {most} values")
         return [Node(value, f"{self.where}[{i}]") for i, value in enumerate(self.value)]
 
     def strings(self) -> dict[str, str]:
-        """An object whose members are all strings."""
-        found = self._object()
-        for name, value in found.items():
+        """The members of an object, all of which are strings."""
+        members = self._object()
+        for name, value in members.items():
             if not isinstance(value, str):
                 raise Node(value, f"{self.where}[{name[:80]!r}]")._refusal("a string")
-        return {name: str(value) for name, value in found.items()}
+        return {name: str(value) for name, value in members.items()}
 
     def integer(self, low: int, high: int) -> int:
+        """An integer from `low` to `high`, both included."""
         if not isinstance(self.value, int) or isinstance(self.value, bool) or not low <= self.value <= high:
             raise self._refusal(f"an integer from {low} to {high}")
         return self.value
 
     def number(self, low: float, high: float) -> float:
-        """A finite number in [low, high]."""
+        """A finite number from `low` to `high`, both included."""
         if not isinstance(self.value, int | float) or isinstance(self.value, bool):
             raise self._refusal("a number")
         if not (low <= self.value <= high and math.isfinite(self.value)):
@@ -64,6 +69,7 @@ class Node:
         return float(self.value)
 
     def text(self, most: int, pattern: str = r"(?s).*") -> str:
+        """A string of at most `most` characters that matches `pattern` as a whole."""
         if not isinstance(self.value, str) or len(self.value) > most:
             raise self._refusal(f"a string of at most {most} characters")
         if not re.fullmatch(pattern, self.value):
@@ -71,6 +77,7 @@ class Node:
         return self.value
 
     def choice(self, options: Sequence[Choice]) -> Choice:
+        """One of several strings."""
         for option in options:
             if self.value == option:
                 return option
@@ -78,6 +85,7 @@ class Node:
 
     @property
     def is_null(self) -> bool:
+        """Whether the value is null."""
         return self.value is None
 
     def _object(self) -> dict[str, object]:
@@ -91,7 +99,8 @@ class Node:
 
 
 def parse_json(data: bytes, where: str) -> Node:
-    """The document in `data`. Raises FormatError where it is no JSON, or JSON made to exhaust the parser."""
+    """The document in `data`. Raises FormatError, which begins with `where`, for what is no JSON, and for JSON that is
+    nested so deeply that it exhausts the parser."""
     try:
         return Node(json.loads(data), where)
     except (ValueError, RecursionError) as exc:

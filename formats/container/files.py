@@ -1,4 +1,4 @@
-"""Files that are whole or absent: writing them in one step, and reading them within a bound."""
+"""Files that are whole or absent: written in one step, and read within a bound."""
 
 import os
 import secrets
@@ -9,13 +9,13 @@ from typing import BinaryIO
 
 from histocodec.errors import FormatError, OutputError
 
-TEMPORARY_GLOB = ".*.tmp"  # beside the file; a killed writer leaves one behind
+TEMPORARY_GLOB = ".*.tmp"  # lies beside the file; a killed writer leaves it behind
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, that takes the place of `path` when the block ends well and vanishes when it does
-    not, an interruption included. Raises OutputError with the path and the reason."""
+    """A file to write to. It takes the place of `path` when the `with` block ends well, and vanishes when the block
+    raises anything, an interrupt included. Raises OutputError with the path and the reason."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:
@@ -34,7 +34,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, data: bytes | bytearray | memoryview) -> None:
-    """Write a whole file in one step; folders are made as needed. Raises OutputError and leaves nothing then."""
+    """Writes a whole file in one step, and the folders that it needs. Raises OutputError, and leaves no file then."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
@@ -44,9 +44,10 @@ def write_atomically(path: Path, data: bytes | bytearray | memoryview) -> None:
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """All bytes of a regular file of at most `most` bytes; FormatError where it is missing or larger."""
+    """All bytes of a regular file of at most `most` bytes. Raises FormatError where it is missing, larger or
+    unreadable."""
     try:
-        if not path.is_file():  # neither a folder nor a pipe, on which reading could wait for ever
+        if not path.is_file():  # neither a folder nor a pipe, from which a read could wait for ever
             raise FormatError(f"{path}: is missing")
         with path.open("rb") as file:
             data = file.read(most + 1)
@@ -58,7 +59,7 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring renames in a folder to the disk, where the system lets a folder be opened."""
+    """Makes renames in a folder durable, where the system allows a folder to be opened."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

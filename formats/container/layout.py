@@ -1,11 +1,13 @@
-"""The container's layout: the name, shape and dtype of everything in it, all derived from the attributes.
+"""The layout of a container: name, shape and dtype of everything in it, all derived from the attributes.
 
-latents/N                         int8 or int16 (C, rows, columns), sharded, histocodec.latent
-tiles/N  quality/N  psnr/N        one value per chunk
-integrity/N  integrity/files      SHA-256 of every shard, and of every other file
-stats/mean std background background_latent
-overview/0  associated/<name>  metadata/icc  model/weights  lossless/N      where there are any
-block_error/N                     one value per chunk; containers of earlier versions lack it
+    latents/N                      int8 or int16 (C, rows, columns), sharded, codec histocodec.latent
+    tiles/N  quality/N  psnr/N     a value for each chunk
+    block_error/N                  likewise; containers of earlier versions lack it
+    integrity/N  integrity/files   SHA-256 of each shard, and of each other file
+    stats/mean  stats/std  stats/background  stats/background_latent
+    overview/0  associated/NAME  metadata/icc  model/weights  lossless/N     where the container has any
+
+`N` is the number of a level, counted from 0.
 """
 
 from pathlib import Path
@@ -20,22 +22,23 @@ from histocodec.formats.container.attributes import Attributes
 from histocodec.geometry import ShardKey
 from histocodec.models.config import QUALITIES
 
-# The values of tiles/N: how a chunk is stored.
-BACKGROUND = 0  # bare glass, absent on purpose
+# Tile states, the values of tiles/N: how a chunk is stored.
+BACKGROUND = 0  # absent on purpose: bare glass without tissue
 CODED = 1  # as latents
-LOSSLESS = 2  # as latents, which its neighbours need, and as pixels in lossless/N
+LOSSLESS = 2  # as pixels in lossless/N, and as latents, since the windows of its neighbours need them
 
 DIGEST_BYTES = 32
-NO_SHARD = bytes(DIGEST_BYTES)  # in integrity/N, where all chunks of a shard are background
+NO_SHARD = bytes(DIGEST_BYTES)  # in integrity/N where all chunks of a shard are background
 LISTING = "integrity/files"
-GROUPS = ("latents", "tiles", "quality", "psnr", "stats", "integrity")  # those that every container has
+GROUPS = ("latents", "tiles", "quality", "psnr", "stats", "integrity")  # the groups that every container has
 LATENT_NAMES = ("channel", "row", "column")
 GRID_NAMES = ("row", "column")
 PIXEL_NAMES = ("y", "x", "c")
 
 
 def plain_arrays(attributes: Attributes) -> dict[str, Form]:
-    """Every array of one chunk that a container with these attributes has, except `integrity/files`."""
+    """The form of every array of one Zarr chunk that a container with these attributes must have, by name; all but
+    `integrity/files`, whose size does not follow from the attributes."""
     forms: dict[str, Form] = {}
     for n in range(len(attributes.levels)):
         grid = attributes.grid(n)
@@ -61,7 +64,7 @@ def plain_arrays(attributes: Attributes) -> dict[str, Form]:
 
 
 def latent_metadata(attributes: Attributes, level: int) -> dict[str, object]:
-    """The zarr.json of latents/<level>."""
+    """The zarr.json of latents/LEVEL."""
     grid, size, channels = attributes.grid(level), attributes.levels[level], attributes.model.channels
     model = {"model": attributes.model.id, "sha256": attributes.model.sha256, "quality": size.quality}
     side = attributes.chunk
@@ -81,13 +84,13 @@ def latent_metadata(attributes: Attributes, level: int) -> dict[str, object]:
 
 
 def lossless_form(attributes: Attributes, level: int) -> Form:
-    """lossless/<level>: pixels of the chunks that no quality could hold; all other chunks are absent."""
+    """The form of lossless/LEVEL: the pixels of lossless chunks. Its other Zarr chunks are absent."""
     size, side = attributes.levels[level], attributes.chunk_side
     return Form((size.height, size.width, 3), "uint8", PIXEL_NAMES, chunk=(side, side, 3))
 
 
 def block_error_form(attributes: Attributes, level: int) -> Form:
-    """block_error/<level>. It is no part of `plain_arrays`, since containers may lack it."""
+    """The form of block_error/LEVEL, which is not in `plain_arrays` since containers may lack it."""
     grid = attributes.grid(level)
     return Form((grid.chunk_rows, grid.chunk_columns), "float32", GRID_NAMES)
 
@@ -103,12 +106,12 @@ def is_shard(name: str) -> bool:
 
 
 def is_lossless(name: str) -> bool:
-    """Whether it is that of a chunk that is stored losslessly."""
+    """Whether a file's name, relative to the container, is that of a lossless chunk."""
     return name.startswith("lossless/") and "/c/" in name
 
 
 def check_values(name: str, values: NDArray[Any], where: str) -> None:
-    """Raises FormatError where the values of a plain array are out of range; `where` is for the message."""
+    """Raises FormatError, which begins with `where`, where the values of a plain array are out of range."""
     group, _, member = name.partition("/")
     if group == "tiles":
         sound = values.max() <= LOSSLESS

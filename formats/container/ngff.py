@@ -1,4 +1,4 @@
-"""The overview as other programs see it: OME-NGFF 0.5 metadata for a small RGB image."""
+"""OME-NGFF 0.5 metadata of the overview, so that viewers of OME-Zarr show a container as a small RGB image."""
 
 from histocodec.formats.container.attributes import Attributes
 
@@ -7,9 +7,9 @@ CHANNELS = (("red", "FF0000"), ("green", "00FF00"), ("blue", "0000FF"))
 
 
 def ome_attributes(attributes: Attributes, path: str) -> dict[str, object]:
-    """{"ome": …} for the group from which `path` leads to the overview; empty where there is no overview.
+    """The attribute "ome" of the group from which `path` leads to the overview; {} where there is no overview.
 
-    Scales are microns where the source states its resolution, else level-0 pixels without a unit.
+    The scale is in microns where the source states its resolution, else in level-0 pixels, without a unit.
     """
     if attributes.overview is None:
         return {}

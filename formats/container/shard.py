@@ -1,4 +1,4 @@
-"""The bytes of one shard: chunks end to end, each with its CRC, and the index that finds them at the end.
+"""The bytes of one shard: chunks back to back, each with its CRC, and at the end the index that finds them.
 
     offset          size    field
     0               …       the chunks that are present, in C order, back to back: payload, then crc32c (4)
@@ -6,9 +6,9 @@
                             both 2^64 - 1 where the chunk is absent
     end - 4         4       crc32c of the index
 
-All integers are little endian. This is Zarr v3 `sharding_indexed` with the inner codecs [histocodec.latent,
-crc32c], the index codecs [bytes, crc32c] and `index_location` end, written without zarr because the encoder
-has the chunks' bytes already.
+All integers are little endian. This is Zarr v3's `sharding_indexed` with the inner codecs [histocodec.latent, crc32c],
+the index codecs [bytes, crc32c] and `index_location` end. It is written without zarr because the encoder has the bytes
+of the chunks already.
 """
 
 import os
@@ -25,24 +25,24 @@ from histocodec.errors import FormatError, UsageError
 ABSENT = 2**64 - 1
 CRC_BYTES = 4
 PAIR_BYTES = 16
-# Above what the coder can need for the largest chunk that attributes may declare (1024 x 64 x 64 symbols of
-# at most 7 bytes), and small enough that a hostile index cannot exhaust memory.
+# More than the largest chunk that attributes may declare can need (1024 × 64 × 64 symbols of at most 7 bytes), and
+# small enough that a hostile index cannot exhaust memory.
 MAX_CHUNK_BYTES = 64 << 20
 
 
 def crc32c(data: bytes | memoryview) -> bytes:
-    """The checksum (Castagnoli) as it is stored."""
+    """The CRC-32C (Castagnoli) of `data` as it is stored: 4 bytes."""
     return int(google_crc32c.value(data if isinstance(data, bytes) else bytes(data))).to_bytes(CRC_BYTES, "little")
 
 
 def index_bytes(count: int) -> int:
-    """The size of the index of a shard of `count` chunks, its CRC included."""
+    """The size in bytes of the index of a shard with `count` chunks, CRC included."""
     return PAIR_BYTES * count + CRC_BYTES
 
 
 def pack_shard(chunks: Sequence[bytes | None]) -> bytes:
-    """The shard of these chunks, which stand in C order; None is absent. A shard without any chunk is not
-    stored at all, so at least one must be present."""
+    """The bytes of a shard. `chunks` are those of all its places in C order, None where a chunk is absent. Raises
+    UsageError where all are absent, since such a shard is not stored, and for a chunk that is empty or too large."""
     if all(chunk is None for chunk in chunks):
         raise UsageError("a shard without chunks is not stored")
     parts: list[bytes] = []
@@ -62,7 +62,7 @@ def pack_shard(chunks: Sequence[bytes | None]) -> bytes:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where a shard's chunks lie: (offset, size) with the CRC included, or None for an absent one."""
+    """Where the chunks of a shard lie: for each number (offset, size) in bytes, CRC included, or None if absent."""
 
     entries: tuple[tuple[int, int] | None, ...]
 
@@ -71,12 +71,14 @@ class ShardIndex:
 
     @property
     def present(self) -> tuple[bool, ...]:
+        """Whether each chunk is in the shard."""
         return tuple(entry is not None for entry in self.entries)
 
     @classmethod
     def parse(cls, data: bytes, *, file_bytes: int, name: str) -> "ShardIndex":
-        """The index in `data`, the last bytes of a file of `file_bytes`. Every range is checked once, here:
-        inside the file, before the index, and sharing no byte with another."""
+        """The index in `data`, which are the last bytes of a file of `file_bytes` bytes. Raises FormatError, which
+        begins with `name`, unless the CRC fits and every range is one to MAX_CHUNK_BYTES long, lies before the index
+        and shares no byte with another. Nothing else checks the ranges."""
         body, checksum = data[:-CRC_BYTES], data[-CRC_BYTES:]
         if crc32c(body) != checksum:
             raise FormatError(f"{name}: the shard's index does not match its checksum (altered or cut short)")
@@ -98,54 +100,55 @@ class ShardIndex:
                 )
             entries.append((offset, size))
         ranges = sorted((*entry, number) for number, entry in enumerate(entries) if entry is not None)
-        for (offset, size, number), (following, _, other) in pairwise(ranges):
-            if following < offset + size:
-                raise FormatError(f"{name}: chunks {number} and {other} overlap at byte {following}")
+        for (offset, size, number), (next_offset, _, next_number) in pairwise(ranges):
+            if next_offset < offset + size:
+                raise FormatError(f"{name}: chunks {number} and {next_number} overlap at byte {next_offset}")
         return cls(tuple(entries))
 
 
 def read_index(path: Path, count: int) -> ShardIndex:
-    """The index of a shard file of `count` chunks; nothing but its tail is read. FormatError where the file
-    is missing, too short or not sound."""
-    wanted = index_bytes(count)
+    """The index of a shard's file with `count` chunks. Only the end of the file is read. Raises FormatError where it is
+    missing, too short or damaged."""
+    length = index_bytes(count)
     descriptor = _open(path)
     try:
         size = os.fstat(descriptor).st_size
-        if size < wanted:
-            raise FormatError(f"{path}: has {size} bytes; the index of a shard alone has {wanted}")
-        return ShardIndex.parse(_pread(descriptor, wanted, size - wanted, path), file_bytes=size, name=str(path))
+        if size < length:
+            raise FormatError(f"{path}: has {size} bytes; the index of a shard alone has {length}")
+        return ShardIndex.parse(_pread(descriptor, length, size - length, path), file_bytes=size, name=str(path))
     finally:
         os.close(descriptor)
 
 
 def read_chunk(path: Path, index: ShardIndex, number: int) -> bytes | None:
-    """The bytes of one chunk without its CRC, which is verified; None where it is absent."""
+    """The bytes of one chunk, without its CRC; None where it is absent. Raises FormatError where the CRC does not fit
+    or the file cannot be read."""
     return read_chunks(path, index, (number,))[0]
 
 
 def read_chunks(path: Path, index: ShardIndex, numbers: Iterable[int]) -> list[bytes | None]:
-    """`read_chunk` for several, opening the file once, and reading once what lies together."""
+    """`read_chunk` for several chunks, in their order. Opens the file once, and reads neighbours in one go."""
     entries = [(number, index.entries[number]) for number in numbers]
-    there = sorted((entry, number) for number, entry in entries if entry is not None)
-    found: dict[int, bytes] = {}
+    present = sorted((entry, number) for number, entry in entries if entry is not None)
+    chunks: dict[int, bytes] = {}
     descriptor = _open(path)
     try:
-        for run in _runs(there):
+        for run in _runs(present):
             (first, _), (last, size) = run[0][0], run[-1][0]
             data = memoryview(_pread(descriptor, last + size - first, first, path))
             for (offset, size), number in run:
-                own = data[offset - first : offset - first + size]
-                chunk = bytes(own[:-CRC_BYTES])
-                if crc32c(chunk) != own[-CRC_BYTES:]:
-                    raise FormatError(f"{path}: chunk {number} does not match its checksum")
-                found[number] = chunk
+                stored = data[offset - first : offset - first + size]
+                chunk = bytes(stored[:-CRC_BYTES])
+                if crc32c(chunk) != stored[-CRC_BYTES:]:
+                    raise FormatError(f"{path}: chunk {number} does not match its checksum (altered or cut short)")
+                chunks[number] = chunk
     finally:
         os.close(descriptor)
-    return [found.get(number) for number, _ in entries]
+    return [chunks.get(number) for number, _ in entries]
 
 
 def _runs(entries: Sequence[tuple[tuple[int, int], int]]) -> Iterator[list[tuple[tuple[int, int], int]]]:
-    """((offset, size), number) in order of the offsets, cut where one does not begin where another ends."""
+    """Sorted entries ((offset, size), number) in runs without gaps, each at most MAX_CHUNK_BYTES long."""
     run: list[tuple[tuple[int, int], int]] = []
     for entry in entries:
         if run and (sum(run[-1][0]) != entry[0][0] or sum(entry[0]) - run[0][0][0] > MAX_CHUNK_BYTES):

@@ -73,7 +73,7 @@ def write_stats(root: Path, attributes: Attributes, stats: Stats) -> None:
 
 
 def write_block_error(root: Path, attributes: Attributes, level: int, values: NDArray[np.float32]) -> None:
-    """Writes the map of local errors, (rows, columns) float32 in grey values, NaN for background. Containers of earlier
+    """Writes the map of block errors, (rows, columns) float32 in grey values, NaN for background. Containers of earlier
     versions lack it. Raises UsageError for another shape or a negative value."""
     form = block_error_form(attributes, level)
     if values.shape != form.shape or (values < 0).any():

@@ -1,7 +1,7 @@
-"""`histocodec.latent` as a Zarr v3 codec: zarr opens the latents as an ordinary integer array.
+"""`histocodec.latent` as a Zarr v3 codec, with which zarr opens the latents as an ordinary array of integers.
 
-A pure lossless codec of int8 or int16 arrays (C, n, n). zarr finds it by the entry point in the group
-`zarr.codecs`; opening an array needs neither weights nor numba, which are loaded with the first chunk.
+It is a lossless array-to-bytes codec for int8 or int16 arrays (C, n, n). zarr finds it by an entry point in the group
+`zarr.codecs`. Opening an array needs neither weights nor numba; the first chunk loads them.
 """
 
 import asyncio
@@ -36,18 +36,19 @@ _provided: dict[str, "ModelWeights"] = {}  # by SHA-256: weights that came insid
 
 
 def provide_model(weights: "ModelWeights") -> None:
-    """Let this process decode with weights that are not installed, such as those embedded in a container."""
+    """Makes weights known to this process that are not installed, such as those embedded in a container."""
     _provided[weights.sha256] = weights
 
 
 def register() -> None:
-    """Make the codec known to zarr where the package is used without being installed; harmless elsewhere."""
+    """Makes the codec known to zarr. Only needed where the package is used without being installed; harmless
+    elsewhere."""
     register_codec(CODEC_NAME, LatentCodec)
 
 
 @lru_cache(maxsize=4)
 def _coder(model: str, sha256: str) -> "ChunkCodec":
-    from histocodec.codec.chunk import chunk_codec  # here, so that looking at an array's metadata stays fast
+    from histocodec.codec.chunk import chunk_codec  # here, so that reading an array's metadata stays fast
     from histocodec.models.weights import find_model
 
     return chunk_codec(_provided[sha256] if sha256 in _provided else find_model(model, sha256))
@@ -55,8 +56,11 @@ def _coder(model: str, sha256: str) -> "ChunkCodec":
 
 @dataclass(frozen=True)
 class LatentCodec(ArrayBytesCodec):
-    """The codec of one array. `quality` is the gain index that a chunk is marked with when it is written
-    through zarr; reading takes it from the chunk itself."""
+    """The codec of one array, for the model with this id and SHA-256.
+
+    `quality` marks the chunks that are written through zarr; a reader takes the quality from the chunk itself. Raises
+    UsageError for a model, a SHA-256 or a quality that is not allowed.
+    """
 
     model: str
     sha256: str
@@ -73,29 +77,34 @@ class LatentCodec(ArrayBytesCodec):
 
     @classmethod
     def from_dict(cls, data: dict[str, JSON]) -> Self:
+        """The codec that an array's metadata describes. Raises UsageError for another configuration."""
         configuration = data.get("configuration")
         if not isinstance(configuration, dict) or set(configuration) != {"model", "sha256", "quality"}:
-            raise UsageError(f"{CODEC_NAME}: its configuration must have model, sha256 and quality, and no more")
+            raise UsageError(f"{CODEC_NAME}: its configuration must have model, sha256 and quality, and nothing else")
         values = cast(dict[str, Any], configuration)
         return cls(model=values["model"], sha256=values["sha256"], quality=values["quality"])
 
     def to_dict(self) -> dict[str, JSON]:
+        """The codec as an array's metadata describes it; the inverse of `from_dict`."""
         return {
             "name": CODEC_NAME,
             "configuration": {"model": self.model, "sha256": self.sha256, "quality": self.quality},
         }
 
     def evolve_from_array_spec(self, array_spec: ArraySpec) -> Self:
+        """The codec itself, after checking the array's dtype. Raises UsageError for any but int8 and int16."""
         _check_dtype(array_spec.dtype)  # the only check that zarr calls for a codec within shards
         return self
 
     def validate(self, *, shape: tuple[int, ...], dtype: AnyZDType, chunk_grid: ChunkGrid) -> None:
+        """Raises UsageError for an array whose dtype or chunks the codec cannot code."""
         _check_dtype(dtype)
         if not isinstance(chunk_grid, RegularChunkGrid):
             raise UsageError(f"{CODEC_NAME}: chunk grid {type(chunk_grid).__name__}; only a regular one is allowed")
         _check_shape(chunk_grid.chunk_shape)
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
+        """Raises NotImplementedError: the size depends on the values."""
         raise NotImplementedError(f"{CODEC_NAME}: the size of a compressed chunk depends on its values")
 
     async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
@@ -111,12 +120,14 @@ class LatentCodec(ArrayBytesCodec):
         return chunk_spec.prototype.buffer.from_bytes(data)
 
     def encode_chunk(self, values: NDArray[np.integer[Any]]) -> bytes:
-        """(C, n, n) int8 or int16 -> the bytes of the chunk."""
+        """The bytes of a chunk of latents (C, n, n) int8 or int16. Raises UsageError for another shape, and
+        MissingModelError."""
         _check_shape(values.shape)
         return _coder(self.model, self.sha256).encode(np.ascontiguousarray(values), self.quality)
 
     def decode_chunk(self, data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[np.integer[Any]]:
-        """The bytes of a chunk -> (C, n, n) of `dtype`."""
+        """The inverse of `encode_chunk`: the latents (C, n, n) of `dtype` in the bytes of a chunk. Raises FormatError
+        where the bytes are damaged or hold values beyond `dtype`, and MissingModelError."""
         coder = _coder(self.model, self.sha256)
         channels = coder.weights.config.latent_channels
         if _check_shape(shape)[0] != channels:

@@ -1,1 +1,1 @@
-"""Containers to pixels: slides that are read, verified, and saved as images."""
+"""Containers to pixels: compressed slides are read, verified and saved as images."""

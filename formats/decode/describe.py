@@ -1,4 +1,4 @@
-"""The facts of a container, ready for JSON: what `histocodec info` prints. Needs neither torch nor the model."""
+"""The facts about a container that `histocodec info` prints, ready for JSON. Needs neither PyTorch nor the model."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,9 @@ from histocodec.formats.container.read import Container, lossless_bytes, sizes
 
 
 def describe(path: str | Path) -> dict[str, object]:
-    """Raises UnsupportedError or FormatError as `Container.open` does."""
+    """The facts about the container at `path`: sizes in pixels and bytes, rates in bits per pixel, ratios, PSNR in dB,
+    block errors in grey values, and counts of chunks by tile state. Raises what `Container.open` raises, and
+    FormatError where a map is damaged."""
     container = Container.open(Path(path))
     attributes = container.attributes
     on_disk = sizes(container.path)
@@ -55,10 +57,9 @@ def describe(path: str | Path) -> dict[str, object]:
 
 def _level(container: Container, number: int) -> dict[str, object]:
     level, tiles = container.attributes.levels[number], container.tiles(number)
-    measured = container.psnr(number)
-    finite = measured[np.isfinite(measured)]
-    block_error = container.block_error(number)
-    local = np.zeros(0) if block_error is None else block_error[~np.isnan(block_error)]
+    psnr, block_error = container.psnr(number), container.block_error(number)
+    finite = psnr[np.isfinite(psnr)]
+    measured = np.zeros(0) if block_error is None else block_error[~np.isnan(block_error)]
     return {
         "width": level.width,
         "height": level.height,
@@ -69,7 +70,7 @@ def _level(container: Container, number: int) -> dict[str, object]:
         "bpp": level.bpp,
         "psnr": level.psnr if level.psnr is not None and math.isfinite(level.psnr) else None,
         "worst_psnr": float(finite.min()) if finite.size else None,
-        "worst_block_error": float(local.max()) if local.size else None,
+        "worst_block_error": float(measured.max()) if measured.size else None,
         "chunks": tiles.size,
         "coded": int((tiles == CODED).sum()),
         "raised": int((container.quality(number)[tiles == CODED] > level.quality).sum()),

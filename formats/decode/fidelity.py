@@ -1,4 +1,4 @@
-"""How true a coded level is: every chunk decoded as a reader will decode it, and compared with the source."""
+"""The fidelity of a coded level: its chunks decoded as a reader decodes them, and compared with the source."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -18,38 +18,38 @@ from histocodec.slide import Colour, Pixels, Slide
 from histocodec.threads import Workers
 
 CACHE_BYTES = 256 << 20
-BLOCK = 16  # pixels a side of the blocks whose error is looked at one by one: a nucleus, or the foot of a letter
+BLOCK = 16  # pixels of a side of the blocks whose errors are told apart: the size of a nucleus
 
-# What a floor keeps in reserve, so that it also holds where pixels are rounded in another way. On the same chunks
-# bfloat16 had a mean squared error 0.3 grey values² above float32's at every quality, and two devices with the same
-# arithmetic differ by less than 0.01 dB.
+# What a floor keeps in reserve, so that it also holds for readers that round in another way. On the same chunks, the
+# mean squared error of bfloat16 was 0.3 grey values² above that of float32 at every quality, and two devices with the
+# same arithmetic differed by less than 0.01 dB.
 SPARE_DECIBELS = 0.02
-SPARE_FLOAT32 = 0.5  # grey values², for readers in bfloat16 of what was measured in float32
+SPARE_FLOAT32 = 0.5  # grey values²: for readers in bfloat16 of a container that was measured in float32
 
 
 @dataclass(frozen=True)
 class Floor:
-    """The least PSNR that each chunk must have, in dB, as measured with this arithmetic."""
+    """The least PSNR in dB that each chunk must have, and the arithmetic of the synthesis that measures it."""
 
     decibels: float
     arithmetic: torch.dtype
 
     @property
     def mean_squared_error(self) -> float:
-        """The largest that is allowed, in grey values²."""
+        """The largest mean squared error that a measured chunk may have, in grey values²."""
         mean = mean_squared_error(self.decibels + SPARE_DECIBELS)
         return max(0.0, mean - SPARE_FLOAT32) if self.arithmetic == torch.float32 else mean
 
     def skips(self, pixels: Pixels, colour: Colour) -> bool:
-        """Whether these pixels may be left out and shown as `colour`."""
+        """Whether a chunk of these pixels (h, w, 3) uint8 may be left out and shown in one `colour`."""
         flat = np.broadcast_to(np.array(colour, np.uint8), pixels.shape)
         return psnr(squared_error(pixels, flat), pixels.size) >= self.decibels
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two images of one size: the sum of squared differences over `samples` values of red, green and blue, and the
-    largest RMS difference of any 16×16 block, in grey values."""
+    """How two images of one size differ: the sum of squared differences over all `samples` of red, green and blue, and
+    the largest root mean squared difference of any block of 16×16 pixels, in grey values."""
 
     squared_error: int
     samples: int
@@ -58,8 +58,8 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class LevelFidelity:
-    """What was measured of the chunks of one level, (rows, columns) float64 each; NaN where nothing was measured, as
-    of background."""
+    """What was measured of the chunks of one level: (rows, columns) float64 each, NaN where nothing was measured, as
+    for background. The meaning is that of `Comparison`."""
 
     level: int
     squared_error: NDArray[np.float64]  # sums, all below 2^53
@@ -68,7 +68,7 @@ class LevelFidelity:
 
     @property
     def psnr(self) -> NDArray[np.float32]:
-        """dB of each chunk; infinite where nothing was lost."""
+        """The PSNR of each chunk in dB, (rows, columns) float32; infinite where nothing was lost."""
         return psnr_map(self.squared_error, self.samples)
 
     def below(self, floor: Floor) -> list[ChunkKey]:
@@ -78,12 +78,12 @@ class LevelFidelity:
 
     @property
     def total(self) -> float:
-        """dB of all that was measured together."""
+        """The PSNR in dB of all measured chunks together."""
         return psnr(float(np.nansum(self.squared_error)), float(np.nansum(self.samples)))
 
 
 def compare(a: Pixels, b: Pixels) -> Comparison:
-    """(H, W, 3) each; blocks start at the upper left corner, and those at the edge are smaller."""
+    """Compares two images (H, W, 3) uint8. Blocks start at the upper left corner; those at the edge are smaller."""
     height, width, _ = a.shape
     difference = np.subtract(a, b, dtype=np.int32).reshape(height, 3 * width)
     square = np.square(difference, out=difference)
@@ -108,9 +108,13 @@ def measure_level(
     previous: LevelFidelity | None = None,
     dtype: torch.dtype | None = None,
 ) -> LevelFidelity:
-    """Decodes the chunks `keys` of a level of `container`, by default all but background, and compares them with
-    `source_level` of `source`. Other chunks keep the values of `previous`, or are NaN. `done` is called with the
-    number of pixels after each chunk. `dtype` is the arithmetic of the synthesis, by default the device's fastest."""
+    """Decodes chunks of one level of a container and compares them with `source_level` of the source.
+
+    Measures the chunks `keys`, by default all but background; all others keep the values of `previous`, or are NaN.
+    Calls `done` with the number of pixels after each chunk. `dtype` is the arithmetic of a synthesis in floating point,
+    by default the device's fastest. Raises FormatError where a chunk is damaged, and SourceError where the source
+    cannot be read.
+    """
     decoder = PixelDecoder(container, weights, device, workers, cache_bytes=CACHE_BYTES, dtype=dtype)
     tiles = container.tiles(level)
     if keys is None:

@@ -1,6 +1,6 @@
-"""Pixels as ordinary image files: a region as PNG, JPEG, TIFF or NPY, a whole slide as a pyramidal TIFF.
+"""Pixels as ordinary image files: a region as PNG, JPEG, TIFF or NPY, and a whole slide as a pyramidal TIFF.
 
-A file is whole or absent: it is written under another name beside its place and renamed last.
+A file is whole or absent: it is written under a temporary name beside its place, and renamed last.
 """
 
 import io
@@ -20,28 +20,28 @@ TIFF_SUFFIXES = (".tif", ".tiff")
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 SUFFIXES = (".png", *JPEG_SUFFIXES, *TIFF_SUFFIXES, ".npy")
 
-MOST_PIXELS = 400_000_000  # of an image that is held in memory whole: 1.2 GB
-JPEG_LONGEST = 65_500  # pixels on a side; libjpeg's limit
+MAX_PIXELS = 400_000_000  # of an image that is held in memory as a whole: 1.2 GB
+MAX_JPEG_SIDE = 65_500  # pixels; libjpeg's limit
 REGION_JPEG_QUALITY = 95
-PYRAMID_JPEG_QUALITY = 90  # what scanners use, or better
+PYRAMID_JPEG_QUALITY = 90  # at least what scanners use
 REGION_TILE = 256
-PYRAMID_TILE = 512  # a chunk of a container, so that each is decoded once
-READ_TILES = 8  # tiles of a row that are read at once: 6 MiB
-TIFF_BUFFER = 64 << 20  # bytes of tiles that tifffile collects for its threads; its own choice is 512 MiB
-CLASSIC_TIFF = 3 << 30  # raw bytes; above it offsets might not fit in 32 bits, JPEG or not
+PYRAMID_TILE = 512  # the side of a chunk, so that each chunk is decoded once
+READ_TILES = 8  # tiles of a row that are read together: 6 MiB
+TIFF_BUFFER = 64 << 20  # bytes of tiles that tifffile collects for its threads; its default is 512 MiB
+MAX_CLASSIC_TIFF = 3 << 30  # raw bytes; with more, offsets might not fit in 32 bits, even compressed
 MICRONS_PER_CM = 10_000.0
 MICRONS_PER_INCH = 25_400.0
 
-Report = Callable[[int, int], None]  # pixels done, pixels in all
+Progress = Callable[[int, int], None]  # pixels done, pixels in all
 
 
 def check_output(path: Path, *, overwrite: bool = False) -> None:
-    """Whether a file of this name can be written and read as what its suffix says, before any work is done.
-    Raises UsageError or OutputError."""
+    """Raises UsageError for a suffix that stands for no image format, and OutputError where no file can be written at
+    `path`: to be called before any work is done."""
     if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"{path}: its name has to end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+        raise UsageError(f"{path}: its name must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     if path.is_dir():
-        raise OutputError(f"{path}: is a folder, where a file is to be written")
+        raise OutputError(f"{path}: is a folder; name a file instead")
     if path.exists() and not overwrite:
         raise OutputError(f"{path}: exists already; --overwrite replaces it")
     if not path.parent.is_dir():
@@ -49,19 +49,23 @@ def check_output(path: Path, *, overwrite: bool = False) -> None:
 
 
 def check_size(path: Path, width: int, height: int) -> None:
-    """Whether an image of this size can be held in memory and written as what the suffix says."""
-    if width * height > MOST_PIXELS:
+    """Raises UsageError for an image of `width` × `height` pixels that is too large for memory, or for the format that
+    the suffix stands for."""
+    if width * height > MAX_PIXELS:
         raise UsageError(
             f"{path}: {width}x{height} pixels are too many for one image in memory (at most "
-            f"{MOST_PIXELS // 1_000_000} megapixels); write the whole slide as .tif, or choose a --region"
+            f"{MAX_PIXELS // 1_000_000} megapixels); write the whole slide as .tif, or choose a --region"
         )
-    if path.suffix.lower() in JPEG_SUFFIXES and max(width, height) > JPEG_LONGEST:
-        raise UsageError(f"{path}: {width}x{height}; a JPEG has at most {JPEG_LONGEST} pixels on a side")
+    if path.suffix.lower() in JPEG_SUFFIXES and max(width, height) > MAX_JPEG_SIDE:
+        raise UsageError(f"{path}: {width}x{height}; a JPEG has at most {MAX_JPEG_SIDE} pixels on a side")
 
 
 def write_region(path: Path, pixels: Pixels, *, mpp: Mpp | None, icc: bytes | None) -> None:
-    """One image, as its suffix says. The resolution and the ICC profile go in where the format has a place
-    for them, which .npy has not. Replaces what is there. Raises UsageError or OutputError."""
+    """Writes an image (h, w, 3) uint8 in the format that the suffix stands for, and replaces what is there.
+
+    The resolution `mpp` (microns per pixel, x and y) and the ICC profile are written where the format has a place for
+    them, which NPY has not. Raises UsageError or OutputError as `check_output` and `check_size` do.
+    """
     check_output(path, overwrite=True)
     check_size(path, pixels.shape[1], pixels.shape[0])
     suffix = path.suffix.lower()
@@ -75,7 +79,7 @@ def write_region(path: Path, pixels: Pixels, *, mpp: Mpp | None, icc: bytes | No
 
 
 def _encoded(pixels: Pixels, suffix: str, mpp: Mpp | None, icc: bytes | None) -> memoryview:
-    """PNG or JPEG, in memory: Pillow's encoders report a full disk in ways of their own."""
+    """The bytes of a PNG or JPEG. Made in memory because Pillow reports a full disk in its own ways."""
     from PIL import Image
 
     image, buffer = Image.fromarray(pixels), io.BytesIO()
@@ -83,7 +87,7 @@ def _encoded(pixels: Pixels, suffix: str, mpp: Mpp | None, icc: bytes | None) ->
         inches = {} if mpp is None else {"dpi": (MICRONS_PER_INCH / mpp[0], MICRONS_PER_INCH / mpp[1])}
         image.save(buffer, "PNG", icc_profile=icc, **inches)
     else:
-        # In EXIF, as JFIF's 16 bits would overflow at 100,000 dots per inch.
+        # As EXIF: JFIF has 16 bits for dots per inch, which 100,000 would overflow.
         exif = Image.Exif()
         if mpp is not None:
             x_resolution, y_resolution, unit, centimetre = 282, 283, 296, 3
@@ -96,7 +100,7 @@ def _encoded(pixels: Pixels, suffix: str, mpp: Mpp | None, icc: bytes | None) ->
 def _write_tiff(file: BinaryIO, pixels: Pixels, mpp: Mpp | None, icc: bytes | None) -> None:
     import tifffile
 
-    with tifffile.TiffWriter(file, bigtiff=pixels.nbytes > CLASSIC_TIFF) as writer:
+    with tifffile.TiffWriter(file, bigtiff=pixels.nbytes > MAX_CLASSIC_TIFF) as writer:
         writer.write(
             pixels,
             photometric="rgb",
@@ -119,19 +123,22 @@ def write_pyramid(
     tile: int = PYRAMID_TILE,
     compression: str = "jpeg",
     quality: int = PYRAMID_JPEG_QUALITY,
-    progress: Report | None = None,
+    progress: Progress | None = None,
 ) -> None:
-    """A slide's levels, from `first_level` on, as a tiled TIFF that OpenSlide opens (as generic-tiff). A
-    slide of one level gets derived ones. Streams: memory does not grow with the slide. `compression` is
-    "jpeg", at `quality` and 4:4:4, or a lossless one of tifffile's, "deflate" say. Replaces what is there.
-    Raises UsageError, OutputError, and SourceError where the slide cannot be read."""
+    """Writes a slide's levels, from `first_level` on, as a tiled TIFF that OpenSlide opens (as generic-tiff), and
+    replaces what is there. A slide of one level gets derived ones. Memory does not grow with the slide.
+
+    `tile` is the side of a tile in pixels. `compression` is "jpeg", at `quality` and 4:4:4, or a lossless one that
+    tifffile knows, such as "deflate". Raises UsageError, OutputError, and SourceError or FormatError where the slide
+    cannot be read.
+    """
     import tifffile
 
     check_output(path, overwrite=True)
     if path.suffix.lower() not in TIFF_SUFFIXES:
-        raise UsageError(f"{path}: a pyramid is written as {' or '.join(TIFF_SUFFIXES)}")
+        raise UsageError(f"{path}: a pyramid needs a name that ends in {' or '.join(TIFF_SUFFIXES)}")
     if tile < 16 or tile % 16:
-        raise UsageError(f"a TIFF's tile is a multiple of 16 pixels, found {tile}")
+        raise UsageError(f"the side of a TIFF's tiles is {tile}; a multiple of 16 pixels is needed")
     slide = with_pyramid(slide)
     if not 0 <= first_level < len(slide.levels):
         raise UsageError(f"{slide.name}: level {first_level} does not exist; it has 0 to {len(slide.levels) - 1}")
@@ -141,27 +148,29 @@ def write_pyramid(
 
     def tiles(index: int, level: Level) -> Iterator[Pixels]:
         nonlocal done
-        for piece, pixels in _tiles(slide, index, tile):
-            done += piece.area
+        for region, pixels in _tiles(slide, index, tile):
+            done += region.area
             if progress is not None:
                 progress(done, total)
             yield pixels
 
     jpeg = compression == "jpeg"
-    with whole_file(path) as file, tifffile.TiffWriter(file, bigtiff=3 * total > CLASSIC_TIFF) as writer:
+    with whole_file(path) as file, tifffile.TiffWriter(file, bigtiff=3 * total > MAX_CLASSIC_TIFF) as writer:
         for index, level in chosen:
             first = index == first_level
             writer.write(
                 tiles(index, level),
                 shape=(level.height, level.width, 3),
                 dtype="uint8",
-                photometric="rgb",  # what the tiles are; JPEG turns them into YCbCr itself
+                photometric="rgb",  # of the tiles; the JPEG encoder converts them to YCbCr itself
                 tile=(tile, tile),
                 compression=compression,
                 compressionargs={"level": quality} if jpeg else None,
                 subsampling=(1, 1) if jpeg else None,
                 predictor=None if jpeg else True,
-                subfiletype=0 if first else 1,  # a reduced image: OpenSlide takes no other page for a level
+                subfiletype=0
+                if first
+                else 1,  # 1: a reduced image, the only other pages that OpenSlide takes for levels
                 description=_description(slide, level) if first else None,
                 iccprofile=slide.icc_profile if first else None,
                 software="histocodec" if first else False,
@@ -173,26 +182,26 @@ def write_pyramid(
 
 
 def _tiles(slide: Slide, index: int, tile: int) -> Iterator[tuple[Region, Pixels]]:
-    """(what of the level it covers, (tile, tile, 3)) of a level's tiles, row by row. Those at the far edges
-    are filled up with their last pixels, which JPEG takes better than a jump to white."""
+    """The tiles of a level, row by row: the region that each covers, and its pixels (tile, tile, 3). At the far edges
+    the last pixels are repeated, which costs JPEG less than a jump to white."""
     level = slide.levels[index]
     for y in range(0, level.height, tile):
         for x in range(0, level.width, READ_TILES * tile):
             strip = Region(x, y, READ_TILES * tile, tile).intersect(level.region)
             pixels = slide.read(strip, index)
             for left in range(x, strip.x_end, tile):
-                piece = Region(left, y, tile, tile).intersect(strip)
-                missing = ((0, tile - piece.height), (0, tile - piece.width), (0, 0))
-                yield piece, np.pad(pixels[piece.within(strip)], missing, mode="edge")
+                region = Region(left, y, tile, tile).intersect(strip)
+                padding = ((0, tile - region.height), (0, tile - region.width), (0, 0))
+                yield region, np.pad(pixels[region.within(strip)], padding, mode="edge")
 
 
 def _resolution(mpp: Mpp | None) -> tuple[float, float] | None:
-    """Pixels per centimetre. Where there is none, tifffile writes that the unit is unknown."""
+    """Pixels per centimetre; None, for which tifffile writes that the unit is unknown, where `mpp` is not known."""
     return None if mpp is None else (MICRONS_PER_CM / mpp[0], MICRONS_PER_CM / mpp[1])
 
 
 def _description(slide: Slide, level: Level) -> str:
-    """What TIFF has no tags for, in words."""
+    """The description of the TIFF, with what TIFF has no tags for: microns per pixel and objective power."""
     parts, mpp = [f"{level.width}x{level.height}"], mpp_at(slide.mpp, level.downsample)
     if mpp is not None:
         parts.append(f"MPP = {mpp[0]:.6g} x {mpp[1]:.6g}")

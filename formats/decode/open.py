@@ -1,4 +1,4 @@
-"""Slides of every kind, those that were compressed here among them."""
+"""Opening slides of every kind, containers included."""
 
 from pathlib import Path
 
@@ -15,13 +15,18 @@ def open_slide(
     background: Colour | None = None,
     device: str = "auto",
 ) -> Slide:
-    """`histocodec.sources.open_slide`, and containers too: without this look, one would open as the OME-Zarr
-    of its small overview. What a container says about itself cannot be overruled. `device` is for containers.
+    """Opens a slide of any kind: a container, or whatever `histocodec.sources.open_slide` reads.
+
+    `mpp` (microns per pixel of level 0) and `background` replace what a source states; a container states its own, so
+    they raise UsageError there. `device` ("auto", "cpu", "cuda", "cuda:1") decodes containers. Raises what
+    `sources.open_slide` and `open_compressed` raise.
     """
-    if not is_container(Path(path)):
+    if not is_container(Path(path)):  # a container would also open as an OME-Zarr image, that of its small overview
         return sources.open_slide(path, mpp=mpp, background=background)
     if mpp is not None or background is not None:
-        raise UsageError(f"{path}: is compressed already; its resolution and background are its own")
+        raise UsageError(
+            f"{path}: is a container, which states its own resolution and background; leave --mpp and --background out"
+        )
     from histocodec.formats.decode.slide import open_compressed
 
     return open_compressed(path, device=device)

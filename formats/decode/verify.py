@@ -1,4 +1,9 @@
-"""Whether a container is what was written: digests, presence, every chunk decoded; and how true it is to a source."""
+"""Whether a container is as it was written, and, where the source is given, how faithful to it.
+
+structure   digests, presence and maps              always
+decoding    every chunk to latents                  unless `quick`
+fidelity    every chunk to pixels, measured         with `against`
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -25,17 +30,21 @@ from histocodec.threads import Workers
 if TYPE_CHECKING:
     from histocodec.formats.decode.fidelity import LevelFidelity
 
-MOST_PROBLEMS = 100  # reported one by one; a container with more is not better described by them
+MAX_PROBLEMS = 100  # reported one by one; more would not tell more about a container
 PSNR_TOLERANCE = 0.05  # dB between the stored map and a new measurement: another device may round differently
-BLOCK_TOLERANCE = 0.5  # grey values, likewise for local errors: rounding moves single pixels by 1 or 2
+BLOCK_TOLERANCE = 0.5  # grey values, likewise for block errors: rounding moves single pixels by 1 or 2
 
 Values = NDArray[np.float32] | NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was looked at, and what was wrong. Fidelity only where an original was given: PSNR in dB over all chunks
-    but background, of the worst of these, and of the worst of background; RMS errors in grey values."""
+    """What was examined, and what was wrong with it.
+
+    `chunks` counts those that are not background. Fidelity is None where no source was given: `psnr` in dB over all
+    chunks of level 0 but background; of all levels, the PSNR of the worst chunk that is not background and of the worst
+    that is, and the largest block error, in grey values.
+    """
 
     path: str
     ok: bool
@@ -58,16 +67,18 @@ def verify(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
-    """Checks structure, presence and SHA-256; unless `quick`, entropy-decodes every chunk and reads every lossless
-    one; with `against`, decodes all pixels, measures them and compares with the stored maps.
+    """Checks structure, presence and SHA-256 of a container. Unless `quick`, decodes every chunk to latents and reads
+    every lossless one. With the source as `against`, also decodes all pixels, measures them and compares them with the
+    stored maps. Calls `progress` with the chunks that are done and their total.
 
-    Problems of the container are reported, not raised. Raises UnsupportedError where `path` is no container,
-    MissingModelError, and UsageError where `against` has other levels.
+    Reports what is wrong with the container, and does not raise it. Raises UsageError where `path` does not exist or
+    `against` has levels of other sizes, UnsupportedError where `path` is no container, FormatError where its attributes
+    cannot be read, and MissingModelError.
     """
     began = time.perf_counter()
     container = Container.open(Path(path))
-    every = chain(container_problems(container), embedding_problems(container))
-    problems = [str(problem) for problem in islice(every, MOST_PROBLEMS)]
+    found = chain(container_problems(container), embedding_problems(container))
+    problems = [str(problem) for problem in islice(found, MAX_PROBLEMS)]
     chunks = shards = 0
     fidelity = _Fidelity()
     try:
@@ -84,11 +95,11 @@ def verify(
             check = _Check(container, device, pool, progress, chunks * (1 if against is None else 2))
             problems += check.decode()
             if against is not None and not problems:
-                fidelity, found = check.compare(with_pyramid(against))
-                problems += found
+                fidelity, differences = check.compare(with_pyramid(against))
+                problems += differences
     finally:
         pool.close()
-    shown = tuple(dict.fromkeys(problems))[:MOST_PROBLEMS]
+    shown = tuple(dict.fromkeys(problems))[:MAX_PROBLEMS]
     return VerifyReport(
         str(path), not shown, chunks, shards, shown,
         fidelity.psnr, fidelity.worst_psnr, fidelity.worst_block_error, fidelity.worst_background_psnr,
@@ -107,24 +118,25 @@ class _Fidelity:
 
 
 def _contradictions(container: Container, level: int) -> list[str]:
-    """Where the maps of a level do not go together. Reads them all; raises FormatError where one is broken."""
+    """The chunks for which the maps of a level disagree. Reads all maps, and raises FormatError where one is
+    damaged."""
     background = container.tiles(level) == BACKGROUND
-    wrong = {
+    disagreeing = {
         "quality": background & (container.quality(level) != 0),
         "psnr": background != np.isnan(container.psnr(level)),
     }
     block_error = container.block_error(level)
     if block_error is not None:
-        wrong["block_error"] = background != np.isnan(block_error)
+        disagreeing["block_error"] = background != np.isnan(block_error)
     return [
         f"{container.path}: chunk ({row}, {column}) is background by one of tiles/{level} and {name}/{level} only"
-        for name, places in wrong.items()
-        for row, column in np.argwhere(places)[:MOST_PROBLEMS]
+        for name, chunks in disagreeing.items()
+        for row, column in np.argwhere(chunks)[:MAX_PROBLEMS]
     ]
 
 
 class _Check:
-    """The two passes that decode."""
+    """The two passes that decode: to latents, and to pixels."""
 
     def __init__(
         self,
@@ -139,86 +151,89 @@ class _Check:
 
         self.container, self.workers, self.progress, self.total, self.done = container, workers, progress, total, 0
         self.weights, self.device = model_of(container), choose_device(device)
-        self.decoder = PixelDecoder(container, self.weights, self.device, workers, cache_bytes=0)
+        # The decoder of pixels, so that a model whose networks do not fit is noticed, too.
+        self.reader = PixelDecoder(container, self.weights, self.device, workers, cache_bytes=0).reader
 
     def decode(self) -> list[str]:
-        """Every chunk, to integers: the entropy coder's own check is that it ends where it began."""
-        tiles = [self.container.tiles(level) for level in range(len(self.container.attributes.levels))]
+        """Decodes every chunk to latents. The entropy decoder's own check is that it ends in the state that the encoder
+        began with."""
 
         def problem(key: ChunkKey) -> str | None:
             try:
-                chunk = self.decoder.reader.latents(key)
-                if tiles[key.level][key.row, key.column] == LOSSLESS:
+                chunk = self.reader.latents(key)
+                if self.reader.state(key) == LOSSLESS:
                     self.container.lossless(key)
             except FormatError as exc:
                 return str(exc)
-            expected = int(self.container.quality(key.level)[key.row, key.column])
-            if chunk is not None and chunk.quality != expected:
+            stated = int(quality[key.level][key.row, key.column])
+            if chunk is not None and chunk.quality != stated:
                 where = f"{self.container.path}: level {key.level} chunk ({key.row}, {key.column})"
-                return f"{where}: has quality {chunk.quality}, the map says {expected}"
+                return f"{where}: has quality {chunk.quality}, the map says {stated}"
             return None
 
+        quality = [self.container.quality(level) for level in range(len(self.reader.tiles))]
         keys = [
             ChunkKey(level, int(row), int(column))
-            for level, stored in enumerate(tiles)
-            for row, column in np.argwhere(stored != BACKGROUND)
+            for level, tiles in enumerate(self.reader.tiles)
+            for row, column in np.argwhere(tiles != BACKGROUND)
         ]
-        found = []
-        for result in self.workers.map(problem, keys):
+        problems = []
+        for text in self.workers.map(problem, keys):
             self._step()
-            if result is not None:
-                found.append(result)
-        return found
+            if text is not None:
+                problems.append(text)
+        return problems
 
     def compare(self, original: Slide) -> tuple[_Fidelity, list[str]]:
-        """How true it is, and where the stored maps are wrong."""
+        """Measures all levels against the original: their fidelity, and where the stored maps are wrong."""
         from histocodec.formats.decode.fidelity import measure_level
 
-        levels = self.container.attributes.levels
-        sizes = {(level.width, level.height): i for i, level in enumerate(original.levels)}
-        found: list[str] = []
-        coded, bare = [], []
-        for number, level in enumerate(levels):
-            if (level.width, level.height) not in sizes:
+        source_levels = {(level.width, level.height): i for i, level in enumerate(original.levels)}
+        problems: list[str] = []
+        stored: list[LevelFidelity] = []
+        background: list[LevelFidelity] = []
+        for number, level in enumerate(self.container.attributes.levels):
+            if (level.width, level.height) not in source_levels:
                 raise UsageError(
                     f"{original.name}: has no level of {level.width}x{level.height}, as {self.container.path} has"
                 )
-            source_level = sizes[level.width, level.height]
+            source_level = source_levels[level.width, level.height]
             measure = partial(
                 measure_level, self.container, self.weights, self.device, self.workers, original, source_level, number
             )
-            coded.append(measure(lambda _: self._step()))
-            found += self._differences(number, coded[-1], measure)
-            background = np.argwhere(self.container.tiles(number) == BACKGROUND)
-            keys = [ChunkKey(number, int(row), int(column)) for row, column in background]
-            bare.append(measure(lambda _: None, keys=keys))
+            stored.append(measure(lambda _: self._step()))
+            problems += self._differences(number, stored[-1], measure)
+            absent = np.argwhere(self.container.tiles(number) == BACKGROUND)
+            keys = [ChunkKey(number, int(row), int(column)) for row, column in absent]
+            background.append(measure(lambda _: None, keys=keys))
         return _Fidelity(
-            coded[0].total,
-            _extreme(min, [one.psnr for one in coded]),
-            _extreme(max, [one.block_error for one in coded]),
-            _extreme(min, [one.psnr for one in bare]),
-        ), found
+            stored[0].total,
+            _extreme(min, [level.psnr for level in stored]),
+            _extreme(max, [level.block_error for level in stored]),
+            _extreme(min, [level.psnr for level in background]),
+        ), problems
 
     def _differences(self, level: int, measured: "LevelFidelity", measure: Callable[..., "LevelFidelity"]) -> list[str]:
-        """Where the stored maps of a level are not what is measured, in neither arithmetic."""
+        """The chunks for which the stored maps of a level are not what is measured, with either arithmetic."""
         from histocodec.device import other_dtype
 
         psnr, block_error = self.container.psnr(level), self.container.block_error(level)
         if block_error is None:
             block_error = measured.block_error.astype(np.float32)
 
-        def differs(found: "LevelFidelity") -> NDArray[np.bool_]:
-            local = _differs(block_error, found.block_error, BLOCK_TOLERANCE)
-            return local | _differs(psnr, found.psnr, PSNR_TOLERANCE)
+        def differs(fidelity: "LevelFidelity") -> NDArray[np.bool_]:
+            return _differs(block_error, fidelity.block_error, BLOCK_TOLERANCE) | _differs(
+                psnr, fidelity.psnr, PSNR_TOLERANCE
+            )
 
         wrong = differs(measured)
-        if wrong.any():  # as it was measured on a machine of the other arithmetic?
+        if wrong.any():  # or was it measured on a machine with the other arithmetic?
             wrong &= differs(measure(lambda _: None, dtype=other_dtype(self.device)))
         return [
             f"{self.container.path}: level {level} chunk ({row}, {column}): {measured.psnr[row, column]:.2f} dB and a "
-            f"local error of {measured.block_error[row, column]:.2f}, the map says {psnr[row, column]:.2f} dB and "
+            f"block error of {measured.block_error[row, column]:.2f}, the maps say {psnr[row, column]:.2f} dB and "
             f"{block_error[row, column]:.2f}"
-            for row, column in np.argwhere(wrong)[:MOST_PROBLEMS]
+            for row, column in np.argwhere(wrong)[:MAX_PROBLEMS]
         ]
 
     def _step(self) -> None:
@@ -233,5 +248,5 @@ def _differs(stored: Values, measured: Values, tolerance: float) -> NDArray[np.b
 
 def _extreme(choose: Callable[[list[float]], float], maps: Sequence[Values]) -> float | None:
     """The least or largest value of several maps; None where there is none. NaN is no value."""
-    values = np.concatenate([one[~np.isnan(one)] for one in maps])
+    values = np.concatenate([values[~np.isnan(values)] for values in maps])
     return float(choose(values.tolist())) if values.size else None

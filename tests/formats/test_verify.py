@@ -56,7 +56,7 @@ def test_another_original_does_not_verify(folder: Path) -> None:
     other = ArraySlide(synthetic_slide(*SIZE, seed=8))
     report = verify(folder / "a.zarr", against=other, device="cpu")
     assert not report.ok
-    assert "the map says" in report.problems[0]
+    assert "the maps say" in report.problems[0]
     with pytest.raises(UsageError, match="has no level of 1300x900"):
         verify(folder / "a.zarr", against=ArraySlide(synthetic_slide(300, 200)), device="cpu")
 
@@ -101,7 +101,7 @@ def test_a_container_without_the_map_of_local_errors_opens_and_verifies(
     assert verify(path, against=source, device="cpu").ok
 
 
-def test_verify_compares_the_stored_local_errors(tmp_path: Path, tiny_file: Path, source: ArraySlide) -> None:
+def test_verify_compares_the_stored_block_errors(tmp_path: Path, tiny_file: Path, source: ArraySlide) -> None:
     path = tmp_path / "a.zarr"
     encoded(source, path, tiny_file, embed_model=True, levels=(0,))
     container = Container.open(path)
@@ -112,7 +112,7 @@ def test_verify_compares_the_stored_local_errors(tmp_path: Path, tiny_file: Path
     files.finish(path, container.attributes)
     (problem,) = verify(path, against=source, device="cpu").problems
     assert "chunk (1, 2)" in problem
-    assert "local error" in problem
+    assert "block error" in problem
 
 
 def test_verify_measures_what_is_shown_in_place_of_glass(tmp_path: Path, tiny_file: Path) -> None:
