@@ -23,7 +23,7 @@ from histocodec.codec.gpu.synthesis import TritonEngine, pixels
 from histocodec.formats.container.layout import BACKGROUND, CODED
 from histocodec.formats.decode.chunks import ChunkReader
 from histocodec.geometry import ChunkKey, Region, ceil_div
-from histocodec.models.transforms.fast import IntegerSynthesis
+from histocodec.models.transforms.exact import IntegerSynthesis
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Pixels
 
@@ -142,4 +142,4 @@ class GpuRegions:
 def _networks(weights: ModelWeights, device: torch.device) -> tuple[GpuChunkDecoder, IntegerSynthesis]:
     """Built once for all slides of a model."""
     engine = TritonEngine(weights.hyper, weights.arrays, device)
-    return GpuChunkDecoder(weights, device), IntegerSynthesis(weights.hyper, weights.arrays, device, engine=engine)
+    return GpuChunkDecoder(weights, device), IntegerSynthesis(weights.hyper, engine)

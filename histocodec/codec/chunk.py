@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from histocodec.entropy import RansDecoder, RansEncoder
 from histocodec.errors import FormatError, UsageError
 from histocodec.models.config import GROUPS, QUALITIES, HyperConfig
-from histocodec.models.prior.exact import PHASE_MASK, RELUCTANCE, IntegerPrior
-from histocodec.models.prior.fast import FusedPrior, byte_product, float_product
-from histocodec.models.prior.graph import HYPER_CLIP, MEAN_BITS, POSITIONS
+from histocodec.models.prior.exact import RELUCTANCE, IntegerPrior
+from histocodec.models.prior.fast import FastPrior, float_product, int8_product
+from histocodec.models.prior.graph import HYPER_CLIP, MEAN_BITS, PHASE_MASK, POSITIONS
 from histocodec.models.weights import ModelWeights
 
 HEADER_BYTES = 4
@@ -152,13 +152,13 @@ class ChunkCodec(ABC):
 
 
 class HyperChunkCodec(ChunkCodec):
-    """The chunk codec of a `hyper` model. `prior` evaluates the model's prior: by default a `FusedPrior` with numpy
+    """The chunk codec of a `hyper` model. `prior` evaluates the model's prior: by default a `FastPrior` with numpy
     alone; `fast_chunk_codec` has PyTorch multiply; an `IntegerPrior` runs on any device. All write the same bytes."""
 
-    def __init__(self, weights: ModelWeights, *, prior: FusedPrior | IntegerPrior | None = None) -> None:
+    def __init__(self, weights: ModelWeights, *, prior: FastPrior | IntegerPrior | None = None) -> None:
         super().__init__(weights)
         self.config = weights.hyper
-        self.prior = prior or FusedPrior(self.config, weights.arrays, float_product)
+        self.prior = prior or FastPrior(self.config, weights.arrays, float_product)
 
     def hyper_latents(
         self, latents: NDArray[np.integer[Any]], quality: int, *, reluctance: int = RELUCTANCE
@@ -252,7 +252,7 @@ def fast_chunk_codec(weights: ModelWeights) -> ChunkCodec:
     """A codec for one core of this machine, by PyTorch's fastest exact means."""
     if not isinstance(weights.config, HyperConfig):
         return VaeChunkCodec(weights)
-    return HyperChunkCodec(weights, prior=FusedPrior(weights.config, weights.arrays, byte_product()))
+    return HyperChunkCodec(weights, prior=FastPrior(weights.config, weights.arrays, int8_product()))
 
 
 def _corner(header: ChunkHeader) -> tuple[slice, slice, slice]:

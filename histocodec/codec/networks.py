@@ -11,8 +11,8 @@ from torch import nn
 
 from histocodec.errors import FormatError
 from histocodec.models.config import HyperConfig, VaeConfig
-from histocodec.models.transforms.fast import Engine
-from histocodec.models.transforms.integer import real_parameters
+from histocodec.models.transforms.exact import Engine
+from histocodec.models.transforms.integer import float_parameters
 from histocodec.models.transforms.network import Analysis, Synthesis
 from histocodec.models.vae.network import VaeDecoder, VaeEncoder
 from histocodec.models.weights import ModelWeights
@@ -40,7 +40,7 @@ def synthesis_network(weights: ModelWeights) -> Synthesis | VaeDecoder:
     with torch.device("meta"):
         network = VaeDecoder(config, folded=True) if isinstance(config, VaeConfig) else Synthesis(config)
     if isinstance(config, HyperConfig) and config.integer_synthesis:
-        return _filled(network, weights, "g_s", real_parameters(config, weights.arrays))
+        return _filled(network, weights, "g_s", float_parameters(config, weights.arrays))
     return _filled(network, weights, "g_s", weights.transform("g_s"))
 
 

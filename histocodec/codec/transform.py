@@ -20,9 +20,11 @@ from histocodec.device import fastest_dtype
 from histocodec.geometry import Margin
 from histocodec.kernels.pixels import shuffled, squared_errors, unshuffled
 from histocodec.models.config import HyperConfig
-from histocodec.models.transforms.analysis import ByteAnalysis
-from histocodec.models.transforms.fast import IntegerSynthesis, bytes_exact
-from histocodec.models.transforms.network import Analysis, Hidden, Pullback, Synthesis
+from histocodec.models.transforms.analysis import Int8Analysis
+from histocodec.models.transforms.exact import IntegerSynthesis
+from histocodec.models.transforms.fast import fastest_engine, int8_products_exact
+from histocodec.models.transforms.network import Analysis, Hidden, Synthesis
+from histocodec.models.transforms.pullback import Pullback
 from histocodec.models.vae.network import VaeDecoder, VaeEncoder
 from histocodec.models.weights import ModelWeights
 from histocodec.normalise import ChannelStats
@@ -48,7 +50,8 @@ class Transform:
         if isinstance(weights.config, HyperConfig) and weights.config.integer_synthesis:
             engine = gpu_engine(weights, device)
             self.by_kernels = engine is not None
-            self.g_s = IntegerSynthesis(weights.config, weights.arrays, device, engine=engine)
+            engine = engine or fastest_engine(weights.config, weights.arrays, device)
+            self.g_s = IntegerSynthesis(weights.config, engine)
         else:
             self.g_s = self._float_synthesis
 
@@ -164,14 +167,14 @@ class Transform:
         return best
 
     @cached_property
-    def _analysis(self) -> Analysis | VaeEncoder | ByteAnalysis:
+    def _analysis(self) -> Analysis | VaeEncoder | Int8Analysis:
         """`g_a`, with int8 products where model and CPU have them. Made on first use, since a reader never needs it."""
         has_reaches = any(name.startswith("reach.") for name in self.weights.arrays)
-        if not (isinstance(self.g_a, Analysis) and has_reaches and self._int8_allowed and bytes_exact()):
+        if not (isinstance(self.g_a, Analysis) and has_reaches and self._int8_allowed and int8_products_exact()):
             return self.g_a
         in_float32 = analysis_network(self.weights)
         assert isinstance(in_float32, Analysis)
-        return ByteAnalysis(self.g_a, in_float32, self.weights.arrays)
+        return Int8Analysis(self.g_a, in_float32, self.weights.arrays)
 
     @cached_property
     def _float_synthesis(self) -> Synthesis | VaeDecoder:

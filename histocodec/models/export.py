@@ -1,4 +1,4 @@
-"""From a trained model to a model file: parameters rounded to the integers that training already used."""
+"""From a trained `hyper` model to a model file: parameters rounded to the integers that training already used."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,12 +14,12 @@ from histocodec.entropy import TableSet, gaussian_tables
 from histocodec.models.config import QUALITIES, HyperConfig
 from histocodec.models.hyper import HyperModel
 from histocodec.models.prior.graph import INPUT_BITS, LINEAR_CLIP, MEAN_BITS, SCALE_BITS, SCALES, SMALLEST_SCALE
-from histocodec.models.transforms.training import QuantisedSynthesis
+from histocodec.models.transforms.training import TrainableIntegerSynthesis
 from histocodec.models.weights import FORMAT, ModelWeights, parse_model
 
 
 def gaussian_table_set() -> TableSet:
-    """The tables that training assumes: every scale index, every eighth of a mean."""
+    """The frequency tables that training assumes: a Gaussian for every scale index and every eighth of a mean."""
     return gaussian_tables([SMALLEST_SCALE * 2 ** (i / 2**SCALE_BITS) for i in range(SCALES)], 1 << MEAN_BITS)
 
 
@@ -29,13 +29,15 @@ def export_model(
     model_id: str,
     *,
     tables: TableSet | None = None,
-    reaches: Mapping[str, NDArray[Any]] | None = None,
+    ranges: Mapping[str, NDArray[Any]] | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> ModelWeights:
     """The model file of a trained model, parsed and checked; `.data` holds its bytes.
 
-    `reaches` let encoders run `g_a` in bytes (`histocodec.train.finish.reaches`). `notes` become metadata beside the id
-    (training steps, commit). Transforms are stored as float16, but for a synthesis in whole numbers.
+    `tables` are by default those that training assumes. With `ranges`, the tensors of
+    `histocodec.train.finish.activation_ranges`, encoders can run `g_a` by int8 products. `notes` become metadata beside
+    the id, such as steps and commit. Transforms are stored as float16, an integer synthesis as integers. Moves the
+    model's prior to the CPU.
     """
     prior = model.prior
     quality = torch.arange(QUALITIES, dtype=torch.float32)
@@ -55,23 +57,24 @@ def export_model(
     arrays["inverse_gain"] = log_inverse.exp().numpy().astype(np.float32)
     tables = tables or gaussian_table_set()
     arrays |= {"tables.low": tables.low, "tables.size": tables.size, "tables.freq": tables.freq}
-    whole = isinstance(model.g_s, QuantisedSynthesis)
-    arrays |= model.g_s.arrays() if isinstance(model.g_s, QuantisedSynthesis) else _halves("g_s", model.g_s)
-    arrays |= _halves("g_a", model.g_a) | dict(reaches or {})
-    config = replace(model.config, integer_synthesis=whole)
+    if isinstance(model.g_s, TrainableIntegerSynthesis):
+        arrays |= model.g_s.arrays()
+    else:
+        arrays |= _float16_tensors("g_s", model.g_s)
+    arrays |= _float16_tensors("g_a", model.g_a) | dict(ranges or {})
+    config = replace(model.config, integer_synthesis=isinstance(model.g_s, TrainableIntegerSynthesis))
     return model_file(arrays, config, model_id, notes or {})
 
 
 def model_file(
     arrays: Mapping[str, NDArray[Any]], config: HyperConfig, model_id: str, notes: Mapping[str, str]
 ) -> ModelWeights:
-    """The file of these tensors, parsed and checked."""
+    """The model file of these tensors, parsed and checked. Raises FormatError where they do not fit the config."""
     metadata = {**notes, "format": FORMAT, "id": model_id, "config": config.to_json()}
     tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     return parse_model(to_safetensors(tensors, metadata=metadata), name=model_id)
 
 
-def _halves(part: str, network: nn.Module) -> dict[str, NDArray[Any]]:
-    """A transform's tensors in float16."""
+def _float16_tensors(part: str, network: nn.Module) -> dict[str, NDArray[Any]]:
     state = network.state_dict().items()
     return {f"{part}.{name}": tensor.detach().cpu().contiguous().numpy().astype(np.float16) for name, tensor in state}

@@ -20,8 +20,7 @@ from safetensors.numpy import load as parse_safetensors
 from histocodec.entropy import TableSet
 from histocodec.errors import FormatError, MissingModelError, UnsupportedError, UsageError
 from histocodec.models.config import QUALITIES, HyperConfig, ModelConfig, VaeConfig
-from histocodec.models.prior.exact import check_accumulators
-from histocodec.models.prior.graph import HYPER_CLIP, LINEAR_CLIP, MEAN_BITS, SCALES, layers
+from histocodec.models.prior.graph import HYPER_CLIP, LINEAR_CLIP, MEAN_BITS, SCALES, check_accumulators, layers
 from histocodec.models.transforms.integer import check_synthesis, synthesis_tensors
 
 DEFAULT_MODEL = "hyper-6"

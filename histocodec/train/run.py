@@ -187,7 +187,7 @@ def finish(trainer: Trainer, options: TrainOptions, report: Callable[[str], None
     tables = refitted_tables(symbol_counts(trainer.average, batches, seed=options.seed))
     notes = {"steps": str(trainer.step), "batch": f"{options.batch}x{options.size}", "commit": commit()}
     reaches = analysis_reaches(trainer.average, trainer.sampler)
-    weights = export_model(trainer.average, options.model_id, tables=tables, reaches=reaches, notes=notes)
+    weights = export_model(trainer.average, options.model_id, tables=tables, ranges=reaches, notes=notes)
     return _written(weights, options, report)
 
 

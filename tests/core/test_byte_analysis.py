@@ -10,7 +10,7 @@ from histocodec.codec.transform import Transform
 from histocodec.errors import FormatError
 from histocodec.geometry import Margin
 from histocodec.models.export import export_model
-from histocodec.models.transforms.fast import bytes_exact
+from histocodec.models.transforms.fast import int8_products_exact
 from histocodec.models.weights import ModelWeights
 from histocodec.normalise import ChannelStats
 from histocodec.sources.synthetic import synthetic_slide
@@ -19,7 +19,7 @@ from tests.support.tiny import TINY, tiny_network, tiny_sampler
 
 CPU = torch.device("cpu")
 STATS = ChannelStats(np.array([180.0, 140.0, 175.0], np.float32), np.array([40.0, 45.0, 35.0], np.float32))
-pytestmark = pytest.mark.skipif(not bytes_exact(), reason="this processor has no exact products of bytes")
+pytestmark = pytest.mark.skipif(not int8_products_exact(), reason="this processor has no exact products of bytes")
 
 
 @lru_cache(maxsize=1)
@@ -29,7 +29,7 @@ def weights() -> ModelWeights:
     with torch.no_grad():
         for block in (*network.g_a.blocks8, *network.g_a.blocks16):
             block.project.weight *= 8
-    return export_model(network, "tiny-reaches", reaches=analysis_reaches(network, tiny_sampler()))
+    return export_model(network, "tiny-reaches", ranges=analysis_reaches(network, tiny_sampler()))
 
 
 def y(dtype: torch.dtype | None, pixels: np.ndarray, margin: Margin | None = None) -> np.ndarray:

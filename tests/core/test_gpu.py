@@ -24,7 +24,8 @@ from histocodec.formats.decode.chunks import ChunkReader
 from histocodec.formats.decode.gpu import GpuRegions
 from histocodec.formats.decode.slide import CompressedSlide, open_compressed
 from histocodec.geometry import Margin, Region
-from histocodec.models.transforms.fast import IntegerSynthesis
+from histocodec.models.transforms.exact import IntegerSynthesis
+from histocodec.models.transforms.fast import fastest_engine
 from histocodec.models.transforms.network import Hidden
 from histocodec.normalise import ChannelStats
 from histocodec.sources import ArraySlide
@@ -106,8 +107,8 @@ def test_the_synthesis_is_that_of_the_cpu(spread: float, margin: Margin) -> None
     seen, wanted = Hidden(), Hidden()
     stats = ChannelStats(np.array([180, 140, 170], np.float32), np.array([41, 37, 29], np.float32))
     with torch.inference_mode():
-        found = IntegerSynthesis(config, weights.arrays, DEVICE, engine=engine).window(latents.to(DEVICE), margin, seen)
-        expected = IntegerSynthesis(config, weights.arrays, CPU).window(latents, margin, wanted)
+        found = IntegerSynthesis(config, engine).window(latents.to(DEVICE), margin, seen)
+        expected = IntegerSynthesis(config, fastest_engine(config, weights.arrays, CPU)).window(latents, margin, wanted)
     assert torch.equal(found.cpu(), expected)
     assert np.array_equal(pixels(found, stats).cpu().numpy(), np.stack(Transform.denormalise(expected, stats)))
     for ours, theirs in zip(chain(*seen), chain(*wanted), strict=True):
@@ -122,9 +123,7 @@ def test_the_encoder_gets_the_same_error_and_its_derivative() -> None:
     latents = torch.from_numpy(np.rint(rng.normal(size=(1, weights.config.latent_channels, 6, 6))).astype(np.float32))
     image, margin = rng.integers(0, 256, (64, 64, 3), np.uint8), Margin(1, 1, 1, 1)
     plain, other = Transform(weights, CPU, dtype=torch.float32), Transform(weights, DEVICE, dtype=torch.float32)
-    other.g_s = IntegerSynthesis(
-        weights.hyper, weights.arrays, DEVICE, engine=TritonEngine(weights.hyper, weights.arrays, DEVICE)
-    )
+    other.g_s = IntegerSynthesis(weights.hyper, TritonEngine(weights.hyper, weights.arrays, DEVICE))
     error, slope = plain.error_and_gradient(latents, margin, stats, image)
     found, change = other.error_and_gradient(latents.to(DEVICE), margin, stats, image)
     assert slope is not None

@@ -36,6 +36,7 @@ MAY_IMPORT_TORCH = (
     "device",
     "kernels.onednn",
     "models.export",
+    "models.gains",
     "models.hyper",
     "models.prior.training",
     "models.transforms",

@@ -19,8 +19,9 @@ from histocodec.geometry import ChunkKey, Margin
 from histocodec.models.config import HyperConfig
 from histocodec.models.export import export_model
 from histocodec.models.hyper import HyperModel
-from histocodec.models.transforms.fast import ByteEngine, FloatEngine, IntegerSynthesis, bytes_exact
-from histocodec.models.transforms.integer import real_parameters, synthesis_layers
+from histocodec.models.transforms.exact import FloatEngine, IntegerSynthesis
+from histocodec.models.transforms.fast import Int8Engine, int8_products_exact
+from histocodec.models.transforms.integer import float_parameters, synthesis_layers
 from histocodec.models.transforms.network import Hidden, Synthesis
 from histocodec.models.weights import DEFAULT_MODEL, MODELS_VARIABLE, ModelWeights, find_model
 from histocodec.normalise import ChannelStats
@@ -39,7 +40,7 @@ from tests.support.tiny import (
 
 CPU = torch.device("cpu")
 STATS = ChannelStats(np.array([180.0, 140.0, 175.0], np.float32), np.array([40.0, 45.0, 35.0], np.float32))
-needs_bytes = pytest.mark.skipif(not bytes_exact(), reason="this processor has no exact products of bytes")
+needs_bytes = pytest.mark.skipif(not int8_products_exact(), reason="this processor has no exact products of bytes")
 
 
 def latents(config: HyperConfig = TINY, *, spread: float = 1.0, side: int = 12) -> torch.Tensor:
@@ -52,14 +53,10 @@ def coded() -> torch.Tensor:
     return torch.round(4 * tiny_network().g_a(tiny_sampler()(0).pixels)) / 4
 
 
-def synthesis(weights: ModelWeights, engine: type[FloatEngine] | type[ByteEngine]) -> IntegerSynthesis:
-    made = FloatEngine(weights.hyper, weights.arrays, CPU)
-    return IntegerSynthesis(
-        weights.hyper,
-        weights.arrays,
-        CPU,
-        engine=made if engine is FloatEngine else ByteEngine(weights.hyper, weights.arrays),
-    )
+def synthesis(weights: ModelWeights, engine: type[FloatEngine] | type[Int8Engine]) -> IntegerSynthesis:
+    config, arrays = weights.hyper, weights.arrays
+    made = FloatEngine(config, arrays, CPU) if engine is FloatEngine else Int8Engine(config, arrays)
+    return IntegerSynthesis(config, made)
 
 
 def decoded(made: IntegerSynthesis, y: torch.Tensor, margin: Margin | None = None) -> torch.Tensor:
@@ -72,7 +69,7 @@ def decoded(made: IntegerSynthesis, y: torch.Tensor, margin: Margin | None = Non
 @pytest.mark.parametrize("spread", [0.1, 1.0, 30.0, 1e4])
 def test_bytes_and_floats_give_the_same(spread: float, margin: Margin) -> None:
     y = latents(spread=spread)
-    floats, whole = (decoded(synthesis(tiny_integer_weights(), e), y, margin) for e in (FloatEngine, ByteEngine))
+    floats, whole = (decoded(synthesis(tiny_integer_weights(), e), y, margin) for e in (FloatEngine, Int8Engine))
     assert floats.std() > 0
     assert torch.equal(floats, whole)
 
@@ -84,7 +81,7 @@ def test_so_do_those_of_the_largest_values_that_are_allowed() -> None:
         pytest.skip("the shipped model's synthesis is in floating point")
     for spread in (0.3, 3.0, 300.0):
         y = latents(weights.hyper, spread=spread, side=9)
-        floats, whole = (decoded(synthesis(weights, e), y) for e in (FloatEngine, ByteEngine))
+        floats, whole = (decoded(synthesis(weights, e), y) for e in (FloatEngine, Int8Engine))
         assert torch.equal(floats, whole)
 
 
@@ -102,7 +99,7 @@ def test_it_is_close_to_the_synthesis_it_comes_from() -> None:
         y = coded()
         expected = torch.nn.functional.pixel_unshuffle(network.g_s(y), 8)
         smooth = Synthesis(TINY)
-        smooth.load_state_dict({n: torch.from_numpy(a) for n, a in real_parameters(TINY, weights.arrays).items()})
+        smooth.load_state_dict({n: torch.from_numpy(a) for n, a in float_parameters(TINY, weights.arrays).items()})
         without_rounding = torch.nn.functional.pixel_unshuffle(smooth(y), 8)
     found = decoded(synthesis(weights, FloatEngine), y)
     for other in (expected, without_rounding):
@@ -210,7 +207,7 @@ def test_its_units_are_then_those_in_which_it_can_learn() -> None:
     """Out of the file, activations reach 255 and the largest weights are hundreds of times the smallest."""
     weights = tiny_integer_weights()
     plain = Synthesis(TINY)
-    arrays = real_parameters(replace(TINY, integer_synthesis=True), weights.arrays)
+    arrays = float_parameters(replace(TINY, integer_synthesis=True), weights.arrays)
     plain.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
     balanced = copy.deepcopy(plain)
     balance(balanced, coded())

@@ -12,7 +12,8 @@ from histocodec.codec.window import Window
 from histocodec.fidelity import squared_error
 from histocodec.geometry import Margin
 from histocodec.models.config import HyperConfig
-from histocodec.models.transforms.network import Hidden, Pullback, Synthesis
+from histocodec.models.transforms.network import Hidden, Synthesis
+from histocodec.models.transforms.pullback import Pullback
 from histocodec.normalise import ChannelStats
 from histocodec.sources.synthetic import synthetic_slide
 from tests.support.tiny import tiny_weights

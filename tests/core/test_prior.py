@@ -9,9 +9,9 @@ import torch
 from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.errors import FormatError
 from histocodec.models.config import GROUPS, QUALITIES, HyperConfig
-from histocodec.models.prior.exact import IntegerPrior, accumulator_peak, check_accumulators
-from histocodec.models.prior.fast import FusedPrior, byte_product, float_product
-from histocodec.models.prior.graph import layers
+from histocodec.models.prior.exact import IntegerPrior
+from histocodec.models.prior.fast import FastPrior, float_product, int8_product
+from histocodec.models.prior.graph import accumulator_peak, check_accumulators, layers
 from histocodec.models.prior.training import step_mask
 from tests.support.tiny import TINY, tiny_network, tiny_weights
 
@@ -49,12 +49,12 @@ def test_training_and_coding_evaluate_the_same_integers(quality: int) -> None:
 def codecs() -> dict[str, HyperChunkCodec]:
     """Every way in which a prior can be evaluated here."""
     weights = tiny_weights()
-    ways: dict[str, FusedPrior | IntegerPrior] = {
+    ways: dict[str, FastPrior | IntegerPrior] = {
         f"{xp.__name__} {dtype}": IntegerPrior(weights.config, weights.arrays, xp=xp, dtype=dtype)
         for xp in (np, torch)
         for dtype in ("float32", "float64")
     }
-    ways["bytes"] = FusedPrior(weights.config, weights.arrays, byte_product())
+    ways["bytes"] = FastPrior(weights.config, weights.arrays, int8_product())
     return {name: HyperChunkCodec(weights, prior=prior) for name, prior in ways.items()}
 
 
@@ -84,7 +84,7 @@ def test_the_product_of_bytes_is_exact_or_not_used(monkeypatch: pytest.MonkeyPat
     rng = np.random.default_rng(0)
     a, b = rng.integers(-128, 128, (40, 384)).astype(np.int8), rng.integers(-127, 128, (24, 384)).astype(np.int8)
     exact = a.astype(np.int64) @ b.T.astype(np.int64)
-    assert np.array_equal(byte_product()(a, b), exact)
+    assert np.array_equal(int8_product()(a, b), exact)
     assert np.array_equal(float_product(a, b), exact)
 
     def saturating(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -92,11 +92,11 @@ def test_the_product_of_bytes_is_exact_or_not_used(monkeypatch: pytest.MonkeyPat
         return pairs.clamp(-32768, 32767).sum(1).int()
 
     monkeypatch.setattr(torch, "_int_mm", saturating)
-    byte_product.cache_clear()
+    int8_product.cache_clear()
     try:
-        assert byte_product() is float_product
+        assert int8_product() is float_product
     finally:
-        byte_product.cache_clear()
+        int8_product.cache_clear()
 
 
 def test_a_matrix_precision_that_the_caller_lowered_changes_no_bit() -> None:

@@ -17,7 +17,7 @@ from histocodec.errors import UsageError
 from histocodec.models.config import HyperConfig
 from histocodec.models.export import export_model
 from histocodec.models.hyper import HyperModel
-from histocodec.models.transforms.training import QuantisedSynthesis
+from histocodec.models.transforms.training import TrainableIntegerSynthesis
 from histocodec.models.weights import load_model
 from histocodec.normalise import tissue_stats
 from histocodec.sources import ArraySlide
@@ -203,7 +203,7 @@ def test_a_pattern_counts_where_nothing_hides_it() -> None:
 
 def test_what_others_foretell_is_left_out_first(sampler: PatchSampler) -> None:
     network = tiny_network()
-    blocks = network.real_synthesis.blocks16
+    blocks = network.float_synthesis.blocks16
     with torch.no_grad():
         for block in blocks:
             for layer in (block.expand, block.depthwise):
@@ -213,9 +213,9 @@ def test_what_others_foretell_is_left_out_first(sampler: PatchSampler) -> None:
         latents = coded(network, sampler(5).pixels, torch.tensor([30.0, 70]))
         wanted = blocks(latents)
         narrow(network, sampler, 24)
-        found, changed = network.real_synthesis.blocks16(latents), wanted - latents
-    assert network.config == network.real_synthesis.config == replace(TINY, hidden16=24)
-    assert [block.expand.out_channels for block in network.real_synthesis.blocks16] == [24, 24]
+        found, changed = network.float_synthesis.blocks16(latents), wanted - latents
+    assert network.config == network.float_synthesis.config == replace(TINY, hidden16=24)
+    assert [block.expand.out_channels for block in network.float_synthesis.blocks16] == [24, 24]
     assert (found - wanted).square().mean() < 1e-4 * changed.square().mean()
 
 
@@ -223,13 +223,13 @@ def test_a_block_keeps_what_the_pixels_would_miss(sampler: PatchSampler) -> None
     """Of 48 activations, 40 do nothing: they go, and nothing changes."""
     network = tiny_network()
     with torch.no_grad():
-        for block in network.real_synthesis.blocks16:
+        for block in network.float_synthesis.blocks16:
             block.project.weight.normal_(0, 0.1)
             block.project.weight[:, torch.arange(48) % 6 > 0] = 0
         latents = coded(network, sampler(5).pixels, torch.tensor([30.0, 70]))
-        wanted = network.real_synthesis(latents)
+        wanted = network.float_synthesis(latents)
         narrow(network, sampler, 8)
-        assert torch.allclose(network.real_synthesis(latents), wanted, atol=1e-3)
+        assert torch.allclose(network.float_synthesis(latents), wanted, atol=1e-3)
 
 
 @pytest.mark.parametrize("hidden", [0, 26, 52])
@@ -272,10 +272,10 @@ def rounded_one_by_one() -> HyperModel:
     return network
 
 
-def test_rounding_weights_together_is_nearer_to_the_real_synthesis() -> None:
+def test_rounding_weights_together_is_nearer_to_the_float_synthesis() -> None:
     network = tiny_network()
     latents = coded(network, tiny_sampler()(8).pixels, torch.tensor([20.0, 40, 60, 80]))
-    wanted = network.real_synthesis(latents)
+    wanted = network.float_synthesis(latents)
     together, apart = (
         float((made.g_s(latents) - wanted).detach().square().mean())
         for made in (tiny_integer_network(), rounded_one_by_one())
@@ -422,7 +422,7 @@ def test_a_stored_crop_is_what_the_encoder_makes_of_it() -> None:
     workers.close()
     assert plain.latents.shape == (TINY.latent_channels, 35, 40)
     assert not torch.equal(plain.latents, sought.latents)
-    synthesis = QuantisedSynthesis(weights.hyper)
+    synthesis = TrainableIntegerSynthesis(weights.hyper)
     synthesis.load_arrays(weights.arrays)
 
     def errors(window: Seen) -> Tensor:

@@ -17,11 +17,12 @@ from histocodec.entropy.rans import LOWER, MAX_LANES
 from histocodec.entropy.tables import TableSet
 from histocodec.errors import FormatError
 from histocodec.models.config import GROUPS
-from histocodec.models.prior.exact import LIMIT, PHASE_MASK
 from histocodec.models.prior.graph import (
     ACTIVATION_BITS,
     HYPER_CLIP,
+    LATENT_LIMIT,
     MEAN_BITS,
+    PHASE_MASK,
     POSITIONS,
     SCALE_BITS,
     layers,
@@ -203,7 +204,7 @@ class _Stream:
             kernels.distributions, grid, sums, decoder.base, self.quality, y, weight, bias, self.extents, tables, whole,
             shift - MEAN_BITS, shift - SCALE_BITS, side, quads, STEP=k, COLUMNS=across, QUADS=QUADS,
         )  # fmt: skip
-        found = self._read(tables, whole, self.count, LIMIT)
+        found = self._read(tables, whole, self.count, LATENT_LIMIT)
         launch(
             kernels.placed, grid, found, self.extents, decoder.compress, y, small, side, quads,
             STEP=k, COLUMNS=across, QUADS=QUADS,

@@ -12,8 +12,8 @@ from histocodec.codec.gpu import kernels
 from histocodec.codec.gpu.layers import Layer, added_bytes, launch
 from histocodec.geometry import Margin
 from histocodec.models.config import HyperConfig
-from histocodec.models.transforms.fast import WIDER, Arrays, extremes, synthesised
-from histocodec.models.transforms.integer import PARTS, factors, synthesis_layers
+from histocodec.models.transforms.exact import extreme_synthesis, synthesised
+from histocodec.models.transforms.integer import PARTS, WIDE_LAYERS, Arrays, factors, synthesis_layers
 from histocodec.normalise import ChannelStats
 
 PLACES, CHANNELS = 32, 64  # of a program
@@ -30,8 +30,8 @@ class TritonEngine:
             return torch.from_numpy(np.array(values)).to(device)
 
         self.scale = put(arrays["g_s.scale"])
-        self.fine = {name: put(arrays[f"g_s.{name}.fine"].astype(np.int32)) for name in WIDER}
-        self.coarse = {name: put(factors(arrays[f"g_s.{name}.coarse"])) for name in WIDER}
+        self.fine = {name: put(arrays[f"g_s.{name}.fine"].astype(np.int32)) for name in WIDE_LAYERS}
+        self.coarse = {name: put(factors(arrays[f"g_s.{name}.coarse"])) for name in WIDE_LAYERS}
         self.layers: dict[str, Layer] = {}
         for layer in synthesis_layers(config):
             weight, bias, shift = (arrays[f"g_s.{layer.name}.{part}"] for part in PARTS)
@@ -39,7 +39,7 @@ class TritonEngine:
                 bias = added_bytes(weight, bias)
             self.layers[layer.name] = Layer(weight, bias, factors(shift), device, then=kernels.EVEN)
 
-    def entered(self, latents: Tensor) -> Tensor:
+    def stream(self, latents: Tensor) -> Tensor:
         x = _last(latents)
         out = torch.empty_like(x)
         count, channels = x.numel() // x.shape[3], x.shape[3]
@@ -47,10 +47,10 @@ class TritonEngine:
         launch(kernels.entered, grid, x, self.scale, out, count, channels, PLACES=PLACES, CHANNELS=CHANNELS)
         return _first(out)
 
-    def seen(self, x: Tensor, margin: Margin, needed: int) -> tuple[Tensor, Tensor]:
+    def block_input(self, x: Tensor, margin: Margin, needed: int) -> tuple[Tensor, Tensor]:
         return self._seen(_last(x), margin.beyond(needed), split=False)
 
-    def enlarged(self, x: Tensor, margin: Margin, needed: int) -> tuple[Tensor, Tensor]:
+    def upsampled_block_input(self, x: Tensor, margin: Margin, needed: int) -> tuple[Tensor, Tensor]:
         return self._seen(_last(x), margin.beyond(needed), split=True)
 
     def activation(self, name: str, a: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def pixels(blocks: Tensor, stats: ChannelStats) -> Tensor:
 @lru_cache(maxsize=4)
 def kernels_exact(device: torch.device) -> bool:
     """Whether these kernels compile for a device and are exact there: tried on the largest values there are."""
-    config, arrays, latents = extremes()
+    config, arrays, latents = extreme_synthesis()
     try:
         found = synthesised(config, arrays, latents.to(device), TritonEngine(config, arrays, device))
     except Exception:  # Triton and its compilers raise many kinds

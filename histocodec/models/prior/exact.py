@@ -1,8 +1,9 @@
-"""The prior as it codes: exact integers held in floats, on numpy or on torch, on any device, in any batch.
+"""The prior, evaluated exactly: integers held in floats, by numpy or torch, on any device, in any batch.
 
-Every accumulator stays below 2^23 (`check_accumulators`, at loading), so float32 sums are exact in any order and
-no choice of library, threads or batch can change a bit. float64 is the same computation with room to spare, and
-serves as the oracle. Nothing here may call a convolution: those may choose algorithms that round.
+Every accumulator stays below 2^23 (`histocodec.models.prior.graph.check_accumulators`), so float32 sums are exact in
+any order, and no choice of library, threads or batch can change a bit. float64 is the same computation with room to
+spare and serves as the oracle. Nothing here may call a convolution, since libraries may choose algorithms for those
+that round.
 """
 
 from collections.abc import Mapping
@@ -16,26 +17,25 @@ from histocodec.errors import FormatError
 from histocodec.models.config import GROUPS, HyperConfig
 from histocodec.models.prior.graph import (
     HYPER_CLIP,
+    LATENT_LIMIT,
     LINEAR_CLIP,
     MEAN_BITS,
+    PHASE_MASK,
     POSITIONS,
     SCALES,
-    Layer,
     Prior,
     layers,
 )
 
-ACCUMULATOR_LIMIT = 2**23
-LIMIT = 1 << 15  # latents are int16
-PHASE_MASK = (1 << MEAN_BITS) - 1
-RELUCTANCE = 5  # sixty-fourths of a step that z goes towards what its table expects; see `hyper_latents`
+RELUCTANCE = 5  # sixty-fourths of a step by which z moves towards its table's mean; see `hyper_latents`
 Array = Any  # numpy.ndarray or torch.Tensor: the operations below are common to both
 
 
 class IntegerPrior:
-    """The integer parameters of one model, as arrays of one library, and the graph that uses them.
+    """The integer parameters of one model as arrays of one library, and the graph that uses them.
 
-    xp is `numpy` or `torch`; dtype names a float of that library, "float32" or "float64"; device is torch's.
+    `arrays` are the model file's tensors. `xp` is the module `numpy` or `torch`, `dtype` names a float of that library,
+    "float32" or "float64", and `device` is torch's. Thread-safe.
     """
 
     def __init__(
@@ -64,27 +64,29 @@ class IntegerPrior:
         self._compress = self.array(np.concatenate([-positive[:0:-1], positive]))  # by y + 1023
 
     def array(self, values: NDArray[Any]) -> Array:
-        """Integers as this library's floats."""
+        """Integers as floats of this library and dtype."""
         return self.xp.asarray(np.ascontiguousarray(values, np.float64), dtype=self.dtype, **self._where)
 
     def zeros(self, *shape: int) -> Array:
+        """Zeros of this library and dtype."""
         return self.xp.zeros(shape, dtype=self.dtype, **self._where)
 
     def compress(self, y: Array) -> Array:
+        """See `Ops.compress`."""
         index = self.xp.clip(y, -LINEAR_CLIP, LINEAR_CLIP) + LINEAR_CLIP
         return self._compress[index.astype(np.intp) if self.xp is np else index.long()]
 
     def ops(self, quality: NDArray[np.integer[Any]]) -> "IntegerOps":
-        """Operations for a batch of chunks with these qualities (B,), each 0 … 100."""
+        """Operations for a batch of chunks with these qualities (B,), integers in 0 … 100."""
         return IntegerOps(self, quality)
 
     def chunk(self, quality: int, shape: tuple[int, int, int], extent: tuple[int, int, int]) -> "IntegerChunk":
-        """As `FusedPrior.chunk`."""
+        """The prior of one chunk (C, h, w), as `histocodec.models.prior.fast.FastPrior.chunk` gives it."""
         return IntegerChunk(self, quality, shape, extent)
 
 
 class IntegerOps:
-    """`Ops` on arrays (B, channels, rows, columns); see `histocodec.models.prior.graph.Ops`."""
+    """`Ops` on arrays (B, channels, rows, columns); `histocodec.models.prior.graph.Ops` says what each operation is."""
 
     def __init__(self, prior: IntegerPrior, quality: NDArray[np.integer[Any]]) -> None:
         self.prior, self.quality = prior, quality
@@ -95,6 +97,7 @@ class IntegerOps:
         return bias if bias.shape[0] == 1 else bias[self.quality]
 
     def linear(self, name: str, x: Array) -> Array:
+        """See `Ops.linear`."""
         layer = self.prior.graph.layers[name]
         bias = self._bias(name)[:, :, None, None]
         if layer.kind == "depthwise":
@@ -115,26 +118,33 @@ class IntegerOps:
         return total
 
     def activate(self, accumulator: Array, shift: int) -> Array:
+        """See `Ops.activate`."""
         return self.prior.xp.clip(self.rescale(accumulator, shift), 0, 255)
 
     def rescale(self, accumulator: Array, shift: int) -> Array:
+        """See `Ops.rescale`."""
         return self.prior.xp.floor(accumulator * 2.0**-shift + 0.5)
 
     def clip(self, x: Array, limit: int) -> Array:
+        """See `Ops.clip`."""
         return self.prior.xp.clip(x, -limit, limit)
 
     def compress(self, y: Array) -> Array:
+        """See `Ops.compress`."""
         return self.prior.compress(y)
 
     def join(self, a: Array, b: Array) -> Array:
+        """See `Ops.join`."""
         return self.prior.xp.concat((a, b), 1)
 
     def fold(self, x: Array) -> Array:
+        """See `Ops.fold`."""
         batch, channels, rows, columns = x.shape
         split = x.reshape(batch, channels, rows // 2, 2, columns // 2, 2)
         return self._move(split, (0, 1, 3, 5, 2, 4)).reshape(batch, 4 * channels, rows // 2, columns // 2)
 
     def unfold(self, x: Array) -> Array:
+        """See `Ops.unfold`."""
         batch, channels, rows, columns = x.shape
         split = x.reshape(batch, channels // 4, 2, 2, rows, columns)
         return self._move(split, (0, 1, 4, 2, 5, 3)).reshape(batch, channels // 4, 2 * rows, 2 * columns)
@@ -143,6 +153,7 @@ class IntegerOps:
         return np.transpose(x, order) if self.prior.xp is np else x.permute(order)
 
     def heads(self, name: str, x: Array, step: int) -> tuple[Array, Array]:
+        """See `Ops.heads`."""
         order = [p ^ step for p in range(GROUPS)]
         weight = self.prior.weight[name][order]  # (4, 2·C/4, n)
         bias = self._bias(name).reshape(-1, GROUPS, weight.shape[1])[:, order]
@@ -153,6 +164,7 @@ class IntegerOps:
         return outputs[:, :, 0], outputs[:, :, 1]
 
     def cells(self, x: Array, step: int) -> Array:
+        """See `Ops.cells`."""
         return self.prior.xp.stack([x[:, p ^ step :: GROUPS, i::2, j::2] for p, (i, j) in enumerate(POSITIONS)], 1)
 
     def place(self, y: Array, cells: Array, step: int) -> None:
@@ -161,15 +173,17 @@ class IntegerOps:
             y[:, p ^ step :: GROUPS, i::2, j::2] = cells[:, p]
 
     def add(self, a: Array, b: Array) -> Array:
+        """See `Ops.add`."""
         return a + b
 
     def scale_index(self, deviation: Array, step: int) -> Array:
+        """See `Ops.scale_index`."""
         base = self.prior.xp.stack([self.base[:, p ^ step :: GROUPS] for p in range(GROUPS)], 1)
         return self.prior.xp.clip(base[..., None, None] + deviation, 0, SCALES - 1)
 
 
 class IntegerChunk:
-    """One chunk on its way through the prior, with the interface of `FusedChunk` (`histocodec.models.prior.fast`)."""
+    """One chunk on its way through the prior, with the interface of `histocodec.models.prior.fast.FastChunk`."""
 
     def __init__(
         self, prior: IntegerPrior, quality: int, shape: tuple[int, int, int], extent: tuple[int, int, int]
@@ -182,23 +196,28 @@ class IntegerChunk:
 
     @property
     def latents(self) -> NDArray[np.int16]:
+        """The latents placed so far, (C, h, w)."""
         return np.asarray(_integers(self.y)[0], np.int16)
 
     def hyper_latents(self, y: NDArray[np.integer[Any]], *, reluctance: int = RELUCTANCE) -> NDArray[np.int64]:
+        """See `FastChunk.hyper_latents`."""
         accumulator = _integers(self.prior.graph.h_a_accumulator(self.ops, self.prior.array(y[None])))[0]
         expected = self.prior.hyper_mean[self.quality][:, None, None]
         return hyper_latents(accumulator, expected, self.prior.graph.hyper_shift, reluctance)
 
     def begin(self, z: NDArray[np.int64]) -> None:
+        """See `FastChunk.begin`."""
         self.h = self.prior.graph.h_s(self.ops, self.prior.array(z[None]))
 
     def parameters(self, k: int) -> tuple[NDArray[np.uint16], NDArray[np.int32]]:
+        """See `FastChunk.parameters`."""
         mean, index = (_integers(v)[0][self._coded].ravel() for v in self.prior.graph.step(self.ops, k, self.y, self.h))
         return ((index << MEAN_BITS) + (mean & PHASE_MASK)).astype(np.uint16), (mean >> MEAN_BITS).astype(np.int32)
 
     def place(self, k: int, values: NDArray[np.int32]) -> None:
-        if values.size and (values.min() < -LIMIT or values.max() >= LIMIT):
-            raise FormatError(f"a latent chunk holds values from {values.min()} to {values.max()}; beyond {LIMIT}")
+        """See `FastChunk.place`."""
+        if values.size and (values.min() < -LATENT_LIMIT or values.max() >= LATENT_LIMIT):
+            raise out_of_range(values)
         cells = np.zeros(self._cells, np.int64)
         coded = cells[self._coded]
         coded[...] = values.reshape(coded.shape)
@@ -208,30 +227,26 @@ class IntegerChunk:
 def hyper_latents(
     accumulator: NDArray[np.integer[Any]], expected: NDArray[np.integer[Any]], shift: int, reluctance: int
 ) -> NDArray[np.int64]:
-    """h_a's accumulator, and the means of the tables of z in eighths, which must go together → z. A writer is free to
-    take any z; this one goes `reluctance` sixty-fourths of a step towards the mean before it is rounded. h_a learnt by
-    straight-through gradients, which leave many of its values where rounding turns (Nagel et al. 2022)."""
+    """The hyper-latents z that an encoder codes, from `h_a`'s accumulator and the means of the tables of z in eighths,
+    which broadcast.
+
+    A decoder accepts any z. This one moves by `reluctance` sixty-fourths of a step towards the mean before it is
+    rounded: `h_a` learnt by straight-through gradients, which leave many values close to where rounding tips over
+    (Nagel et al. 2022, "Overcoming oscillations in quantization-aware training").
+    """
     distance = (expected.astype(np.int64) << (shift - MEAN_BITS)) - accumulator
     most = (reluctance << shift) >> 6
     moved = accumulator + distance.clip(-most, most)
     return np.asarray(((moved + (1 << shift >> 1)) >> shift).clip(-HYPER_CLIP, HYPER_CLIP))
 
 
+def out_of_range(values: NDArray[np.int32]) -> FormatError:
+    """The error for latents that are not int16."""
+    limits = f"{-LATENT_LIMIT} to {LATENT_LIMIT - 1} is allowed"
+    return FormatError(f"a latent chunk holds values from {values.min()} to {values.max()}; {limits}")
+
+
 def _integers(values: Array) -> NDArray[np.int64]:
-    """Integers held in this library's floats, as numpy integers."""
+    """Integers that are held in floats of either library, as numpy integers."""
     as_numpy: NDArray[Any] = values if isinstance(values, np.ndarray) else values.cpu().numpy()
     return as_numpy.astype(np.int64)
-
-
-def check_accumulators(config: HyperConfig, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Raises FormatError where a layer's accumulator could reach 2^23 and float32 would no longer be exact."""
-    for layer in layers(config):
-        peak = accumulator_peak(layer, arrays[f"prior.{layer.name}.weight"], arrays[f"prior.{layer.name}.bias"])
-        if peak >= ACCUMULATOR_LIMIT:
-            raise FormatError(f"prior layer {layer.name}: its accumulator can reach {peak}; below 2^23 is allowed")
-
-
-def accumulator_peak(layer: Layer, weight: NDArray[Any], bias: NDArray[Any]) -> int:
-    """The largest |accumulator| that any input within the layer's range can give."""
-    sums = np.abs(weight.astype(np.int64)).reshape(layer.outputs, -1).sum(axis=1)
-    return int((sums * layer.input_peak + np.abs(bias.astype(np.int64)).max(axis=0)).max())

@@ -1,15 +1,15 @@
 """The prior as a CPU runs it: the integers of `IntegerPrior`, several times as fast.
 
-The same graph (`histocodec.models.prior.graph`), written out for one chunk at a time, with positions as rows and
+It is the same graph (`histocodec.models.prior.graph`), written out for one chunk at a time, with positions as rows and
 channels as columns:
 
-- what multiplies the latents themselves (`h_a.0`, the contexts) walks over those that are not zero, one in ten;
-- what multiplies activations is a matrix product of bytes where PyTorch has one (`torch._int_mm`, which uses the
-  processor's own), of exact floats elsewhere;
-- activations are kept as int8, 128 too low, which the biases make up for;
+- layers on the latents themselves (`h_a.0`, the contexts) walk over those that are not zero, one in ten;
+- layers on activations are int8 matrix products where PyTorch has exact ones (`torch._int_mm`, which uses the
+  processor's own), and products of exact floats elsewhere;
+- activations are held as int8, 128 too low, and the biases make up for it;
 - channels and positions beyond the chunk's extent are never computed.
 
-`tests/test_prior.py` holds every path against `IntegerPrior` in float64.
+`tests/core/test_prior.py` checks every path against `IntegerPrior` in float64.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,17 +20,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.errors import FormatError
 from histocodec.kernels.jit import jit
 from histocodec.models.config import GROUPS, HyperConfig
-from histocodec.models.prior.exact import LIMIT, PHASE_MASK, RELUCTANCE, hyper_latents
+from histocodec.models.prior.exact import RELUCTANCE, hyper_latents, out_of_range
 from histocodec.models.prior.graph import (
     ACTIVATION_BITS,
     HYPER_BITS,
     HYPER_CLIP,
+    LATENT_LIMIT,
     LINEAR_BITS,
     LINEAR_CLIP,
     MEAN_BITS,
+    PHASE_MASK,
     POSITIONS,
     SCALE_BITS,
     SCALES,
@@ -41,13 +42,13 @@ from histocodec.models.prior.graph import (
 Bytes = NDArray[np.int8]
 Integers = NDArray[np.int32]
 Product = Callable[[Bytes, Bytes], Integers]  # (N, K), (M, K) → (N, M), exactly
-Row = NDArray[Any]  # for the kernels, whose types numba infers
+Row = NDArray[Any]  # an argument of a kernel, whose dtype numba infers
 
 
 @dataclass(frozen=True)
 class Dense:
-    """A 1×1 layer: weight (outputs, inputs) int8; bias (1 or Q, outputs) int32, with what activations that are 128
-    too low leave out."""
+    """A 1×1 layer: weight (outputs, inputs) int8, and bias (1 or Q, outputs) int32, which makes up for activations that
+    are held 128 too low."""
 
     weight: Bytes
     bias: Integers
@@ -63,14 +64,15 @@ class Depthwise:
     shift: int
 
 
-class FusedPrior:
-    """One model's prior. Thread-safe. `product` is `float_product` or what `byte_product()` gives."""
+class FastPrior:
+    """One model's prior, from the model file's tensors `arrays`. `product` is `float_product` or the result of
+    `int8_product`. Thread-safe."""
 
     def __init__(self, config: HyperConfig, arrays: Mapping[str, NDArray[Any]], product: Product) -> None:
         self.config, self.product = config, product
         self.dense: dict[str, Dense] = {}
         self.depthwise: dict[str, Depthwise] = {}
-        self.sparse: dict[str, Integers] = {}  # (channels, outputs): one latent's share in every output
+        self.sparse: dict[str, Integers] = {}  # (channels, outputs): what a latent of 1 adds to each output
         for layer in layers(config):
             weight, bias = arrays[f"prior.{layer.name}.weight"], arrays[f"prior.{layer.name}.bias"]
             self._add(layer, weight, bias.astype(np.int32))
@@ -88,40 +90,43 @@ class FusedPrior:
             bias = bias + 128 * weight.astype(np.int32).sum(axis=1, dtype=np.int32)
         elif layer.input_peak != HYPER_CLIP:  # latents
             self.sparse[layer.name] = np.ascontiguousarray(weight.T, np.int32)
-        if layer.name.endswith(".heads"):  # mean and scale of a channel together, so that the first ones are a slice
+        if layer.name.endswith(
+            ".heads"
+        ):  # mean and scale of a channel side by side, so that the first channels are a slice
             order = np.arange(layer.outputs).reshape(GROUPS, 2, -1).transpose(0, 2, 1).ravel()
             weight, bias = weight[order], bias[:, order]
         self.dense[layer.name] = Dense(np.array(weight, order="C"), np.array(bias, order="C"), shift)
 
-    def chunk(self, quality: int, shape: tuple[int, int, int], extent: tuple[int, int, int]) -> "FusedChunk":
-        """The prior of one chunk (C, h, w), of which the corner of so many quads, cell rows and columns is coded."""
-        return FusedChunk(self, quality, shape, extent)
+    def chunk(self, quality: int, shape: tuple[int, int, int], extent: tuple[int, int, int]) -> "FastChunk":
+        """The prior of one chunk of latents (C, h, w), of which only the corner `extent` is coded: quads of channels,
+        rows and columns of 2×2 cells."""
+        return FastChunk(self, quality, shape, extent)
 
 
-class FusedChunk:
-    """One chunk on its way through the prior: `hyper_latents` (a writer), `begin`, then for each step k
-    `parameters` and `place`. Holds y as far as it is known."""
+class FastChunk:
+    """One chunk on its way through the prior: `hyper_latents` in an encoder, then `begin`, then `parameters` and
+    `place` for each step k. It holds the latents placed so far."""
 
     def __init__(
-        self, prior: FusedPrior, quality: int, shape: tuple[int, int, int], extent: tuple[int, int, int]
+        self, prior: FastPrior, quality: int, shape: tuple[int, int, int], extent: tuple[int, int, int]
     ) -> None:
         channels, rows, columns = shape
         self.prior, self.quality, self.shape, self.extent = prior, quality, shape, extent
         self.y = np.zeros((channels, rows + 2, columns + 2), np.int16)  # with a border of zeros
-        self._live = np.zeros(channels, np.uint8)  # channels with anything in them so far
+        self._live = np.zeros(channels, np.uint8)  # whether a channel has any latent that is not 0 so far
         size = GROUPS * extent[0] * extent[1] * extent[2]  # of one step
-        self._known = np.empty((GROUPS * size, 3), np.int32)  # position, channel and compressed value, not zero
+        self._known = np.empty((GROUPS * size, 3), np.int32)  # position, channel, compressed value
         self._count = np.zeros(1, np.int64)
         width = prior.config.context_width
         self._mixed = np.empty((rows * columns, width + prior.config.hyper_width), np.int8)  # context | h
 
     @property
     def latents(self) -> NDArray[np.int16]:
-        """(C, h, w)"""
+        """The latents placed so far, (C, h, w)."""
         return np.ascontiguousarray(self.y[:, 1:-1, 1:-1])
 
     def hyper_latents(self, y: NDArray[np.integer[Any]], *, reluctance: int = RELUCTANCE) -> NDArray[np.int64]:
-        """y (C, h, w) → z (Cz, h/4, w/4); see `histocodec.models.prior.exact.hyper_latents`"""
+        """The hyper-latents (Cz, h/4, w/4) for y (C, h, w); see `histocodec.models.prior.exact.hyper_latents`."""
         prior, (_, rows, columns) = self.prior, self.shape
         known = np.empty((np.count_nonzero(y), 3), np.int32)
         _list_known(np.ascontiguousarray(y, np.int16), prior.compress, known)
@@ -135,7 +140,7 @@ class FusedChunk:
         return np.ascontiguousarray(z.T).reshape(-1, rows // 4, columns // 4)
 
     def begin(self, z: NDArray[np.int64]) -> None:
-        """z (Cz, h/4, w/4), beyond the extent zero."""
+        """Takes the hyper-latents z (Cz, h/4, w/4), zero beyond the extent."""
         _, rows, columns = self.shape
         a = self._active("h_s.0", np.ascontiguousarray(z.reshape(len(z), -1).T, np.int8))
         a = self._spatial("h_s.1", a, rows // 4, columns // 4)
@@ -145,8 +150,8 @@ class FusedChunk:
         self._mixed[:, self.prior.config.context_width :] = h
 
     def parameters(self, k: int) -> tuple[NDArray[np.uint16], Integers]:
-        """Of the elements that step k codes, in coding order: the number of each one's frequency table, and the
-        whole part of its mean, which its symbol leaves out."""
+        """For the N elements that step k codes, in coding order: the index of each one's frequency table (N,), and the
+        integer part of its mean (N,), which is subtracted from the latent to give the symbol."""
         prior, (channels, rows, columns) = self.prior, self.shape
         quads, cell_rows, cell_columns = self.extent
         size = quads * cell_rows * cell_columns
@@ -162,7 +167,7 @@ class FusedChunk:
         heads, bias = prior.dense[f"step{k}.heads"], self._bias(f"step{k}.heads")
         shift = heads.shift + ACTIVATION_BITS
         linear = prior.depthwise[f"step{k}.predict"] if k else _NOTHING
-        tables, whole = np.empty(GROUPS * size, np.uint16), np.empty(GROUPS * size, np.int32)
+        tables, offset = np.empty(GROUPS * size, np.uint16), np.empty(GROUPS * size, np.int32)
         firsts = [(p ^ k) * channels // 2 for p in range(GROUPS)]
         at0, at1, at2, at3 = (
             prior.product(heads.weight[first : first + 2 * quads], cell)
@@ -170,17 +175,17 @@ class FusedChunk:
         )
         _distributions(
             (at0, at1, at2, at3), bias, shift - MEAN_BITS, shift - SCALE_BITS, prior.base_index[self.quality], self.y,
-            self._live, linear.weight, linear.bias, k, columns // 2, cell_rows, cell_columns, tables, whole,
+            self._live, linear.weight, linear.bias, k, columns // 2, cell_rows, cell_columns, tables, offset,
         )  # fmt: skip
-        return tables, whole
+        return tables, offset
 
     def place(self, k: int, values: Integers) -> None:
-        """The elements that step k codes, in coding order. Raises FormatError for one that is not int16."""
-        sound = _place(
+        """Takes the elements that step k codes, in coding order. Raises FormatError where one is not int16."""
+        in_range = _place(
             values, k, self.extent[1], self.extent[2], self.prior.compress, self.y, self._live, self._known, self._count
         )
-        if not sound:
-            raise FormatError(f"a latent chunk holds values from {values.min()} to {values.max()}; beyond {LIMIT}")
+        if not in_range:
+            raise out_of_range(values)
 
     def _bias(self, name: str) -> Integers:
         bias = self.prior.dense[name].bias
@@ -196,7 +201,7 @@ class FusedChunk:
         return _activated(self.prior.product(x, layer.weight), self._bias(name), layer.shift)
 
     def _sparse(self, name: str, known: Integers) -> Bytes:
-        """A layer on the latents, of which `known` lists those that are not zero."""
+        """A layer on the latents, of which `known` lists those that are not 0."""
         weight = self.prior.sparse[name]
         accumulator = np.zeros((self.shape[1] * self.shape[2], weight.shape[1]), np.int32)
         _accumulate(known, weight, accumulator)
@@ -217,40 +222,41 @@ def float_product(a: Bytes, b: Bytes) -> Integers:
 
 
 @lru_cache(maxsize=1)
-def byte_product() -> Product:
-    """a · bᵀ by PyTorch's product of bytes, where it is exact on this machine; else `float_product`.
+def int8_product() -> Product:
+    """a · bᵀ by PyTorch's int8 product where it is exact on this machine, else `float_product`.
 
-    Without instructions for it, a processor adds pairs of products in 16 bits and saturates; so it is tried, on
-    the largest values there are, and believed only then."""
+    A processor without instructions for it adds pairs of products in 16 bits, which saturates; so it is tried, on the
+    largest values that there can be.
+    """
     import torch
 
     def product(a: Bytes, b: Bytes) -> Integers:
-        found: Integers = torch._int_mm(torch.from_numpy(a), torch.from_numpy(b).t()).numpy()
-        return found
+        integers: Integers = torch._int_mm(torch.from_numpy(a), torch.from_numpy(b).t()).numpy()
+        return integers
 
     rng = np.random.default_rng(0)
     a, b = (rng.choice(np.array([-128, -127, 127], np.int8), (32, 256)) for _ in range(2))
     a[0], b[0] = -128, -127
     try:
         exact = all(np.array_equal(product(x, y), float_product(x, y)) for x, y in ((a, b), (b, a)))
-    except RuntimeError:  # a build without it
+    except RuntimeError:  # a build without int8 products
         exact = False
     return product if exact else float_product
 
 
 def _folded(x: Bytes, rows: int, columns: int) -> Bytes:
-    """(h·w, c) → (h/2·w/2, 4c), as `Ops.fold`"""
+    """`Ops.fold` with positions as rows: (h·w, c) → (h/2·w/2, 4c)"""
     split = x.reshape(rows // 2, 2, columns // 2, 2, -1)
     return np.ascontiguousarray(split.transpose(0, 2, 4, 1, 3)).reshape(rows * columns // 4, -1)
 
 
 def _unfolded(x: Bytes, rows: int, columns: int) -> Bytes:
-    """(h·w, 4c) → (2h·2w, c), as `Ops.unfold`"""
+    """`Ops.unfold` with positions as rows: (h·w, 4c) → (2h·2w, c)"""
     split = x.reshape(rows, columns, -1, 2, 2)
     return np.ascontiguousarray(split.transpose(0, 3, 1, 4, 2)).reshape(4 * rows * columns, -1)
 
 
-# The kernels. Right shifts of negative integers round down, as the format's floor does.
+# The kernels. A right shift of a negative integer rounds down, as the floor of the format does.
 
 
 @jit
@@ -267,7 +273,7 @@ def _activated(accumulator: Row, bias: Row, shift: int) -> Row:
 
 @jit
 def _activated_cells(accumulator: Row, bias: Row, shift: int, across: int) -> Row:
-    """`_activated` of (h·w, n) as (4, h·w/4, n), by the place in a 2×2 cell, of which `across` lie side by side."""
+    """`_activated` of (h·w, n) as (4, h·w/4, n), by position in the 2×2 cells, of which `across` lie side by side."""
     positions, width = accumulator.shape
     out = np.empty((GROUPS, positions // GROUPS, width), np.int8)
     half = np.int32(1 << shift >> 1)
@@ -282,7 +288,7 @@ def _activated_cells(accumulator: Row, bias: Row, shift: int, across: int) -> Ro
 
 @jit
 def _depthwise(x: Row, rows: int, columns: int, weight: Row, bias: Row, shift: int, out: Row) -> None:
-    """Activations (rows·columns, c) through a 3×3 layer into the first c columns of `out`; zeros lie around them."""
+    """A 3×3 layer, padded with zeros, from activations (rows·columns, c) into the first c columns of `out`."""
     channels = x.shape[1]
     half = np.int32(1 << shift >> 1)
     total = np.empty(channels, np.int32)
@@ -303,6 +309,7 @@ def _depthwise(x: Row, rows: int, columns: int, weight: Row, bias: Row, shift: i
 
 @jit
 def _accumulate(known: Row, weight: Row, accumulator: Row) -> None:
+    """Adds the layer's products with the latents that `known` lists."""
     for n in range(known.shape[0]):
         position, channel, value = known[n, 0], known[n, 1], known[n, 2]
         for j in range(weight.shape[1]):
@@ -311,12 +318,14 @@ def _accumulate(known: Row, weight: Row, accumulator: Row) -> None:
 
 @jit
 def _compressed(value: Any, compress: Row) -> Any:
+    """`Ops.compress` of one latent."""
     at = min(abs(value), LINEAR_CLIP)
     return compress[at] if value > 0 else -compress[at]
 
 
 @jit
 def _list_known(y: Row, compress: Row, known: Row) -> None:
+    """Lists position, channel and compressed value of the latents that are not 0."""
     count = 0
     for channel in range(y.shape[0]):
         for row in range(y.shape[1]):
@@ -332,9 +341,10 @@ def _list_known(y: Row, compress: Row, known: Row) -> None:
 @jit
 def _distributions(
     accumulators: Any, bias: Row, mean_shift: int, scale_shift: int, base: Row, y: Row, live: Row, weight: Row,
-    linear_bias: Row, step: int, across: int, cell_rows: int, cell_columns: int, tables: Row, whole: Row,
+    linear_bias: Row, step: int, across: int, cell_rows: int, cell_columns: int, tables: Row, offset: Row,
 ) -> None:  # fmt: skip
-    """One step. accumulators: of each position (2·quads, cells), mean and deviation of each channel in turn."""
+    """`FastChunk.parameters` of one step, from the accumulators of each position, (2·quads, cells): mean and deviation
+    of each channel in turn."""
     mean_half, scale_half = 1 << mean_shift >> 1, 1 << scale_shift >> 1
     predictions, low, high = np.empty(cell_columns, np.int32), np.int32(-LINEAR_CLIP), np.int32(LINEAR_CLIP)
     linear, linear_half = weight.shape[0] > 0, 1 << (LINEAR_BITS - MEAN_BITS) >> 1
@@ -346,7 +356,7 @@ def _distributions(
             channel = GROUPS * quad + group
             mean_bias, scale_bias = bias[first + 2 * quad] + mean_half, bias[first + 2 * quad + 1] + scale_half
             for row in range(cell_rows):
-                first_cell, end = row * across, n + cell_columns  # views, which numba makes into vectors
+                first_cell, end = row * across, n + cell_columns  # slices, whose loops numba vectorises
                 means = accumulator[2 * quad, first_cell : first_cell + cell_columns]
                 deviations = accumulator[2 * quad + 1, first_cell : first_cell + cell_columns]
                 predictions[:] = linear_bias[channel] + linear_half if linear else 0
@@ -355,7 +365,7 @@ def _distributions(
                         share, values = weight[tap, channel], y[channel, 2 * row + i + tap // 3, j + tap % 3 :]
                         for column in range(cell_columns):
                             predictions[column] += share * min(max(np.int32(values[2 * column]), low), high)
-                table, integer = tables[n:end], whole[n:end]
+                table, integer = tables[n:end], offset[n:end]
                 for column in range(cell_columns):
                     mean = (means[column] + mean_bias) >> mean_shift
                     mean += predictions[column] >> (LINEAR_BITS - MEAN_BITS)
@@ -369,9 +379,9 @@ def _distributions(
 def _place(
     values: Row, step: int, cell_rows: int, cell_columns: int, compress: Row, y: Row, live: Row, known: Row, count: Row
 ) -> bool:
-    """One step's elements, into y and the list of what is not zero; False where a value is not int16."""
+    """Writes one step's elements into y and the list of latents that are not 0; False where one is not int16."""
     columns = y.shape[2] - 2
-    found = count[0]
+    listed = count[0]
     n = 0
     for p in range(GROUPS):
         i, j = POSITIONS[p][0], POSITIONS[p][1]
@@ -382,13 +392,13 @@ def _place(
                     value = values[n]
                     n += 1
                     if value != 0:
-                        if value < -LIMIT or value >= LIMIT:
+                        if value < -LATENT_LIMIT or value >= LATENT_LIMIT:
                             return False
                         y[channel, 2 * row + i + 1, 2 * column + j + 1] = value
                         live[channel] = 1
-                        known[found, 0] = (2 * row + i) * columns + 2 * column + j
-                        known[found, 1] = channel
-                        known[found, 2] = _compressed(value, compress)
-                        found += 1
-    count[0] = found
+                        known[listed, 0] = (2 * row + i) * columns + 2 * column + j
+                        known[listed, 1] = channel
+                        known[listed, 2] = _compressed(value, compress)
+                        listed += 1
+    count[0] = listed
     return True

@@ -1,8 +1,9 @@
-"""The prior as it trains: real parameters, integer arithmetic in the forward pass, straight-through gradients.
+"""The prior as it trains: float parameters, integer arithmetic in the forward pass, straight-through gradients.
 
-`TrainingOps` computes what `IntegerOps` computes, from parameters that are rounded on the way; a gradient passes
-a rounding unchanged and a clipping where it did not clip (Bengio et al. 2013). Exporting is therefore only
-rounding (`histocodec.models.export`), and `tests/test_prior.py` holds the two together.
+`TrainingOps` computes what `IntegerOps` computes, from parameters that are rounded on the way. A gradient passes
+rounding unchanged, and clipping where nothing was clipped (Bengio et al. 2013, "Estimating or propagating gradients
+through stochastic neurons"). Exporting is therefore only rounding (`histocodec.models.export`), and
+`tests/core/test_prior.py` checks that both give the same integers.
 """
 
 import math
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from histocodec.models.config import GROUPS, HyperConfig
+from histocodec.models.gains import interpolate
 from histocodec.models.prior.graph import (
     INPUT_BITS,
     LINEAR_CLIP,
@@ -23,15 +25,15 @@ from histocodec.models.prior.graph import (
     Layer,
     Prior,
 )
-from histocodec.models.transforms.network import interpolate
 
 
 def straight_round(x: Tensor) -> Tensor:
+    """floor(x + 1/2), with the gradient of x."""
     return x + (torch.floor(x + 0.5) - x).detach()
 
 
-class QuantisedPrior(nn.Module):
-    """Parameters of the prior in real units, and its operations for a batch of qualities."""
+class TrainablePrior(nn.Module):
+    """The prior's parameters as floats in the units of activations, and its operations for a batch of qualities."""
 
     def __init__(self, config: HyperConfig) -> None:
         super().__init__()
@@ -56,49 +58,52 @@ class QuantisedPrior(nn.Module):
         self.hyper_scale = nn.Parameter(torch.zeros(config.anchors, config.hyper_channels))  # log2 σ
 
     def integer_weight(self, layer: Layer) -> Tensor:
-        real = self.weights[layer.name.replace(".", "_")]
-        return straight_round((real * 2.0**layer.bits).clamp(-127, 127))
+        """The layer's weights as the integers of a model file, within ±127: (outputs, inputs) or (outputs, 3, 3)."""
+        weight = self.weights[layer.name.replace(".", "_")]
+        return straight_round((weight * 2.0**layer.bits).clamp(-127, 127))
 
     def integer_bias(self, layer: Layer, quality: Tensor) -> Tensor:
-        """(B or 1, outputs)"""
-        real = self.biases[layer.name.replace(".", "_")]
-        real = interpolate(real, quality) if layer.by_quality else real[None]
-        return straight_round(real * 2.0 ** (layer.bits + layer.input_bits))
+        """The layer's biases as the integers of a model file, for qualities (B,): (B or 1, outputs)."""
+        bias = self.biases[layer.name.replace(".", "_")]
+        bias = interpolate(bias, quality) if layer.by_quality else bias[None]
+        return straight_round(bias * 2.0 ** (layer.bits + layer.input_bits))
 
     def base_index(self, log_gain: Tensor) -> Tensor:
-        """log gain (B, C) → scale index before the network's deviation, (B, C)"""
+        """Log gain (B, C) → scale index before the network's deviation, (B, C)."""
         octaves = self.scale_base + log_gain / math.log(2) - math.log2(SMALLEST_SCALE)
         return straight_round(octaves * 2.0**SCALE_BITS)
 
     def hyper_parameters(self, quality: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,) → mean of z in eighths and its scale's index, each (B, Cz)"""
+        """Qualities (B,) → mean of z in eighths and scale index, each (B, Cz)."""
         mean = straight_round(interpolate(self.hyper_mean, quality) * 2.0**MEAN_BITS)
         octaves = interpolate(self.hyper_scale, quality) - math.log2(SMALLEST_SCALE)
         return mean, limited(straight_round(octaves * 2.0**SCALE_BITS))
 
     def ops(self, quality: Tensor, log_gain: Tensor) -> "TrainingOps":
+        """Operations for a batch with these qualities (B,) and their log gains (B, C)."""
         return TrainingOps(self, quality, log_gain)
 
 
 def limited(index: Tensor) -> Tensor:
-    """A scale index within the table; the gradient passes, so that an index can come back."""
+    """A scale index limited to 0 … SCALES - 1. The gradient passes, so that an index can come back."""
     return index + (index.clamp(0, SCALES - 1) - index).detach()
 
 
 def scale_of(index: Tensor) -> Tensor:
-    """σ of a scale index"""
+    """The standard deviation of a scale index."""
     return SMALLEST_SCALE * torch.exp2(index * 2.0**-SCALE_BITS)
 
 
 class TrainingOps:
-    """`Ops` on tensors for one batch; see `histocodec.models.prior.graph.Ops` for what each operation means."""
+    """`Ops` on tensors of one batch; `histocodec.models.prior.graph.Ops` says what each operation is."""
 
-    def __init__(self, prior: QuantisedPrior, quality: Tensor, log_gain: Tensor) -> None:
+    def __init__(self, prior: TrainablePrior, quality: Tensor, log_gain: Tensor) -> None:
         self.prior = prior
         self.quality = quality
         self.base = prior.base_index(log_gain)
 
     def linear(self, name: str, x: Tensor) -> Tensor:
+        """See `Ops.linear`."""
         layer = self.prior.graph.layers[name]
         weight = self.prior.integer_weight(layer)
         bias = self.prior.integer_bias(layer, self.quality)[:, :, None, None]
@@ -107,27 +112,35 @@ class TrainingOps:
         return F.conv2d(x, weight[:, :, None, None]) + bias
 
     def activate(self, accumulator: Tensor, shift: int) -> Tensor:
+        """See `Ops.activate`."""
         return straight_round((accumulator * 2.0**-shift).clamp(0, 255))
 
     def rescale(self, accumulator: Tensor, shift: int) -> Tensor:
+        """See `Ops.rescale`."""
         return straight_round(accumulator * 2.0**-shift)
 
     def clip(self, x: Tensor, limit: int) -> Tensor:
+        """See `Ops.clip`."""
         return x.clamp(-limit, limit)
 
     def compress(self, y: Tensor) -> Tensor:
+        """See `Ops.compress`."""
         return straight_round(2.0**INPUT_BITS * torch.asinh(y.clamp(-LINEAR_CLIP, LINEAR_CLIP)))
 
     def join(self, a: Tensor, b: Tensor) -> Tensor:
+        """See `Ops.join`."""
         return torch.cat((a, b), dim=1)
 
     def fold(self, x: Tensor) -> Tensor:
+        """See `Ops.fold`."""
         return F.pixel_unshuffle(x, 2)
 
     def unfold(self, x: Tensor) -> Tensor:
+        """See `Ops.unfold`."""
         return F.pixel_shuffle(x, 2)
 
     def heads(self, name: str, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """See `Ops.heads`."""
         layer = self.prior.graph.layers[name]
         batch, width, rows, columns = x.shape
         weights = self.prior.integer_weight(layer).view(GROUPS, -1, width)
@@ -140,18 +153,21 @@ class TrainingOps:
         return outputs[:, :, 0], outputs[:, :, 1]
 
     def cells(self, x: Tensor, step: int) -> Tensor:
+        """See `Ops.cells`."""
         return torch.stack([x[:, p ^ step :: GROUPS, i::2, j::2] for p, (i, j) in enumerate(POSITIONS)], dim=1)
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
+        """See `Ops.add`."""
         return a + b
 
     def scale_index(self, deviation: Tensor, step: int) -> Tensor:
+        """See `Ops.scale_index`."""
         base = torch.stack([self.base[:, p ^ step :: GROUPS] for p in range(GROUPS)], dim=1)
         return limited(base[..., None, None] + deviation)
 
 
 def step_mask(step: int, channels: int, rows: int, columns: int) -> Tensor:
-    """(C, rows, columns) float: 1 where an element was coded before `step`."""
+    """(channels, rows, columns) float: 1 where an element is coded before `step`, else 0."""
     mask = torch.zeros(channels, rows, columns)
     for earlier in range(step):
         for p, (i, j) in enumerate(POSITIONS):

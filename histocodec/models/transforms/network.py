@@ -1,29 +1,28 @@
-"""The pixel side of `hyper`: analysis `g_a`, synthesis `g_s` and the gains between them. Floating point.
+"""The pixel side of `hyper` in floating point: analysis `g_a` and synthesis `g_s`.
 
-    pixels (3, H, W)  →unshuffle 8→ (192, H/8, W/8) →1×1, blocks→ →2×2 stride 2→ (C, H/16, W/16) blocks → y
-    y                 → blocks →2×2 stride-2 transpose→ (192, H/8, W/8) blocks, 1×1 →shuffle 8→ pixels
+    pixels (3, H, W) → unshuffle 8 → (192, H/8, W/8) → 1×1, blocks8 → 2×2 stride 2 → (C, H/16, W/16) → blocks16 → y
+    y → blocks16 → 2×2 stride-2 transpose → (192, H/8, W/8) → blocks8, 1×1 → shuffle 8 → pixels
 
-`forward` trains on pixels; `window` codes, and begins or ends with the unshuffled pixels (192, H/8, W/8).
+`blocks8` and `blocks16` are residual blocks at 1/8 and 1/16 of the pixels' resolution. `forward` is for training and
+takes or gives pixels; `window` is for coding and takes or gives the unshuffled pixels (192, H/8, W/8).
 
-Both start as a Karhunen–Loève transform (`histocodec.train.start.klt`), i.e. at JPEG's level, and learn the rest.
-Convolutions pad with zeros at their own edges. A window that reaches `synthesis_halo` latents further than the
-wanted block, or ends where the slide ends, therefore gives exactly the block of the whole decode.
+Both networks start as a Karhunen–Loève transform (`histocodec.train.start.from_klt`), that is at JPEG's level, and
+learn the rest. Convolutions pad with zeros at the edges of what they are given. A window whose margin is the network's
+halo, or that ends where the slide ends, therefore gives exactly the crop of the whole level.
 """
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, cast
+from typing import cast
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from histocodec.geometry import Margin
-from histocodec.kernels.jit import jit
-from histocodec.models.config import QUALITIES, HyperConfig
+from histocodec.models.config import HyperConfig
 
-Hidden = list[list[Tensor]]  # the activations of each residual block
+Hidden = list[list[Tensor]]  # the activations of each residual block of a synthesis, in order: one or two a block
 
 
 def trim(x: Tensor, margin: Margin, needed: int) -> tuple[Tensor, Margin]:
@@ -40,8 +39,8 @@ def untrim(x: Tensor, before: Margin, after: Margin) -> Tensor:
 
 
 class Residual(nn.Module):
-    """x + W₂·relu(D·relu(W₁·x)), with D a depthwise 3×3 convolution in spatial blocks and nothing in others; `hidden`
-    activations, by default as many as channels."""
+    """A residual block: x + W₂·relu(D·relu(W₁·x)), with D a depthwise 3×3 convolution where the block is `spatial` and
+    nothing elsewhere. It has `hidden` activations, by default as many as channels."""
 
     def __init__(self, channels: int, spatial: bool, hidden: int | None = None) -> None:
         super().__init__()
@@ -51,39 +50,41 @@ class Residual(nn.Module):
         self.project = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + cast(Tensor, self.project(self.activations(x, _relu_plainly)[-1]))
+        """x (B, channels, h, w) → the same shape."""
+        return x + cast(Tensor, self.project(self.activations(x, _relu)[-1]))
 
     def activations(self, x: Tensor, relu_of: Callable[[nn.Conv2d, Tensor], Tensor]) -> list[Tensor]:
-        """Those of the first convolution, and of the second where there is one."""
+        """The activations of x after `expand`, and after `depthwise` where there is one, each (B, hidden, h, w).
+        `relu_of` computes relu(layer(x))."""
         first = relu_of(self.expand, x)
         return [first] if self.depthwise is None else [first, relu_of(self.depthwise, first)]
 
 
-def _relu_plainly(layer: nn.Conv2d, x: Tensor) -> Tensor:
+def _relu(layer: nn.Conv2d, x: Tensor) -> Tensor:
     return F.relu(layer(x), inplace=True)
 
 
 @lru_cache
-def _fused(dtype: torch.dtype) -> bool:
-    """Whether oneDNN takes a convolution with what follows it in one go, as torch.compile has it do. It is tried:
-    that depends on the build, the processor and the type of number."""
+def _can_fuse(dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes a convolution and what follows it in one pass, as torch.compile has it do. That depends
+    on the build, the processor and the dtype, so it is tried."""
     with torch.inference_mode():
         x, block = torch.zeros((1, 16, 4, 4), dtype=dtype), Residual(16, spatial=True).to(dtype)
         try:
-            _added_to(block.project, x, block.activations(x, _relu_of)[-1])
+            _fused_add(block.project, x, block.activations(x, _fused_relu)[-1])
         except (AttributeError, RuntimeError):
             return False
     return True
 
 
-def _relu_of(layer: nn.Conv2d, x: Tensor) -> Tensor:
+def _fused_relu(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """relu(layer(x)) in one pass"""
     return cast(Tensor, torch.ops.mkldnn._convolution_pointwise(
         x, layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups, "relu", [], None
     ))  # fmt: skip
 
 
-def _added_to(layer: nn.Conv2d, x: Tensor, hidden: Tensor) -> Tensor:
+def _fused_add(layer: nn.Conv2d, x: Tensor, hidden: Tensor) -> Tensor:
     """x + layer(hidden) in one pass, written over x"""
     return cast(Tensor, torch.ops.mkldnn._convolution_pointwise_.binary(
         x, hidden, layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups, "add", 1.0,
@@ -91,27 +92,28 @@ def _added_to(layer: nn.Conv2d, x: Tensor, hidden: Tensor) -> Tensor:
     ))  # fmt: skip
 
 
-def _blocks(
+def _run_blocks(
     blocks: nn.Sequential, x: Tensor, margin: Margin, beyond: int, hidden: Hidden | None = None
 ) -> tuple[Tensor, Margin]:
-    """Runs residual blocks, trimming after each; `beyond` is what the layers after the last block need. The activations
-    of each are added to `hidden`."""
+    """Runs residual blocks and trims after each, down to the `beyond` elements that later layers need. Appends the
+    activations of each block to `hidden`."""
     residuals = cast("list[Residual]", list(blocks))
-    ahead = [block.depthwise is not None for block in residuals]
-    fused = x.device.type == "cpu" and torch.is_inference_mode_enabled() and _fused(x.dtype)
+    spatial = [block.depthwise is not None for block in residuals]
+    fused = x.device.type == "cpu" and torch.is_inference_mode_enabled() and _can_fuse(x.dtype)
     x = x.clone(memory_format=torch.channels_last) if fused else x
     for i, block in enumerate(residuals):
         x = x.contiguous(memory_format=torch.channels_last) if fused else x
-        active = block.activations(x, _relu_of if fused else _relu_plainly)
-        x = _added_to(block.project, x, active[-1]) if fused else x + block.project(active[-1])
+        active = block.activations(x, _fused_relu if fused else _relu)
+        x = _fused_add(block.project, x, active[-1]) if fused else x + block.project(active[-1])
         if hidden is not None:
             hidden.append(active)
-        x, margin = trim(x, margin, sum(ahead[i + 1 :]) + beyond)
+        x, margin = trim(x, margin, sum(spatial[i + 1 :]) + beyond)
     return x, margin
 
 
 class Analysis(nn.Module):
-    """`g_a`: (B, 3, H, W) normalised float, H and W multiples of 16 → (B, C, H/16, W/16) float, before gains."""
+    """`g_a`: pixels (B, 3, H, W) float, normalised, H and W multiples of 16 → y (B, C, H/16, W/16) float, before
+    gains."""
 
     def __init__(self, config: HyperConfig) -> None:
         super().__init__()
@@ -119,23 +121,24 @@ class Analysis(nn.Module):
         self.head = nn.Conv2d(192, config.width8, 1)
         self.blocks8 = nn.Sequential(*(Residual(config.width8, spatial) for spatial in config.analysis8))
         self.down = nn.Conv2d(config.width8, config.latent_channels, 2, stride=2)
-        self.blocks16 = nn.Sequential(*(Residual(config.latent_channels, s) for s in config.analysis16))
+        self.blocks16 = nn.Sequential(*(Residual(config.latent_channels, spatial) for spatial in config.analysis16))
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) → y (B, C, H/16, W/16)."""
         x = F.pixel_unshuffle(pixels, 8).contiguous(memory_format=torch.channels_last)
         return cast(Tensor, self.blocks16(self.down(self.blocks8(self.head(x)))))
 
     def window(self, x: Tensor, margin: Margin) -> Tensor:
-        """Unshuffled pixels (B, 192, H/8, W/8) → y as `forward`'s, without the margin (given in latents, at most
-        `analysis_halo`)."""
+        """Unshuffled pixels (B, 192, H/8, W/8) → y as `forward` gives it, without the margin. `margin` is in latents,
+        at most `HyperConfig.analysis_halo` on each side."""
         spatial16 = sum(self.config.analysis16)
-        x, margin = _blocks(self.blocks8, self.head(x), margin.scaled(2), 2 * spatial16)
-        x, _ = _blocks(self.blocks16, self.down(x), margin.scaled(0.5), 0)
+        x, margin = _run_blocks(self.blocks8, self.head(x), margin.scaled(2), 2 * spatial16)
+        x, _ = _run_blocks(self.blocks16, self.down(x), margin.scaled(0.5), 0)
         return x
 
 
 class Synthesis(nn.Module):
-    """`g_s`: (B, C, h, w) float, gains undone → (B, 3, 16h, 16w) normalised float."""
+    """`g_s`: latents (B, C, h, w) float, gains undone → pixels (B, 3, 16h, 16w) float, normalised."""
 
     def __init__(self, config: HyperConfig) -> None:
         super().__init__()
@@ -147,114 +150,14 @@ class Synthesis(nn.Module):
         self.tail = nn.Conv2d(config.width8, 192, 1)
 
     def forward(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) → pixels (B, 3, 16h, 16w)."""
         x = self.tail(self.blocks8(self.up(self.blocks16(latents))))
         return F.pixel_shuffle(x, 8)
 
     def window(self, latents: Tensor, margin: Margin, hidden: Hidden | None = None) -> Tensor:
-        """Latents, gains undone → unshuffled pixels (B, 192, 2h, 2w), without the margin (given in latents, at most
-        `synthesis_halo`). The activations of each block are added to `hidden`."""
+        """Latents (B, C, h', w') → unshuffled pixels (B, 192, 2h, 2w), without the margin. `margin` is in latents, at
+        most `HyperConfig.synthesis_halo` on each side. Appends the activations of each residual block to `hidden`."""
         spatial8 = sum(self.config.synthesis8)
-        x, margin = _blocks(self.blocks16, latents, margin, -(-spatial8 // 2), hidden)
-        x, margin = _blocks(self.blocks8, self.up(x), margin.scaled(2), 0, hidden)
+        x, margin = _run_blocks(self.blocks16, latents, margin, -(-spatial8 // 2), hidden)
+        x, margin = _run_blocks(self.blocks8, self.up(x), margin.scaled(2), 0, hidden)
         return cast(Tensor, self.tail(x))
-
-
-class Pullback:
-    """The derivative of a `Synthesis` where its activations are known, which may be those of whole numbers: what
-    autograd would compute, in two thirds of the time."""
-
-    def __init__(self, synthesis: Synthesis) -> None:
-        self.config = synthesis.config
-        self.weight = {
-            name: _adjoint(layer) for name, layer in synthesis.named_modules() if isinstance(layer, nn.Conv2d)
-        }
-        self.weight["up"] = synthesis.up.weight.contiguous(memory_format=torch.channels_last)
-
-    def __call__(self, slope: Tensor, margin: Margin, hidden: Hidden) -> Tensor:
-        """A derivative in what `Synthesis.window` gave (B, 192, 2h, 2w), of the synthesis's dtype → that in each latent
-        of the window (B, C, h', w'). `hidden` has the activations of each block, in order."""
-        config = self.config
-        reach8 = sum(config.synthesis8)
-        margins16 = _margins(config.synthesis16, margin, -(-reach8 // 2))
-        margins8 = _margins(config.synthesis8, margins16[-1].scaled(2), 0)
-        hidden16, hidden8 = hidden[: len(config.synthesis16)], hidden[len(config.synthesis16) :]
-        g = _mixed(slope, self.weight["tail"])
-        g = F.conv2d(self._blocks("blocks8", g, margins8, hidden8), self.weight["up"], stride=2)
-        return self._blocks("blocks16", g, margins16, hidden16)
-
-    def _blocks(self, name: str, g: Tensor, margins: list[Margin], hidden: Hidden) -> Tensor:
-        for i in reversed(range(len(hidden))):
-            g, activations = untrim(g, margins[i], margins[i + 1]), hidden[i]
-            h = _mixed(g, self.weight[f"{name}.{i}.project"])
-            if len(activations) == 2:
-                h = self._where(activations[1], h)
-                h = F.conv2d(h, self.weight[f"{name}.{i}.depthwise"], padding=1, groups=h.shape[1])
-            g = _mixed(self._where(activations[0], h), self.weight[f"{name}.{i}.expand"]).add_(g)
-        return g
-
-    @staticmethod
-    def _where(activation: Tensor, g: Tensor) -> Tensor:
-        """g where the activation is not cut off at 0; on a CPU in its own memory"""
-        if g.device.type != "cpu":
-            return cast(Tensor, torch.ops.aten.threshold_backward(g, activation.to(g.dtype), 0))
-        g = g.contiguous(memory_format=torch.channels_last)
-        _cut(_bits(g), _bits(activation.contiguous(memory_format=torch.channels_last)))
-        return g
-
-
-def _adjoint(layer: nn.Conv2d) -> Tensor:
-    """The weights that take a layer's derivative back: a depthwise layer's, or (inputs, outputs)."""
-    return layer.weight.flip(2, 3) if layer.groups > 1 else layer.weight[:, :, 0, 0].t().contiguous()
-
-
-def _mixed(x: Tensor, weight: Tensor) -> Tensor:
-    """(B, C, h, w), channels last, through a 1×1 layer"""
-    batch, _, rows, columns = x.shape
-    flat = x.permute(0, 2, 3, 1).reshape(batch * rows * columns, -1)  # else it is many small products
-    return F.linear(flat, weight).view(batch, rows, columns, -1).permute(0, 3, 1, 2)
-
-
-def _bits(x: Tensor) -> NDArray[Any]:
-    """The numbers of x (B, C, h, w), channels last, in its own memory, as integers of as many bits."""
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[x.element_size()]
-    return x.permute(0, 2, 3, 1).flatten().view(integers).numpy()
-
-
-@jit
-def _cut(numbers: NDArray[Any], activations: NDArray[Any]) -> None:
-    """Sets to 0 what belongs to an activation of 0."""
-    for n in range(numbers.size):
-        if activations[n] == 0:
-            numbers[n] = 0
-
-
-def _margins(blocks: tuple[bool, ...], margin: Margin, beyond: int) -> list[Margin]:
-    """Before the first of these blocks, and after each."""
-    margins = [margin]
-    for i in range(len(blocks)):
-        margins.append(margins[-1].within(sum(blocks[i + 1 :]) + beyond))
-    return margins
-
-
-class Gains(nn.Module):
-    """Per-channel gain vectors, learnt at `anchors` qualities and interpolated geometrically between them
-    (Cui et al. 2021, "Asymmetric gained deep image compression with continuous rate adaptation")."""
-
-    def __init__(self, config: HyperConfig) -> None:
-        super().__init__()
-        shape = (config.anchors, config.latent_channels)
-        self.log_gain = nn.Parameter(torch.zeros(shape))
-        self.log_inverse = nn.Parameter(torch.zeros(shape))
-
-    def forward(self, quality: Tensor) -> tuple[Tensor, Tensor]:
-        """quality (B,) float in 0 … 100 → log gain and log inverse gain, each (B, C)."""
-        return interpolate(self.log_gain, quality), interpolate(self.log_inverse, quality)
-
-
-def interpolate(anchors: Tensor, quality: Tensor) -> Tensor:
-    """(A, …) values at A evenly spaced qualities, (B,) qualities in 0 … 100 → (B, …), linear in between."""
-    last = anchors.shape[0] - 1
-    position = quality.clamp(0, QUALITIES - 1) * (last / (QUALITIES - 1))
-    below = position.floor().clamp(max=last - 1).long()
-    weight = (position - below).view(-1, *[1] * (anchors.dim() - 1))
-    return torch.lerp(anchors[below], anchors[below + 1], weight.to(anchors.dtype))

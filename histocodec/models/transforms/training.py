@@ -1,8 +1,11 @@
-"""The synthesis in whole numbers as it trains: real parameters, rounding in the forward pass, straight-through
-gradients. Exporting is only rounding (`histocodec.models.export`), and `tests/test_integer_synthesis.py` holds the
-two together."""
+"""The integer synthesis as it trains: float parameters, rounding in the forward pass, straight-through gradients
+(Bengio et al. 2013, "Estimating or propagating gradients through stochastic neurons").
 
-from collections.abc import Callable, Mapping
+Exporting is therefore only rounding (`histocodec.models.export`), and `tests/core/test_integer_synthesis.py` checks
+that what trains is what decodes.
+"""
+
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -19,26 +22,33 @@ from histocodec.models.transforms.integer import (
     FINE8,
     PARTS,
     WIDE,
+    WIDE_LAYERS,
+    Arrays,
     SynthesisLayer,
     fine16,
     synthesis_layers,
 )
 
+Observer = Callable[[str, Tensor, Tensor], None]  # is shown a layer's name, inputs and outputs
+
 
 def straight_limited(x: Tensor, low: int, high: int) -> Tensor:
-    """clip(round(x), low, high), ties to even; a gradient passes where nothing is clipped."""
+    """clip(round(x), low, high), ties to even. A gradient passes where nothing is clipped."""
     limited = x.clamp(low, high)
     return limited + (limited.round() - limited).detach()
 
 
-class QuantisedSynthesis(nn.Module):
-    """`g_s` in the units of its integers: real weights and biases, and the shifts, which stay. `scale` (C,) is what
-    latents are multiplied by as they enter."""
+class TrainableIntegerSynthesis(nn.Module):
+    """The integer `g_s` with float weights and biases in the units of a layer's output; the shifts are fixed.
+
+    `scale` (C,) is the factor by which latents are multiplied as they enter. With `rounding` off it computes without
+    any rounding, for calibration; `observer`, where set, is shown every layer's inputs and outputs.
+    """
 
     def __init__(self, config: HyperConfig) -> None:
         super().__init__()
         self.config, self.rounding = config, True
-        self.observer: Callable[[str, Tensor, Tensor], None] | None = None  # shown each layer's inputs and outputs
+        self.observer: Observer | None = None
         self.layers = {layer.name: layer for layer in synthesis_layers(config)}
         self.weights, self.biases = nn.ParameterDict(), nn.ParameterDict()
         self.register_buffer("scale", torch.ones(config.latent_channels))
@@ -47,50 +57,52 @@ class QuantisedSynthesis(nn.Module):
         self.register_buffer("coarse_up", torch.zeros(config.latent_channels))
         self.register_buffer("coarse_tail", torch.zeros(config.width8))
         for layer in self.layers.values():
-            self.weights[_key(layer)] = nn.Parameter(torch.zeros(layer.weight_shape))
-            self.biases[_key(layer)] = nn.Parameter(torch.zeros(layer.outputs))
-            self.register_buffer(f"shift_{_key(layer)}", torch.zeros(layer.outputs))
+            self.weights[parameter_key(layer)] = nn.Parameter(torch.zeros(layer.weight_shape))
+            self.biases[parameter_key(layer)] = nn.Parameter(torch.zeros(layer.outputs))
+            self.register_buffer(f"shift_{parameter_key(layer)}", torch.zeros(layer.outputs))
 
     def shift(self, layer: SynthesisLayer) -> Tensor:
-        return cast(Tensor, getattr(self, f"shift_{_key(layer)}"))
+        """The shift of each output of a layer, (outputs,) float."""
+        return cast(Tensor, getattr(self, f"shift_{parameter_key(layer)}"))
 
     def fine(self, name: str) -> Tensor:
-        """The channels of which `up` or `tail` sees sixteenths, too."""
+        """The channels that layer `up` or `tail` sees finely, (F,) int64."""
         return cast(Tensor, getattr(self, f"fine_{name}"))
 
     def coarse(self, name: str) -> Tensor:
-        """By what power of two what `up` or `tail` sees is coarser than the stream, (C,)."""
+        """By what power of two the input of layer `up` or `tail` is coarser than the stream, (C,) float."""
         return cast(Tensor, getattr(self, f"coarse_{name}"))
 
     def integers(self, layer: SynthesisLayer) -> tuple[Tensor, Tensor]:
-        """Weight and bias, rounded; without `rounding` as they are, less what makes up for it."""
+        """Weight and bias of a layer in the file's units, as floats that hold integers. With `rounding` off they are
+        not rounded, and lack the weights that make up for rounding."""
         unit = torch.exp2(self.shift(layer))
-        weight, bias = self.weights[_key(layer)], self.biases[_key(layer)] * unit
+        weight, bias = self.weights[parameter_key(layer)], self.biases[parameter_key(layer)] * unit
         weight = weight * unit.view(-1, *[1] * (weight.dim() - 1))
         if self.rounding:
             return straight_limited(weight, -127, 127), straight_limited(bias, -(2**23), 2**23)
-        if layer.name in ("up", "tail"):
+        if layer.name in WIDE_LAYERS:
             count = len(self.fine(layer.name))
             weight = F.pad(weight[:, :-count], (0, count))
         return weight, bias
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The tensors of a model file."""
-        found: dict[str, NDArray[Any]] = {"g_s.scale": cast(Tensor, self.scale).cpu().numpy().astype(np.float32)}
-        for name in ("up", "tail"):
-            found[f"g_s.{name}.fine"] = self.fine(name).cpu().numpy().astype(np.int16)
-            found[f"g_s.{name}.coarse"] = self.coarse(name).cpu().numpy().astype(np.uint8)
+        """The tensors of a model file, as `histocodec.models.transforms.integer.synthesis_tensors` lists them."""
+        arrays: dict[str, NDArray[Any]] = {"g_s.scale": cast(Tensor, self.scale).cpu().numpy().astype(np.float32)}
+        for name in WIDE_LAYERS:
+            arrays[f"g_s.{name}.fine"] = self.fine(name).cpu().numpy().astype(np.int16)
+            arrays[f"g_s.{name}.coarse"] = self.coarse(name).cpu().numpy().astype(np.uint8)
         for layer in self.layers.values():
             values = (*self.integers(layer), self.shift(layer))
             for part, value, dtype in zip(PARTS, values, (np.int8, np.int32, np.uint8), strict=True):
-                found[f"g_s.{layer.name}.{part}"] = value.detach().cpu().numpy().astype(dtype)
-        return found
+                arrays[f"g_s.{layer.name}.{part}"] = value.detach().cpu().numpy().astype(dtype)
+        return arrays
 
     @torch.no_grad()
-    def load_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """The opposite of `arrays`."""
+    def load_arrays(self, arrays: Arrays) -> None:
+        """Takes parameters and shifts from the tensors of a model file: the opposite of `arrays`."""
         cast(Tensor, self.scale).copy_(torch.tensor(arrays["g_s.scale"]))
-        for name in ("up", "tail"):
+        for name in WIDE_LAYERS:
             self.fine(name).copy_(torch.tensor(arrays[f"g_s.{name}.fine"]))
             self.coarse(name).copy_(torch.tensor(arrays[f"g_s.{name}.coarse"]))
         for layer in self.layers.values():
@@ -98,15 +110,15 @@ class QuantisedSynthesis(nn.Module):
             weight, bias, shift = (torch.from_numpy(part) for part in parts)
             factor = torch.exp2(-shift)
             self.shift(layer).copy_(shift)
-            self.weights[_key(layer)].copy_(weight * factor.view(-1, *[1] * (weight.dim() - 1)))
-            self.biases[_key(layer)].copy_(bias * factor)
+            self.weights[parameter_key(layer)].copy_(weight * factor.view(-1, *[1] * (weight.dim() - 1)))
+            self.biases[parameter_key(layer)].copy_(bias * factor)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """(B, C, h, w) float, gains undone → (B, 3, 16h, 16w) normalised float."""
+        """Latents (B, C, h, w) float, gains undone → pixels (B, 3, 16h, 16w) float, normalised."""
         unit = 2**ENTRY_BITS
         x = latents * cast(Tensor, self.scale)[:, None, None]
         x = self._limited(x * unit, -WIDE * unit, WIDE * unit) / unit
-        x = F.pixel_shuffle(self._by_channel(self._wide("up", self._blocks("blocks16", x))), 2)
+        x = F.pixel_shuffle(self._channel_first(self._wide("up", self._blocks("blocks16", x))), 2)
         return F.pixel_shuffle(self._wide("tail", self._blocks("blocks8", x)), 8)
 
     def _blocks(self, name: str, x: Tensor) -> Tensor:
@@ -122,10 +134,10 @@ class QuantisedSynthesis(nn.Module):
 
     def _wide(self, name: str, x: Tensor) -> Tensor:
         x = x * torch.exp2(-self.coarse(name))[:, None, None]
-        whole = self._limited(x, -WIDE, WIDE - 1)
-        some = whole.detach()[:, self.fine(name)]
-        fine = ((x.detach()[:, self.fine(name)] - some) * FINE).round().clamp(-BYTE, BYTE - 1)
-        return self._layer(name, torch.cat((whole, fine, (some / FINE).round()), 1))
+        integer = self._limited(x, -WIDE, WIDE - 1)
+        fine_integer = integer.detach()[:, self.fine(name)]
+        fine = ((x.detach()[:, self.fine(name)] - fine_integer) * FINE).round().clamp(-BYTE, BYTE - 1)
+        return self._layer(name, torch.cat((integer, fine, (fine_integer / FINE).round()), 1))
 
     def _layer(self, name: str, a: Tensor) -> Tensor:
         layer = self.layers[name]
@@ -143,11 +155,13 @@ class QuantisedSynthesis(nn.Module):
     def _limited(self, x: Tensor, low: int, high: int) -> Tensor:
         return straight_limited(x, low, high) if self.rounding else x.clamp(low, high)
 
-    def _by_channel(self, x: Tensor) -> Tensor:
-        """(B, 4·C, h, w), row and column first → channel first, as `pixel_shuffle` wants it"""
+    def _channel_first(self, x: Tensor) -> Tensor:
+        """(B, 4·C, h, w) whose channels are (row, column, channel) → (channel, row, column), as `F.pixel_shuffle`
+        expects."""
         batch, channels, rows, columns = x.shape
         return x.view(batch, 4, channels // 4, rows, columns).transpose(1, 2).reshape(batch, channels, rows, columns)
 
 
-def _key(layer: SynthesisLayer) -> str:
+def parameter_key(layer: SynthesisLayer) -> str:
+    """The key of a layer in `weights` and `biases`, where no dot is allowed."""
     return layer.name.replace(".", "_")

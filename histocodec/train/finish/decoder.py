@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from histocodec.models.hyper import HyperModel
-from histocodec.models.transforms.training import QuantisedSynthesis
+from histocodec.models.transforms.training import TrainableIntegerSynthesis
 from histocodec.train.data.latents import Seen
 from histocodec.train.data.patches import PatchSampler
 from histocodec.train.finish.synthesis import random_qualities
@@ -42,7 +42,7 @@ def refine_synthesis(
     log(MSE), so that PSNR rises alike on all kinds of tissue, and of the pattern in which what is flat comes out. In a
     step for which there is something `stored`, that counts as much as the sampler's patches."""
     synthesis = model.g_s
-    assert isinstance(synthesis, QuantisedSynthesis)
+    assert isinstance(synthesis, TrainableIntegerSynthesis)
     start = {name: parameter.detach().clone() for name, parameter in synthesis.named_parameters()}
     unit = _units(synthesis)
     moved = {name: torch.zeros_like(values, requires_grad=True) for name, values in start.items()}  # in units
@@ -79,7 +79,7 @@ def _rounded(model: HyperModel, sampler: PatchSampler, step: int) -> Seen:
     return Seen(latents, batch.pixels, batch.std, (slice(None), slice(None)))
 
 
-def _loss(synthesis: QuantisedSynthesis, parameters: dict[str, Tensor], seen: Seen) -> tuple[Tensor, Tensor]:
+def _loss(synthesis: TrainableIntegerSynthesis, parameters: dict[str, Tensor], seen: Seen) -> tuple[Tensor, Tensor]:
     """What falls, and the mean squared error."""
     rows, columns = seen.inner
     decoded: Tensor = functional_call(synthesis, parameters, (seen.latents,))
@@ -102,7 +102,7 @@ def pattern(error: Tensor, flat: Tensor) -> Tensor:
     return torch.where(count > 0, (mean + PATTERN_UNSEEN).log(), 0.0)
 
 
-def _units(synthesis: QuantisedSynthesis) -> dict[str, Tensor]:
+def _units(synthesis: TrainableIntegerSynthesis) -> dict[str, Tensor]:
     """By parameter, one step of its weights as they are stored."""
     found: dict[str, Tensor] = {}
     for layer in synthesis.layers.values():

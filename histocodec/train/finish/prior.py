@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from histocodec.models.config import GROUPS, QUALITIES
-from histocodec.models.hyper import HyperModel, bits
+from histocodec.models.hyper import HyperModel, gaussian_bits
 from histocodec.models.prior.training import step_mask
 from histocodec.train.data.patches import PatchSampler
 from histocodec.train.loop import BALANCE, CLIP_NORM, Progress
@@ -53,11 +53,11 @@ def _bits(model: HyperModel, y: Tensor, quality: Tensor, log_gain: Tensor, masks
     graph, ops = model.prior.graph, model.prior.ops(quality, log_gain)
     z = graph.h_a(ops, y)
     mean, index = model.prior.hyper_parameters(quality)
-    total = bits(z, mean[:, :, None, None], index[:, :, None, None])
+    total = gaussian_bits(z, mean[:, :, None, None], index[:, :, None, None])
     h = graph.h_s(ops, z)
     for k, mask in enumerate(masks):
         mean, index = graph.step(ops, k, y * mask, h)
-        total = total + bits(ops.cells(y, k), mean, index)
+        total = total + gaussian_bits(ops.cells(y, k), mean, index)
     return total
 
 

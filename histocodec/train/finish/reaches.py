@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from histocodec.models.hyper import HyperModel
-from histocodec.models.transforms.analysis import reach_name
+from histocodec.models.transforms.analysis import range_tensor
 from histocodec.models.transforms.network import Residual
 from histocodec.train.data.patches import PatchSampler
 
@@ -18,7 +18,7 @@ FIRST_STEP = 3 << 29  # steps of the sampler that no training reaches lie before
 
 
 class Reaches:
-    """The largest magnitude of each channel so far, by `reach_name`."""
+    """The largest magnitude of each channel so far, by `range_tensor`."""
 
     def __init__(self) -> None:
         self.largest: dict[str, Tensor] = {}
@@ -37,7 +37,7 @@ class Reaches:
         return x
 
     def note(self, block: str, part: str, x: Tensor) -> None:
-        name, reach = reach_name(block, part), x.abs().amax((0, 2, 3))
+        name, reach = range_tensor(block, part), x.abs().amax((0, 2, 3))
         self.largest[name] = torch.maximum(self.largest[name], reach) if name in self.largest else reach
 
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from histocodec.models.transforms.integer import BYTE, SynthesisLayer
-from histocodec.models.transforms.training import QuantisedSynthesis
+from histocodec.models.transforms.training import TrainableIntegerSynthesis
 
 DAMPING = 1e-3  # of the mean variance of what a layer sees: else few patches would move weights without bounds
 
 
 @torch.no_grad()
-def round_weights(synthesis: QuantisedSynthesis, latents: Sequence[Tensor]) -> None:
+def round_weights(synthesis: TrainableIntegerSynthesis, latents: Sequence[Tensor]) -> None:
     """Moves weights and biases of `synthesis` to where rounding changes them no more, or hardly; `latents` (B, C, h, w)
     each, gains undone, are what is looked at."""
     wanted: dict[str, Tensor] = {}
@@ -38,7 +38,9 @@ def round_weights(synthesis: QuantisedSynthesis, latents: Sequence[Tensor]) -> N
         synthesis.biases[key].copy_(wanted[name] - torch.einsum("ok,ok->o", weight, mean.expand_as(weight)))
 
 
-def _moments(synthesis: QuantisedSynthesis, layer: SynthesisLayer, latents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _moments(
+    synthesis: TrainableIntegerSynthesis, layer: SynthesisLayer, latents: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
     """Mean (G, K) and covariance (G, K, K) of what each output of a layer sees, float64; G is 1 where that is all the
     same."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())

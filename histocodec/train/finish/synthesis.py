@@ -18,7 +18,7 @@ from histocodec.errors import UsageError
 from histocodec.models.config import QUALITIES
 from histocodec.models.export import model_file
 from histocodec.models.hyper import HyperModel
-from histocodec.models.transforms.analysis import HEADROOM, LEAST, reach_name
+from histocodec.models.transforms.analysis import HEADROOM, LEAST, range_tensor
 from histocodec.models.transforms.integer import (
     BYTE,
     EXACT,
@@ -30,7 +30,7 @@ from histocodec.models.transforms.integer import (
     accumulator_peaks,
 )
 from histocodec.models.transforms.network import Residual
-from histocodec.models.transforms.training import QuantisedSynthesis
+from histocodec.models.transforms.training import TrainableIntegerSynthesis
 from histocodec.models.weights import ModelWeights
 from histocodec.train.data.patches import PatchSampler
 from histocodec.train.finish.reaches import BATCHES, FIRST_STEP, Reaches, analysis_reaches
@@ -42,9 +42,9 @@ SLACK = 0.7  # of 24 bits for the stream, since the weights go on learning
 
 
 @torch.no_grad()
-def quantised_synthesis(model: HyperModel, sampler: PatchSampler) -> QuantisedSynthesis:
+def quantised_synthesis(model: HyperModel, sampler: PatchSampler) -> TrainableIntegerSynthesis:
     """`model.g_s` in whole numbers. Raises UsageError where it is already."""
-    g_s, device = model.real_synthesis, next(model.parameters()).device
+    g_s, device = model.float_synthesis, next(model.parameters()).device
     reaches, power16, power8 = Reaches(), torch.zeros((), device=device), torch.zeros((), device=device)
     for batch in range(BATCHES):
         step = FIRST_STEP - 1 - batch
@@ -55,7 +55,7 @@ def quantised_synthesis(model: HyperModel, sampler: PatchSampler) -> QuantisedSy
         x = reaches.blocks("blocks8", g_s.blocks8, g_s.up(x))
         reaches.note("tail", "seen", x)
         power8 = power8 + x.square().mean((0, 2, 3)) / BATCHES
-    result = QuantisedSynthesis(model.config).to(device)
+    result = TrainableIntegerSynthesis(model.config).to(device)
     at16, at8 = (127 / _top(reaches, name, wide) for name, wide in (("blocks16", "up"), ("blocks8", "tail")))
     cast(Tensor, result.scale).copy_(at16)
     for name, unit in (("blocks16", at16), ("blocks8", at8)):
@@ -99,7 +99,7 @@ def in_whole_numbers(
         if lighten is not None:
             raise UsageError(f"model {weights.id}: its synthesis is in whole numbers already, as wide as it stays")
         model.config = weights.hyper
-        model.g_s = QuantisedSynthesis(weights.hyper)
+        model.g_s = TrainableIntegerSynthesis(weights.hyper)
         model.g_s.load_arrays(weights.arrays)
     else:
         if lighten is not None:
@@ -120,17 +120,22 @@ def random_qualities(sampler: PatchSampler, step: int) -> Tensor:
 
 
 def _hidden(reaches: Reaches, block: str, part: str) -> Tensor:
-    return (reaches.largest[reach_name(block, part)] * HEADROOM).clamp(min=LEAST)
+    return (reaches.largest[range_tensor(block, part)] * HEADROOM).clamp(min=LEAST)
 
 
 def _top(reaches: Reaches, blocks: str, wide: str) -> Tensor:
     """What the channels of a stream reach, from what enters its first block to what the layer after them sees."""
     seen = [reach for name, reach in reaches.largest.items() if name.startswith(f"reach.{blocks}.") and "seen" in name]
-    return (torch.stack([*seen, reaches.largest[reach_name(wide, "seen")]]).amax(0) * HEADROOM).clamp(min=LEAST)
+    return (torch.stack([*seen, reaches.largest[range_tensor(wide, "seen")]]).amax(0) * HEADROOM).clamp(min=LEAST)
 
 
 def _fill(
-    result: QuantisedSynthesis, name: str, weight: Tensor, bias: Tensor | None, entry: Tensor | None, unit: Tensor
+    result: TrainableIntegerSynthesis,
+    name: str,
+    weight: Tensor,
+    bias: Tensor | None,
+    entry: Tensor | None,
+    unit: Tensor,
 ) -> None:
     """A layer in new units: what enters is `entry` times as large as before, what leaves is `unit` times."""
     key = name.replace(".", "_")
@@ -141,7 +146,7 @@ def _fill(
 
 
 def _fill_wide(
-    result: QuantisedSynthesis,
+    result: TrainableIntegerSynthesis,
     name: str,
     weight: Tensor,
     bias: Tensor,
@@ -164,7 +169,7 @@ def _fill_wide(
     _fill(result, name, weight, bias, torch.cat((seen, seen[fine], seen[fine])), unit)
 
 
-def _choose_shifts(synthesis: QuantisedSynthesis) -> None:
+def _choose_shifts(synthesis: TrainableIntegerSynthesis) -> None:
     """The finest steps with which weights are bytes, accumulators and stream exact."""
     config = synthesis.config
     peaks = {name: _peaks(synthesis, layer) for name, layer in synthesis.layers.items()}
@@ -183,7 +188,7 @@ def _choose_shifts(synthesis: QuantisedSynthesis) -> None:
         synthesis.shift(layer).copy_(torch.from_numpy(shift))
 
 
-def _peaks(synthesis: QuantisedSynthesis, layer: SynthesisLayer) -> NDArray[np.float64]:
+def _peaks(synthesis: TrainableIntegerSynthesis, layer: SynthesisLayer) -> NDArray[np.float64]:
     """The largest value of each output, in its units."""
     key = layer.name.replace(".", "_")
     weight, bias = (v[key].detach().cpu().double().numpy() for v in (synthesis.weights, synthesis.biases))

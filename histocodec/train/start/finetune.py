@@ -17,10 +17,11 @@ from torch.nn import functional as F
 
 from histocodec.errors import UsageError
 from histocodec.models.config import QUALITIES, HyperConfig
+from histocodec.models.gains import interpolate
 from histocodec.models.hyper import HyperModel
 from histocodec.models.prior.graph import MEAN_BITS, SCALE_BITS, SMALLEST_SCALE
-from histocodec.models.transforms.integer import real_parameters
-from histocodec.models.transforms.network import Residual, interpolate
+from histocodec.models.transforms.integer import float_parameters
+from histocodec.models.transforms.network import Residual
 from histocodec.models.weights import ModelWeights
 from histocodec.train.data.patches import PatchSampler
 from histocodec.train.start.balance import balance
@@ -50,9 +51,9 @@ def start_from_model(model: HyperModel, weights: ModelWeights, sampler: PatchSam
     if model.config not in (trained, deepened(weights.hyper)):
         raise UsageError(f"model {weights.id} has other sizes than the one to train: {weights.config.to_json()}")
     if weights.hyper.integer_synthesis:
-        _load(model.real_synthesis, real_parameters(weights.hyper, weights.arrays))
+        _load(model.float_synthesis, float_parameters(weights.hyper, weights.arrays))
     else:
-        _take(model.real_synthesis, weights, "g_s")
+        _take(model.float_synthesis, weights, "g_s")
     old = _take(model.g_a, weights, "g_a")
     _start_new_blocks(model, old, sampler)
     arrays = weights.arrays
@@ -72,7 +73,7 @@ def start_from_model(model: HyperModel, weights: ModelWeights, sampler: PatchSam
     prior.hyper_scale.copy_(_anchored(hyper_octaves, model))
     if weights.hyper.integer_synthesis:
         pixels = sampler(FIRST_BATCH).pixels.to(next(model.parameters()).device)
-        balance(model.real_synthesis, coded(model, pixels, torch.linspace(0, QUALITIES - 1, len(pixels))))
+        balance(model.float_synthesis, coded(model, pixels, torch.linspace(0, QUALITIES - 1, len(pixels))))
 
 
 def coded(model: HyperModel, pixels: Tensor, quality: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -46,7 +46,7 @@ def start_from_klt(model: HyperModel, sampler: PatchSampler, *, blocks: int | No
     in_klt8 = torch.einsum("abpc,pk->abkc", kept.view(2, 2, 192, channels), basis8)
     model.g_a.down.weight.copy_(in_klt8.permute(3, 2, 0, 1))
     _no_bias(model.g_a.down)
-    g_s = model.real_synthesis
+    g_s = model.float_synthesis
     g_s.up.weight.copy_(in_klt8.permute(3, 2, 0, 1))
     _no_bias(g_s.up)
     g_s.tail.weight.copy_((basis8.T / scaling).T[:, :, None, None])

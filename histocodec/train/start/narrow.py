@@ -27,7 +27,7 @@ DAMPING = 1e-3  # of the mean variance
 def narrow(model: HyperModel, sampler: PatchSampler, hidden: int) -> None:
     """Leaves `hidden` activations in each block of `synthesis16`, in place. Raises UsageError where there are not so
     many, or the synthesis is in whole numbers."""
-    g_s = model.real_synthesis
+    g_s = model.float_synthesis
     blocks = [cast(Residual, block) for block in g_s.blocks16]
     there = min((block.expand.out_channels for block in blocks), default=0)
     if not 4 <= hidden <= there or hidden % 4:
@@ -54,7 +54,7 @@ def _relu(layer: nn.Conv2d, x: Tensor) -> Tensor:
 def _importance(model: HyperModel, latents: Tensor, std: Tensor) -> list[Tensor]:
     """By block, the mean square of the derivatives of a random projection of the pixels, in grey values, in each
     activation that its last layer sees."""
-    g_s, seen = model.real_synthesis, []
+    g_s, seen = model.float_synthesis, []
 
     def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         inputs[0].retain_grad()

@@ -14,7 +14,8 @@ import torch
 from histocodec.codec.transform import Transform
 from histocodec.geometry import Margin
 from histocodec.models.config import HyperConfig
-from histocodec.models.transforms.fast import IntegerSynthesis
+from histocodec.models.transforms.exact import IntegerSynthesis
+from histocodec.models.transforms.fast import fastest_engine
 from histocodec.models.transforms.integer import check_synthesis, synthesis_tensors
 from histocodec.normalise import ChannelStats
 
@@ -51,7 +52,7 @@ def pixels(device: str) -> np.ndarray:
     rng, where = np.random.default_rng(21), torch.device(device)
     latents = rng.integers(-20, 21, (2, 64, 8, 8)).astype(np.float32) / 8
     latents[1, ::7] *= 40
-    made = IntegerSynthesis(CONFIG, arrays(), where)
+    made = IntegerSynthesis(CONFIG, fastest_engine(CONFIG, arrays(), where))
     with torch.inference_mode():
         blocks = made.window(torch.from_numpy(latents).to(where), Margin(2, 0, 0, 3))
     stats = ChannelStats(np.array([180.3, 140.1, 175.7], np.float32), np.array([4.1, 4.5, 3.3], np.float32))
