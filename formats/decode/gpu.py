@@ -110,8 +110,8 @@ class GpuRegions:
             area = reader.latents_of(band)
             window, margin = reader.window_of(level, area)
             first = window.y - strip_window.y // side * side, window.x - strip_window.x // side * side
-            blocks = self.synthesis.window(self._canvas(latents.y, slots, gains, first, window), margin)
-            decoded = pixels(blocks, reader.stats.channels)[0]
+            planes = self.synthesis.window(self._canvas(latents.y, slots, gains, first, window), margin)
+            decoded = pixels(planes, reader.stats.channels)[0]
             out[band.within(strip)] = decoded[band.within(Region(area.x * stride, area.y * stride, 0, 0))]
 
     def _canvas(self, y: Tensor, slots: Tensor, gains: Tensor, first: tuple[int, int], window: Region) -> Tensor:

@@ -40,7 +40,7 @@ def open_compressed(
     Pixels are decoded on `device` ("auto", "cpu", "cuda", "cuda:1") with `workers` threads, by default one for each
     core; at most `cache_bytes` of what was decoded stay in memory. Raises UsageError where the path does not exist,
     UnsupportedError where it is no container or one of a later version, FormatError where it is damaged, and
-    MissingModelError; a device that is not there is found out by the first read.
+    MissingModelError. The first read raises UsageError or UnsupportedError for a device that is not there.
     """
     return CompressedSlide(path, device=device, cache_bytes=cache_bytes, workers=workers)
 

@@ -7,12 +7,13 @@ from typing import Any
 import jsonschema
 import pytest
 
-from histocodec.errors import FormatError, UnsupportedError
+from histocodec.errors import FormatError, UnsupportedError, UsageError
 from histocodec.formats.container import attributes as limits
 from histocodec.formats.container.attributes import KEY, Attributes, LevelAttributes, ModelReference, SourceAttributes
 from histocodec.formats.container.fields import Node
 from histocodec.formats.container.layout import BACKGROUND, CODED, LOSSLESS, NO_SHARD
 from histocodec.formats.container.write import create_skeleton
+from histocodec.geometry import ChunkKey, Region
 from tests.support.containers import SCHEMA, attributes, written
 
 
@@ -113,6 +114,15 @@ def test_absurd_sizes_are_refused_before_anything_is_allocated() -> None:
 def test_nothing_is_written_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="generator"):
         create_skeleton(tmp_path / "a", attributes(generator="x" * 2000))
+
+
+def test_chunks_are_cut_at_the_edge_and_found_by_region() -> None:
+    described = attributes()  # level 0: 150 x 100 pixels in chunks of 64 x 64
+    assert described.chunk_region(ChunkKey(0, 1, 2)) == Region(128, 64, 22, 36)
+    assert described.chunks_in(0, Region(60, 70, 10, 5)) == [ChunkKey(0, 1, 0), ChunkKey(0, 1, 1)]
+    assert described.chunks_in(0, Region(200, 0, 10, 10)) == []
+    with pytest.raises(UsageError, match="outside the grid"):
+        described.chunk_region(ChunkKey(0, 2, 0))
 
 
 def test_limits_in_code_and_schema_are_the_same() -> None:

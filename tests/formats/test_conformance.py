@@ -49,12 +49,12 @@ def test_every_variant_of_this_machine_decodes_the_kit_alike(folder: Path, varia
 
 
 @pytest.mark.parametrize("variant", list(VARIANTS))
-def test_a_synthesis_in_whole_numbers_gives_the_same_pixels_everywhere(variant: str) -> None:
+def test_an_integer_synthesis_gives_the_same_pixels_everywhere(variant: str) -> None:
     assert integer_pixels(variant) == EXPECTED_SHA256
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
-def test_so_does_a_gpu() -> None:
+def test_an_integer_synthesis_gives_the_same_pixels_on_a_gpu() -> None:
     assert integer_pixels("cuda", "cuda") == EXPECTED_SHA256
 
 

@@ -150,7 +150,7 @@ def test_an_embedded_model_is_held_to_its_digest(tmp_path: Path) -> None:
     assert container.model_bytes() == WEIGHTS
 
 
-def test_a_map_of_local_errors_is_optional_and_checked(tmp_path: Path) -> None:
+def test_a_map_of_block_errors_is_optional_and_checked(tmp_path: Path) -> None:
     described, root = attributes(), tmp_path / "a"
     container = written(root, described)
     assert container.block_error(0) is None
@@ -357,7 +357,7 @@ def test_random_damage_never_gives_a_foreign_error(tmp_path: Path) -> None:
             Container.open(container.path)
 
 
-def test_all_that_is_no_latent_takes_little(tmp_path: Path) -> None:
+def test_everything_but_latents_takes_little(tmp_path: Path) -> None:
     """The bound of the whole container: 2 % of 3.4 MB, of which the overview may take 1 %."""
     levels = tuple(
         LevelAttributes(11072 // 4**n, 8292 // 4**n, 4.0**n, "int8", 50, bytes=10**6, psnr=36.123456789)

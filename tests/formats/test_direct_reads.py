@@ -21,19 +21,19 @@ from tests.support.slides import make_lossless
 from tests.support.tiny import tiny_integer_weights, tiny_model
 
 SIZE = (1700, 1300)
-GLASS = (240, 241, 239)
+BACKGROUND = (240, 241, 239)
 INSIDE, CORNERS = Region(600, 620, 200, 180), Region(900, 400, 256, 256)
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tissue, a chunk of bare glass at (0, 0), and one stored losslessly at (1, 2)."""
+    """Tissue, a chunk of background at (0, 0), and one stored losslessly at (1, 2)."""
     folder = tmp_path_factory.mktemp("direct")
     model = folder / "integer.safetensors"
     model.write_bytes(tiny_integer_weights().data)
     pixels = synthetic_slide(*SIZE, seed=6)
-    pixels[:512, :512] = GLASS
-    source = ArraySlide(pixels, background=GLASS)
+    pixels[:512, :512] = BACKGROUND
+    source = ArraySlide(pixels, background=BACKGROUND)
     histocodec.encode(source, folder / "a.zarr", model=str(model), device="cpu", embed_model=True, effort=0)
     make_lossless(folder / "a.zarr", source, 0, 1, 2)
     return folder / "a.zarr"
@@ -72,7 +72,7 @@ def test_direct_reads_are_crops_of_the_whole_wherever_they_lie(path: Path, whole
         with open_compressed(path, device="cpu") as slide:
             assert np.array_equal(slide.read(region, 0), crop(whole, region)), region
     assert len(direct) > 30
-    for touched in (Region(0, 0, 512, 512), Region(1024, 512, 512, 512)):  # glass, and what is stored losslessly
+    for touched in (Region(0, 0, 512, 512), Region(1024, 512, 512, 512)):  # background, and a lossless chunk
         assert any(not region.intersect(touched).empty and not touched.contains(region) for region in direct)
 
 
@@ -107,10 +107,10 @@ def test_a_batch_reads_regions_that_share_no_chunk_directly(path: Path, whole: P
         batch = slide.read_batch(places, (80, 90))
     for pixels, (x, y) in zip(batch, places, strict=True):
         expected = np.empty_like(pixels)
-        expected[...] = GLASS
-        wanted = Region(x, y, 80, 90)
-        inside = wanted.intersect(Region(0, 0, *SIZE))
-        expected[inside.within(wanted)] = crop(whole, inside)
+        expected[...] = BACKGROUND
+        region = Region(x, y, 80, 90)
+        inside = region.intersect(Region(0, 0, *SIZE))
+        expected[inside.within(region)] = crop(whole, inside)
         assert np.array_equal(pixels, expected)
     assert sorted((region.x, region.y) for region in direct) == [(1500, 1100), (1650, 30)]
 

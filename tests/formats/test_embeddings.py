@@ -27,7 +27,7 @@ WHERE = "embeddings/tiny-0"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path) -> Path:
-    """600 × 400 pixels of tissue, right of 600 of glass, embedded."""
+    """600 × 400 pixels of tissue, right of 600 of background, embedded."""
     pixels = np.full((400, 1200, 3), 240, np.uint8)
     pixels[:, 600:] = synthetic_slide(600, 400, seed=3)
     path = tmp_path_factory.mktemp("embeddings") / "slide.zarr"
@@ -42,7 +42,7 @@ def slide(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "slide.zarr"))
 
 
-def test_there_is_a_vector_for_each_patch_of_tissue_and_none_for_glass(made: Path) -> None:
+def test_there_is_a_vector_for_each_patch_of_tissue_and_none_for_background(made: Path) -> None:
     found = read_embeddings(made)
     places = {(int(x), int(y)) for x, y in found.positions}
     # 400 rows are a whole patch and one of 144 pixels, 1200 columns four whole and one of 176.
@@ -106,11 +106,11 @@ def test_a_slide_without_embeddings_says_what_adds_them(slide: Path) -> None:
         read_embeddings(slide)
 
 
-def test_a_slide_of_glass_has_nothing_to_embed(tmp_path: Path, tiny_file: Path) -> None:
+def test_a_slide_of_background_has_nothing_to_embed(tmp_path: Path, tiny_file: Path) -> None:
     path = tmp_path / "blank.zarr"
-    glass = ArraySlide(np.full((300, 300, 3), 240, np.uint8))
+    background = ArraySlide(np.full((300, 300, 3), 240, np.uint8))
     options = EncodeOptions(quality=60, model=str(tiny_file), embed_model=True, device="cpu", workers=1)
-    encode_slide(glass, path, options)
+    encode_slide(background, path, options)
     with pytest.raises(UnsupportedError, match="no tissue"):
         embed(path, workers=1)
 

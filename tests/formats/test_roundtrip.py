@@ -134,7 +134,9 @@ def test_an_embedded_model_is_all_that_is_needed(
 
 
 @pytest.mark.parametrize("quality", [0, 20, 50])
-def test_glass_beside_tissue_keeps_its_colour_at_any_quality(tmp_path: Path, tiny_file: Path, quality: int) -> None:
+def test_background_beside_tissue_keeps_its_colour_at_any_quality(
+    tmp_path: Path, tiny_file: Path, quality: int
+) -> None:
     pixels = synthetic_slide(512, 512)
     pixels[:, 192:] = (243, 240, 244)
     options = EncodeOptions(quality=quality, model=str(tiny_file), levels=(0,), device="cpu", embed_model=True)
@@ -144,7 +146,7 @@ def test_glass_beside_tissue_keeps_its_colour_at_any_quality(tmp_path: Path, tin
     assert np.abs(found.mean(axis=(0, 1)) - (243, 240, 244)).max() < 1
 
 
-def test_bare_glass_is_skipped_and_has_exactly_its_colour(tmp_path: Path, tiny_file: Path) -> None:
+def test_background_is_skipped_and_has_exactly_its_colour(tmp_path: Path, tiny_file: Path) -> None:
     rng = np.random.default_rng(0)
     noise = rng.integers(-4, 5, (600, 1100, 3))
     pixels = (np.array(GLASS) + noise).astype(np.uint8)
@@ -169,7 +171,7 @@ def test_background_is_coded_on_request(tmp_path: Path, tiny_file: Path) -> None
 
 
 def test_faint_tissue_is_not_dropped(tmp_path: Path, tiny_file: Path) -> None:
-    """One patch a few grey levels beyond what counts as glass, in a corner of a slide of glass."""
+    """One patch a few grey levels beyond what counts as background, in a corner of a slide of background."""
     pixels = np.full((1024, 1024, 3), GLASS, np.uint8)
     faint = np.array(GLASS, np.uint8) - np.array([2, GLASS_DISTANCE + 2, 2], np.uint8)
     pixels[700:764, 600:664] = faint
@@ -233,7 +235,7 @@ def test_slides_of_any_size_come_back(tmp_path: Path, tiny_file: Path, size: tup
     assert verify(tmp_path / "a.zarr", against=source, device="cpu").ok
 
 
-def test_a_slide_of_glass_alone_has_no_shards(tmp_path: Path, tiny_file: Path) -> None:
+def test_a_slide_of_background_alone_has_no_shards(tmp_path: Path, tiny_file: Path) -> None:
     source = ArraySlide(np.full((1100, 1200, 3), GLASS, np.uint8))
     report = encoded(source, tmp_path / "a.zarr", tiny_file, embed_model=True)
     assert (report.chunks, report.psnr) == (0, math.inf)

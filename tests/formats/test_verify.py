@@ -38,8 +38,8 @@ def test_a_sound_container_verifies_and_its_psnr_is_measured_again(folder: Path,
 def test_a_container_from_a_machine_of_other_arithmetic_verifies(
     tmp_path: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a synthesis is in floating point, bfloat16 and float32 round differently, on a smooth chunk by more than
-    the map's tolerance; here, on tissue, by more than a smaller one."""
+    """A synthesis in floating point rounds differently in bfloat16 and float32: on a smooth chunk by more than the
+    map's tolerance; here, on tissue, by more than a smaller one."""
     source, path, cpu = ArraySlide(synthetic_slide(512, 512)), tmp_path / "a.zarr", torch.device("cpu")
     options = EncodeOptions(quality=60, effort=0, levels=(0,), device="cpu", model=str(tiny_file), embed_model=True)
     encode_slide(source, path, options)
@@ -76,7 +76,7 @@ def test_the_psnr_map_is_what_the_pixels_say(slide: CompressedSlide, source: Arr
         assert slide.container.attributes.levels[number].psnr == pytest.approx(level_psnr)
 
 
-def test_the_map_of_local_errors_is_what_the_pixels_say(slide: CompressedSlide, source: ArraySlide) -> None:
+def test_the_map_of_block_errors_is_what_the_pixels_say(slide: CompressedSlide, source: ArraySlide) -> None:
     originals = with_pyramid(source)
     for number, level in enumerate(slide.levels):
         stored = slide.container.block_error(number)
@@ -89,7 +89,7 @@ def test_the_map_of_local_errors_is_what_the_pixels_say(slide: CompressedSlide, 
             assert stored[place] == pytest.approx(worst**0.5)
 
 
-def test_a_container_without_the_map_of_local_errors_opens_and_verifies(
+def test_a_container_without_the_map_of_block_errors_opens_and_verifies(
     tmp_path: Path, tiny_file: Path, source: ArraySlide
 ) -> None:
     path = tmp_path / "a.zarr"
@@ -115,7 +115,7 @@ def test_verify_compares_the_stored_block_errors(tmp_path: Path, tiny_file: Path
     assert "block error" in problem
 
 
-def test_verify_measures_what_is_shown_in_place_of_glass(tmp_path: Path, tiny_file: Path) -> None:
+def test_verify_measures_what_is_shown_in_place_of_background(tmp_path: Path, tiny_file: Path) -> None:
     pixels = np.full((520, 1030, 3), GLASS, np.uint8)
     encoded(ArraySlide(pixels, background=GLASS), tmp_path / "a.zarr", tiny_file, embed_model=True, levels=(0,))
     other = pixels.copy()

@@ -1,4 +1,4 @@
-"""No two threads decode the same chunk at a time."""
+"""The cache drops what was used least recently, and no two threads decode the same chunk at a time."""
 
 import os
 import threading
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from histocodec.codec.chunk import HyperChunkCodec
-from histocodec.formats.decode.cache import Underway
+from histocodec.formats.decode.cache import Cache, Underway
 from histocodec.formats.decode.slide import open_compressed
 from histocodec.formats.encode.encode import encode_slide
 from histocodec.formats.encode.options import EncodeOptions
@@ -19,10 +19,35 @@ from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide
 from tests.support.tiny import tiny_model
 
-KEY = ChunkKey(0, 0, 0)
+KEY, SECOND, THIRD = (ChunkKey(0, 0, column) for column in range(3))
 
 
-def test_the_second_waits_for_the_first() -> None:
+def test_the_value_that_was_used_least_recently_is_dropped() -> None:
+    cache: Cache[str] = Cache(limit=20)
+    cache.put(KEY, "first", 10)
+    cache.put(SECOND, "second", 10)
+    assert cache.get(KEY) == "first"
+    cache.put(THIRD, "third", 5)
+    assert [cache.get(key) for key in (KEY, SECOND, THIRD)] == ["first", None, "third"]
+    assert cache.bytes == 15
+
+
+def test_the_newest_value_stays_even_beyond_the_limit() -> None:
+    cache: Cache[str] = Cache(limit=0)
+    cache.put(KEY, "first", 10)
+    assert cache.get(KEY) == "first"
+    cache.put(SECOND, "second", 10)
+    assert (cache.get(KEY), cache.get(SECOND), cache.bytes) == (None, "second", 10)
+
+
+def test_a_second_value_of_a_key_is_ignored() -> None:
+    cache: Cache[str] = Cache(limit=100)
+    cache.put(KEY, "first", 10)
+    cache.put(KEY, "again", 20)
+    assert (cache.get(KEY), cache.bytes) == ("first", 10)
+
+
+def test_the_second_thread_waits_for_the_first() -> None:
     underway, seen = Underway(), []
     begun, go_on = threading.Event(), threading.Event()
 
@@ -39,7 +64,7 @@ def test_the_second_waits_for_the_first() -> None:
     threads = [threading.Thread(target=target) for target in (first, second)]
     threads[0].start()
     assert begun.wait(10)
-    assert list(underway.free_first([KEY, ChunkKey(0, 0, 1)])) == [ChunkKey(0, 0, 1), KEY]
+    assert list(underway.free_first([KEY, SECOND])) == [SECOND, KEY]
     threads[1].start()
     time.sleep(0.05)
     assert seen == []
@@ -51,7 +76,7 @@ def test_the_second_waits_for_the_first() -> None:
         assert mine
 
 
-def test_a_failure_leaves_the_way_free() -> None:
+def test_a_failure_frees_the_chunk() -> None:
     underway = Underway()
     with pytest.raises(ValueError, match="broken"), underway.claim(KEY):
         raise ValueError("broken")
@@ -72,7 +97,7 @@ def test_a_forked_child_waits_for_nobody() -> None:
 
 
 def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four blocks, whose windows share all four chunks, on four threads."""
+    """Four chunks on four threads; the window of each touches all four."""
     model = tiny_model(tmp_path)
     monkeypatch.setenv(MODELS_VARIABLE, str(tmp_path))
     pixels = synthetic_slide(1024, 1024, seed=4)
