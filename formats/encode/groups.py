@@ -50,5 +50,5 @@ def encode_group(keys: Sequence[ChunkKey], plan: Plan, quantiser: Quantiser) -> 
         window = Window(
             y[latent_slices(seen, analysed, stride)], margin_of(chunk, seen, stride), pixels[chunk.within(read)]
         )
-        chunks[key] = StoredChunk(CODED, quantiser.coded(window, plan.quality, config.chunk, plan.dtype))
+        chunks[key] = StoredChunk(CODED, quantiser.encode(window, plan.quality, config.chunk, plan.dtype))
     return chunks

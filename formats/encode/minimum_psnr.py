@@ -119,14 +119,14 @@ class MinimumPsnr:
         most, high = self.floor.mean_squared_error * window.pixels.size, QUALITIES - 1
 
         def holds(quality: int, quantiser: Quantiser) -> bool:
-            integers = quantiser.window(window, quality, self.plan.dtype)[window.inner]
+            integers = quantiser.latents(window, quality, self.plan.dtype)[window.inner]
             np.multiply(integers, quantiser.weights.inverse_gain(quality)[:, None, None], out=chunk)
             decoded = quantiser.transform.synthesise([latents], margin, reader.stats.channels)[0]
             return squared_error(decoded[:height, :width], window.pixels) <= most
 
         if low == high or not holds(high, self.quantiser):
             return None  # at once, as for noise, which no quality holds
-        below, rounding = low, self.quantiser.rounding()
+        below, rounding = low, self.quantiser.without_search()
         while high - below > 1:
             middle = (below + high) // 2
             below, high = (below, middle) if holds(middle, rounding) else (middle, high)
@@ -152,7 +152,7 @@ class MinimumPsnr:
         window = self._window(key)
         if change.state == LOSSLESS:
             files.write_lossless(self.container.root, attributes, key, window.pixels)
-        data = self.quantiser.coded(window, change.quality, attributes.chunk, self.plan.dtype)
+        data = self.quantiser.encode(window, change.quality, attributes.chunk, self.plan.dtype)
         return StoredChunk(change.state, data)
 
     def _affected(self, changed: Sequence[ChunkKey], fidelity: LevelFidelity) -> list[ChunkKey]:

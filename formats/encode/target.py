@@ -64,7 +64,7 @@ def _lowest_with_psnr(target: float, samples: Sequence[Sample], quantiser: Quant
     """The lowest quality at which level 0 has `target` dB."""
     finest = [sample for sample in samples if sample.chunk.key.level == 0]
     values = sum(sample.chunk.weight * sample.window.pixels.size for sample in finest)
-    rounding = quantiser.rounding()
+    rounding = quantiser.without_search()
     rounded_error = cache(lambda quality: _squared_error(finest, quality, rounding, workers))
 
     def reached(quality: int, factor: float) -> float:
@@ -87,7 +87,7 @@ def _highest_within_rate(
 ) -> float:
     """The highest quality with which the container has at most `target` bits per pixel of level 0."""
     pixels, fixed_bits = scope.level(0).region.area, 8 * _bytes_beside_chunks(scope)
-    rounding = quantiser.rounding()
+    rounding = quantiser.without_search()
     rounded_bits = cache(lambda quality: _bits(samples, quality, rounding, workers))
 
     def bpp(quality: int, factor: float = 1.0) -> float:
@@ -152,7 +152,7 @@ def _effect_of_effort(
     if not quantiser.effort:
         return None
     few = spread([sample for sample in samples if not sample.chunk.blank] or samples, SEARCHED_CHUNKS)
-    rounding = quantiser.rounding()
+    rounding = quantiser.without_search()
 
     def factor(quality: int) -> float:
         rounded = total(few, quality, rounding, workers)
@@ -181,7 +181,7 @@ def _bits(samples: Sequence[Sample], quality: int, quantiser: Quantiser, workers
     """Estimated bits of all that the samples stand for."""
 
     def bits(sample: Sample) -> float:
-        coded = quantiser.coded(sample.window, quality, quantiser.weights.config.chunk, np.dtype(np.int16))
+        coded = quantiser.encode(sample.window, quality, quantiser.weights.config.chunk, np.dtype(np.int16))
         return 8 * sample.chunk.weight * (len(coded) + CRC_BYTES)
 
     return sum(workers.map(bits, samples))
@@ -192,7 +192,7 @@ def _squared_error(samples: Sequence[Sample], quality: int, quantiser: Quantiser
     transform = quantiser.transform
 
     def error(sample: Sample) -> float:
-        y = quantiser.window(sample.window, quality, np.dtype(np.int16))
+        y = quantiser.latents(sample.window, quality, np.dtype(np.int16))
         scaled = (y * transform.weights.inverse_gain(quality)[:, None, None]).astype(np.float32)
         decoded = transform.synthesise([scaled], sample.window.margin, quantiser.stats)[0]
         height, width, _ = sample.window.pixels.shape

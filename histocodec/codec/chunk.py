@@ -1,10 +1,13 @@
-"""The latent chunk: integers (C, n, n) to bytes and back, exactly, on every machine. Follows SPEC's "latent chunk".
+"""The latent chunk: integers (C, n, n) to bytes and back, exactly, on every machine. Follows "latent chunk" in SPEC.md.
 
 0  1  quality index, 0 … 100
-1  1  channel quads: channels of index ≥ 4·quads are zero throughout the chunk     } all three zero: the chunk
-2  1  cell rows:     rows of index ≥ 2·(cell rows) are zero                        } is zero, and nothing
-3  1  cell columns:  likewise                                                      } follows
-4  …  one rANS stream. `hyper`: five segments, z, then the four quadtree steps. `vae`: one, channel by channel
+1  1  channel quads: channels of index ≥ 4·quads are 0 throughout the chunk     } if all three are 0, the chunk is
+2  1  cell rows:     rows of index ≥ 2·(cell rows) are 0                        } 0, and nothing follows
+3  1  cell columns:  columns likewise                                           }
+4  …  one rANS stream. `hyper`: five segments, z and then the four quadtree steps. `vae`: one segment
+
+A cell is 2 × 2 latents, a quad four channels. The context of `hyper` codes each cell and quad in four steps
+(`histocodec.models.prior.graph`).
 """
 
 from abc import ABC, abstractmethod
@@ -29,7 +32,7 @@ MAX_SIDE = 510  # a chunk's side in latents: 255 cells
 
 @dataclass(frozen=True)
 class ChunkHeader:
-    """What the first four bytes say: the quality, and the corner of the chunk that is not zero."""
+    """The first four bytes: the quality, and the extent, outside which all latents are 0."""
 
     quality: int
     quads: int
@@ -38,18 +41,21 @@ class ChunkHeader:
 
     @property
     def extent(self) -> tuple[int, int, int]:
+        """Channel quads, cell rows and cell columns."""
         return self.quads, self.cell_rows, self.cell_columns
 
     @property
     def empty(self) -> bool:
+        """Whether all latents of the chunk are 0."""
         return self.quads == 0
 
     def pack(self) -> bytes:
+        """The four bytes."""
         return bytes((self.quality, self.quads, self.cell_rows, self.cell_columns))
 
     @classmethod
     def unpack(cls, data: bytes, shape: tuple[int, int, int]) -> "ChunkHeader":
-        """Raises FormatError unless the header fits a chunk of `shape`."""
+        """The header of a chunk's bytes. Raises FormatError unless it fits a chunk of `shape` (C, n, n)."""
         if len(data) < HEADER_BYTES:
             raise FormatError(f"a latent chunk has {len(data)} bytes; its header alone has {HEADER_BYTES}")
         header = cls(*data[:HEADER_BYTES])
@@ -66,12 +72,11 @@ class ChunkHeader:
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment of a chunk's stream in coding order: integers, each one's frequency table, and the whole part of
-    its mean, which the symbol leaves out; (N,) int32, uint16, int32. A step's elements are those of the extent."""
+    """One segment of a chunk's stream, in coding order. The symbol that is coded is `values - whole_mean`."""
 
-    values: NDArray[np.int32]
-    tables: NDArray[np.uint16]
-    whole: NDArray[np.int32]
+    values: NDArray[np.int32]  # (N,)
+    tables: NDArray[np.uint16]  # (N,) the frequency table of each
+    whole_mean: NDArray[np.int32]  # (N,) the integer part of each one's mean; the table has the fraction
     extent: tuple[int, int, int]  # channel quads, cell rows, cell columns
 
 
@@ -81,21 +86,25 @@ def pad_latents(latents: NDArray[np.signedinteger]) -> NDArray[np.signedinteger]
 
 
 def quality_of(data: bytes) -> int:
-    """The quality index of an encoded chunk."""
+    """The quality index of an encoded chunk. Raises FormatError where it begins with none."""
     if not data or data[0] >= QUALITIES:
         raise FormatError(f"a latent chunk begins with {data[:1].hex() or 'nothing'}; a quality of 0 to 100 is needed")
     return data[0]
 
 
 class ChunkCodec(ABC):
-    """Codes chunks with one model's prior. Thread-safe. `chunk_codec` and `fast_chunk_codec` make one."""
+    """Encodes and decodes chunks with the prior of one model. Thread-safe. Made by `chunk_codec` and
+    `fast_chunk_codec`."""
 
     def __init__(self, weights: ModelWeights) -> None:
         self.weights = weights
 
     def encode(self, latents: NDArray[np.integer[Any]], quality: int, *, z: NDArray[np.int64] | None = None) -> bytes:
-        """latents (C, n, n) int8 or int16 → bytes. Any values are coded; the prior only decides how briefly, and so
-        does `z` (Cz, n/4, n/4) of a `hyper` model, by default `hyper_latents`."""
+        """Latents (C, n, n) int8 or int16 → the bytes of a chunk.
+
+        Any values can be coded; the prior only decides how many bytes they take, and so does `z` (Cz, n/4, n/4) of a
+        `hyper` model, by default `HyperChunkCodec.hyper_latents`. Raises UsageError for a wrong shape, quality or z.
+        """
         self._checked_shape(latents.shape)
         if not 0 <= quality < QUALITIES:
             raise UsageError(f"quality {quality}; 0 to {QUALITIES - 1} are allowed")
@@ -104,19 +113,20 @@ class ChunkCodec(ABC):
             return header.pack()
         encoder = RansEncoder(self.weights.tables)
         for segment in self._segments(latents, header, z):
-            encoder.write(segment.values - segment.whole, segment.tables)
+            encoder.write(segment.values - segment.whole_mean, segment.tables)
         return header.pack() + encoder.finish()
 
     def segments(
         self, latents: NDArray[np.integer[Any]], quality: int, *, z: NDArray[np.int64] | None = None
     ) -> Iterator[Segment]:
-        """What `encode` would code, segment by segment. None for a chunk that is zero."""
+        """The segments that `encode` would write; none for a chunk that is 0."""
         header = ChunkHeader(quality, *_extent(latents))
         if not header.empty:
             yield from self._segments(latents, header, z)
 
     def decode(self, data: bytes, shape: tuple[int, ...]) -> NDArray[np.int16]:
-        """bytes → latents (C, n, n) int16. Raises FormatError for anything that `encode` cannot have written."""
+        """The bytes of a chunk → latents of `shape` (C, n, n), int16. Raises FormatError for anything that `encode`
+        cannot have written, and UsageError for a shape that the model does not have."""
         full = self._checked_shape(shape)
         header = ChunkHeader.unpack(data, full)
         if header.empty:
@@ -130,11 +140,11 @@ class ChunkCodec(ABC):
     def _segments(
         self, latents: NDArray[np.integer[Any]], header: ChunkHeader, z: NDArray[np.int64] | None
     ) -> Iterator[Segment]:
-        """Those of a chunk that is not zero."""
+        """The segments of a chunk that is not 0."""
 
     @abstractmethod
     def _read(self, decoder: RansDecoder, header: ChunkHeader, shape: tuple[int, int, int]) -> NDArray[np.int16]:
-        """The latents (C, n, n) of a chunk that is not zero."""
+        """The latents (C, n, n) of a chunk that is not 0."""
 
     def _checked_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         channels = self.weights.config.latent_channels
@@ -145,15 +155,20 @@ class ChunkCodec(ABC):
         return (shape[0], shape[1], shape[2])
 
     def _fixed_parameters(self, name: str, quality: int) -> tuple[NDArray[np.uint16], NDArray[np.int32]]:
-        """Table and whole mean of each channel of what is coded with fixed tables, `prior.<name>_mean` and `_index`."""
+        """Table and whole mean of each channel of z or of the latents of a `vae`, which are stored in the model as
+        `prior.<name>_mean` (in eighths) and `prior.<name>_index`."""
         mean = self.weights.arrays[f"prior.{name}_mean"][quality].astype(np.int32)
         index = self.weights.arrays[f"prior.{name}_index"][quality].astype(np.int32)
         return ((index << MEAN_BITS) + (mean & PHASE_MASK)).astype(np.uint16), mean >> MEAN_BITS
 
 
 class HyperChunkCodec(ChunkCodec):
-    """The chunk codec of a `hyper` model. `prior` evaluates the model's prior: by default a `FastPrior` with numpy
-    alone; `fast_chunk_codec` has PyTorch multiply; an `IntegerPrior` runs on any device. All write the same bytes."""
+    """The chunk codec of a `hyper` model: a hyperprior z (Ballé et al. 2018) and a quadtree context in four steps
+    (Li et al. 2023).
+
+    `prior` evaluates the model's prior: by default a `FastPrior` with numpy alone; `fast_chunk_codec` has PyTorch
+    multiply; an `IntegerPrior` runs on any device. All write the same bytes.
+    """
 
     def __init__(self, weights: ModelWeights, *, prior: FastPrior | IntegerPrior | None = None) -> None:
         super().__init__(weights)
@@ -163,7 +178,8 @@ class HyperChunkCodec(ChunkCodec):
     def hyper_latents(
         self, latents: NDArray[np.integer[Any]], quality: int, *, reluctance: int = RELUCTANCE
     ) -> NDArray[np.int64]:
-        """z (Cz, n/4, n/4) that `encode` takes by itself; with a `reluctance` of 0 exactly that of h_a."""
+        """The z (Cz, n/4, n/4) that `encode` takes by default. `reluctance` is how strongly a z prefers the value that
+        its table expects; with 0, z is exactly what `h_a` gives."""
         shape, header = self._checked_shape(latents.shape), ChunkHeader(quality, *_extent(latents))
         return self.prior.chunk(quality, shape, header.extent).hyper_latents(latents, reluctance=reluctance)
 
@@ -172,63 +188,63 @@ class HyperChunkCodec(ChunkCodec):
     ) -> Iterator[Segment]:
         shape = self._checked_shape(latents.shape)
         chunk = self.prior.chunk(header.quality, shape, header.extent)
-        keep = self._hyper_extent(header)
-        chosen = chunk.hyper_latents(latents) if z is None else z
+        coded = self._coded_part(header)
+        given = chunk.hyper_latents(latents) if z is None else z
         z = np.zeros((self.config.hyper_channels, shape[1] // 4, shape[2] // 4), np.int64)
-        if chosen.shape != z.shape or np.abs(chosen).max() > HYPER_CLIP:
-            raise UsageError(f"z of shape {chosen.shape}; {z.shape}, each within ±{HYPER_CLIP}, is needed")
-        z[keep] = chosen[keep]
-        tables, whole = self._hyper_parameters(header.quality, keep)
-        yield Segment(z[keep].astype(np.int32).ravel(), tables, whole, header.extent)
+        if given.shape != z.shape or np.abs(given).max() > HYPER_CLIP:
+            raise UsageError(f"z of shape {given.shape}; {z.shape}, each within ±{HYPER_CLIP}, is needed")
+        z[coded] = given[coded]
+        tables, whole_mean = self._hyper_parameters(header.quality, coded)
+        yield Segment(z[coded].astype(np.int32).ravel(), tables, whole_mean, header.extent)
         chunk.begin(z)
         for k in range(GROUPS):
-            tables, whole = chunk.parameters(k)
+            tables, whole_mean = chunk.parameters(k)
             values = _step(latents, k, header)
-            yield Segment(values, tables, whole, header.extent)
+            yield Segment(values, tables, whole_mean, header.extent)
             chunk.place(k, values)
 
     def _read(self, decoder: RansDecoder, header: ChunkHeader, shape: tuple[int, int, int]) -> NDArray[np.int16]:
         chunk = self.prior.chunk(header.quality, shape, header.extent)
-        keep = self._hyper_extent(header)
-        tables, whole = self._hyper_parameters(header.quality, keep)
+        coded = self._coded_part(header)
+        tables, whole_mean = self._hyper_parameters(header.quality, coded)
         z = np.zeros((self.config.hyper_channels, shape[1] // 4, shape[2] // 4), np.int64)
-        coded = decoder.read(tables) + whole
-        if coded.min() < -HYPER_CLIP or coded.max() > HYPER_CLIP:  # int32's lowest has no magnitude
-            raise FormatError(f"a latent chunk holds z from {coded.min()} to {coded.max()}; beyond {HYPER_CLIP}")
-        z[keep] = coded.reshape(z[keep].shape)
+        values = decoder.read(tables) + whole_mean
+        if values.min() < -HYPER_CLIP or values.max() > HYPER_CLIP:  # int32's lowest has no magnitude
+            raise FormatError(f"a latent chunk holds z from {values.min()} to {values.max()}; beyond {HYPER_CLIP}")
+        z[coded] = values.reshape(z[coded].shape)
         chunk.begin(z)
         for k in range(GROUPS):
-            tables, whole = chunk.parameters(k)
-            chunk.place(k, decoder.read(tables) + whole)
+            tables, whole_mean = chunk.parameters(k)
+            chunk.place(k, decoder.read(tables) + whole_mean)
         return chunk.latents
 
-    def _hyper_extent(self, header: ChunkHeader) -> tuple[slice, slice, slice]:
-        """The part of z that is coded: a z covers 2×2 cells."""
+    def _coded_part(self, header: ChunkHeader) -> tuple[slice, slice, slice]:
+        """The part of z that is coded, as an index. One z covers 2 × 2 cells."""
         return slice(None), slice(-(-header.cell_rows // 2)), slice(-(-header.cell_columns // 2))
 
     def _hyper_parameters(
-        self, quality: int, keep: tuple[slice, slice, slice]
+        self, quality: int, coded: tuple[slice, slice, slice]
     ) -> tuple[NDArray[np.uint16], NDArray[np.int32]]:
         """Table and whole mean of every z that is coded, (Cz·rows·columns,)."""
-        tables, whole = self._fixed_parameters("hyper", quality)
-        count = keep[1].stop * keep[2].stop
-        return tables.repeat(count), whole.repeat(count)
+        tables, whole_mean = self._fixed_parameters("hyper", quality)
+        count = coded[1].stop * coded[2].stop
+        return tables.repeat(count), whole_mean.repeat(count)
 
 
 class VaeChunkCodec(ChunkCodec):
-    """Of a `vae` model: every latent with the table of its channel and quality, in C order of the extent."""
+    """The chunk codec of a `vae` model: one table for each channel and quality, latents in C order of the extent."""
 
     def _segments(
         self, latents: NDArray[np.integer[Any]], header: ChunkHeader, z: NDArray[np.int64] | None
     ) -> Iterator[Segment]:
         assert z is None, "there is no z in this family"
-        tables, whole = self._parameters(header)
+        tables, whole_mean = self._parameters(header)
         values = latents[_corner(header)].astype(np.int32).ravel()
-        yield Segment(values, tables, whole, header.extent)
+        yield Segment(values, tables, whole_mean, header.extent)
 
     def _read(self, decoder: RansDecoder, header: ChunkHeader, shape: tuple[int, int, int]) -> NDArray[np.int16]:
-        tables, whole = self._parameters(header)
-        values = decoder.read(tables) + whole.astype(np.int64)
+        tables, whole_mean = self._parameters(header)
+        values = decoder.read(tables) + whole_mean.astype(np.int64)
         limits = np.iinfo(np.int16)
         if values.min() < limits.min or values.max() > limits.max:
             raise FormatError(f"a latent chunk holds values from {values.min()} to {values.max()}, beyond int16")
@@ -238,41 +254,41 @@ class VaeChunkCodec(ChunkCodec):
         return latents
 
     def _parameters(self, header: ChunkHeader) -> tuple[NDArray[np.uint16], NDArray[np.int32]]:
-        tables, whole = self._fixed_parameters("latent", header.quality)
+        tables, whole_mean = self._fixed_parameters("latent", header.quality)
         channels, count = GROUPS * header.quads, 4 * header.cell_rows * header.cell_columns
-        return tables[:channels].repeat(count), whole[:channels].repeat(count)
+        return tables[:channels].repeat(count), whole_mean[:channels].repeat(count)
 
 
 def chunk_codec(weights: ModelWeights) -> ChunkCodec:
-    """The codec of a model's family, with numpy alone."""
+    """The chunk codec of a model's family, with numpy alone."""
     return HyperChunkCodec(weights) if isinstance(weights.config, HyperConfig) else VaeChunkCodec(weights)
 
 
 def fast_chunk_codec(weights: ModelWeights) -> ChunkCodec:
-    """A codec for one core of this machine, by PyTorch's fastest exact means."""
+    """The chunk codec of a model's family, for one core, with the fastest exact products that PyTorch has here."""
     if not isinstance(weights.config, HyperConfig):
         return VaeChunkCodec(weights)
     return HyperChunkCodec(weights, prior=FastPrior(weights.config, weights.arrays, int8_product()))
 
 
 def _corner(header: ChunkHeader) -> tuple[slice, slice, slice]:
-    """The part of a chunk that is not zero."""
+    """The part of a chunk outside which all latents are 0, as an index."""
     return slice(GROUPS * header.quads), slice(2 * header.cell_rows), slice(2 * header.cell_columns)
 
 
 def _extent(latents: NDArray[np.integer[Any]]) -> tuple[int, int, int]:
-    """Quads, cell rows and cell columns up to the last value that is not zero."""
-    used = latents != 0
+    """Channel quads, cell rows and cell columns up to the last latent that is not 0."""
+    nonzero = latents != 0
     ends = []
     for axis, size in ((0, GROUPS), (1, 2), (2, 2)):
-        others = tuple(a for a in range(3) if a != axis)
-        where = np.flatnonzero(used.any(axis=others))
-        ends.append(int(where[-1]) // size + 1 if len(where) else 0)
+        other_axes = tuple(a for a in range(3) if a != axis)
+        indices = np.flatnonzero(nonzero.any(axis=other_axes))
+        ends.append(int(indices[-1]) // size + 1 if len(indices) else 0)
     return ends[0], ends[1], ends[2]
 
 
 def _step(latents: NDArray[np.integer[Any]], k: int, header: ChunkHeader) -> NDArray[np.int32]:
-    """What step k codes, in coding order."""
+    """The latents that step k codes, (N,) in coding order: position by position, then (quads, rows, columns)."""
     rows, columns = header.cell_rows, header.cell_columns
     cells = [latents[p ^ k :: GROUPS, i::2, j::2] for p, (i, j) in enumerate(POSITIONS)]
     return np.stack([part[: header.quads, :rows, :columns] for part in cells]).astype(np.int32).ravel()

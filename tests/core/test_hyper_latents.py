@@ -8,7 +8,7 @@ import torch
 
 from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.codec.gains import quantise
-from histocodec.codec.hyper_latent_search import cheapest_hyper_latents
+from histocodec.codec.hyper_latent_search import search_hyper_latents
 from histocodec.codec.transform import Transform
 from histocodec.errors import UsageError
 from histocodec.geometry import Margin
@@ -38,7 +38,7 @@ def latents(quality: int) -> np.ndarray:
 @pytest.mark.parametrize("quality", [10, 30])
 def test_a_chosen_z_takes_fewer_bytes_for_the_same_latents(quality: int) -> None:
     y = latents(quality)
-    data = codec().encode(y, quality, z=cheapest_hyper_latents(codec(), y, quality))
+    data = codec().encode(y, quality, z=search_hyper_latents(codec(), y, quality))
     assert len(data) < len(codec().encode(y, quality))
     assert np.array_equal(codec().decode(data, y.shape), y)
 
@@ -46,7 +46,7 @@ def test_a_chosen_z_takes_fewer_bytes_for_the_same_latents(quality: int) -> None
 def test_z_is_as_h_a_proposes_it_where_it_costs_next_to_nothing() -> None:
     y = latents(100)
     y[:] *= 20
-    assert np.array_equal(cheapest_hyper_latents(codec(), y, 100), codec().hyper_latents(y, 100))
+    assert np.array_equal(search_hyper_latents(codec(), y, 100), codec().hyper_latents(y, 100))
 
 
 @pytest.mark.parametrize(

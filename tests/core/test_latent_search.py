@@ -6,7 +6,7 @@ import torch
 
 from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.codec.gains import quantise
-from histocodec.codec.latent_search import Floats, LatentSearch, Terms, _bent, _damped
+from histocodec.codec.latent_search import Floats, LatentSearch, SearchTerms, _updated_curvature, _updated_damping
 from histocodec.codec.transform import Transform
 from histocodec.codec.window import Window
 from histocodec.fidelity import squared_error
@@ -66,11 +66,11 @@ def test_a_position_that_shows_nothing_is_left_alone() -> None:
     pixels[:, 80:] = (243, 240, 244)
     pixels[0, 159] = 0  # but for this one
     window = Window(transform.analyse(pixels, Margin(), STATS), Margin(), pixels)
-    descent, rounded = (
+    search, rounded = (
         LatentSearch(transform, HyperChunkCodec(tiny_weights()), STATS),
         quantise(window.y, tiny_weights().gain(60), np.dtype(np.int16)),
     )
-    found = descent.cheaper(rounded, window, descent.terms(window, 60), 8)
+    found = search.search(rounded, window, search.measure(window, 60), 8)
     changed = (found != rounded).any(axis=0)
     assert changed[:, :5].any()
     assert not changed[1:, 5:].any()
@@ -86,14 +86,14 @@ def test_glass_is_right_at_the_quality_below_too(monkeypatch: pytest.MonkeyPatch
     asked: list[tuple[int, float]] = []
 
     def rounded(self: LatentSearch, window: Window, quality: int, stats: ChannelStats) -> tuple[Floats, Floats]:
-        _, error = found = _rounded(self, window, quality, stats)
+        _, error = found = _rounded_cost(self, window, quality, stats)
         asked.append((quality, float(error[:, 9:].sum())))
         return found
 
-    _rounded = LatentSearch._rounded
-    monkeypatch.setattr(LatentSearch, "_rounded", rounded)
+    _rounded_cost = LatentSearch._rounded_cost
+    monkeypatch.setattr(LatentSearch, "_rounded_cost", rounded)
     for known in (glass, None):
-        LatentSearch(transform, HyperChunkCodec(tiny_weights()), stats, known).terms(window, 60)
+        LatentSearch(transform, HyperChunkCodec(tiny_weights()), stats, known).measure(window, 60)
     (below, error), here, (_, wrong), again = asked
     assert below < 60
     assert here == again == (60, pytest.approx(here[1]))
@@ -106,8 +106,8 @@ def test_a_search_never_ends_dearer_than_it_began() -> None:
     window = Window(transform.analyse(pixels, Margin(), STATS), Margin(), pixels)
     rounded = quantise(window.y, tiny_weights().gain(60), np.dtype(np.int16))
     trained = tiny_weights().hyper.rate_weight(60) / 3
-    terms = Terms(60, np.full(48, 1e-9, np.float32), trained)
-    found = LatentSearch(transform, codec, STATS).cheaper(rounded, window, terms, 3)
+    terms = SearchTerms(60, np.full(48, 1e-9, np.float32), trained)
+    found = LatentSearch(transform, codec, STATS).search(rounded, window, terms, 3)
     shown = [
         transform.synthesise([(x * tiny_weights().inverse_gain(60)[:, None, None]).astype(np.float32)], Margin(), STATS)
         for x in (rounded, found)
@@ -117,22 +117,22 @@ def test_a_search_never_ends_dearer_than_it_began() -> None:
     assert bits[1] + trained * after < 1.01 * (bits[0] + trained * before)
 
 
-def test_a_position_that_bent_more_than_expected_is_damped() -> None:
+def test_a_position_that_bent_more_than_expected_is_updated_damping() -> None:
     damping = np.ones((1, 9), np.float32)
     alone = np.zeros((1, 9))
     alone[0, 1], alone[0, 7] = 2.0, 2.0
     bent = np.array([[0, 8.0, 0, 0, 0, 0, 0, 0.5, 0]])
-    found = _damped(damping, bent, alone, np.ones((1, 9), bool))
+    found = _updated_damping(damping, bent, alone, np.ones((1, 9), bool))
     assert np.allclose(found[0, :3], 0.8 * 2)  # halfway from 1 to 4, and a little bolder
     assert np.allclose(found[0, 3:6], 0.8)  # nothing moved near it
     assert np.allclose(found[0, 6:], 0.8 * np.sqrt(0.3))  # not below what is allowed
-    assert np.allclose(_damped(damping, bent, alone, np.zeros((1, 9), bool))[0, :3], 1.2 * 2)
+    assert np.allclose(_updated_damping(damping, bent, alone, np.zeros((1, 9), bool))[0, :3], 1.2 * 2)
 
 
 def test_a_channel_that_bent_more_than_others_is_curved_more() -> None:
     moved = np.zeros((3, 40, 40), np.int16)
     moved[:2] = 1
     change = np.stack([np.full((40, 40), bend, np.float32) for bend in (1.0, 4.0, 9.0)])
-    found = _bent(np.ones(3, np.float32), change, moved)
+    found = _updated_curvature(np.ones(3, np.float32), change, moved)
     assert found[1] / found[0] == pytest.approx(4, rel=0.05)
     assert found[0] * found[1] == pytest.approx(1, rel=0.01)  # what they have in common is not theirs

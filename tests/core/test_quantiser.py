@@ -1,4 +1,4 @@
-"""Rate–distortion optimised quantisation: cheaper chunks for the same decoder."""
+"""Rate–distortion optimised quantisation: search chunks for the same decoder."""
 
 import math
 from dataclasses import replace
@@ -11,7 +11,7 @@ import torch
 
 from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.codec.gains import quantise
-from histocodec.codec.latent_search import Latents, LatentSearch, Terms
+from histocodec.codec.latent_search import Latents, LatentSearch, SearchTerms
 from histocodec.codec.quantise import Quantiser
 from histocodec.codec.transform import Transform
 from histocodec.codec.window import Window
@@ -67,7 +67,7 @@ def priced(data: bytes, quality: int) -> tuple[float, float]:
 def exchange(quality: int) -> float:
     """Bits that a unit of squared error costs on this chunk, from one quality to another."""
     (bits, error), (more, less) = (
-        priced(quantiser(0).coded(window(), q, 12, INT16), q) for q in (quality - 5, quality + 5)
+        priced(quantiser(0).encode(window(), q, 12, INT16), q) for q in (quality - 5, quality + 5)
     )
     assert more > bits
     assert less < error
@@ -75,7 +75,7 @@ def exchange(quality: int) -> float:
 
 
 def test_no_effort_is_rounding() -> None:
-    chunk = decoded(quantiser(0).coded(window(), 50, 12, INT16))
+    chunk = decoded(quantiser(0).encode(window(), 50, 12, INT16))
     expected = quantise(window().y, tiny_weights().gain(50), INT16)[:, :10, HALO : HALO + 9]
     assert chunk.shape == (48, 12, 12)
     assert np.array_equal(chunk[:, :10, :9], expected)
@@ -85,7 +85,7 @@ def test_no_effort_is_rounding() -> None:
 
 @pytest.mark.parametrize("quality", [20, 60, 95])
 def test_effort_makes_a_chunk_cheaper(quality: int) -> None:
-    found = [priced(quantiser(e).coded(window(), quality, 12, INT16), quality) for e in (0, 1, 6)]
+    found = [priced(quantiser(e).encode(window(), quality, 12, INT16), quality) for e in (0, 1, 6)]
     plain, little, much = (bits + exchange(quality) * error for bits, error in found)
     assert little < 0.99 * plain
     assert much < 1.01 * little  # as the search itself weighs them, which is over more qualities
@@ -94,32 +94,32 @@ def test_effort_makes_a_chunk_cheaper(quality: int) -> None:
 def test_a_part_of_an_effort_is_so_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
-    def cheaper(self: LatentSearch, rounded: Latents, window: Window, terms: Terms, steps: int) -> Latents:
+    def search(self: LatentSearch, rounded: Latents, window: Window, terms: SearchTerms, steps: int) -> Latents:
         asked.append(steps)
         return rounded[window.inner]
 
-    monkeypatch.setattr(LatentSearch, "cheaper", cheaper)
+    monkeypatch.setattr(LatentSearch, "search", search)
     for effort in (0.01, 0.1, 0.34, 1, 1.2):
-        quantiser(effort).window(window(), 60, INT16)
+        quantiser(effort).latents(window(), 60, INT16)
     assert asked == [1, 1, 3, 10, 12]
 
 
 def test_z_is_searched_from_a_whole_effort_on() -> None:
     codec = HyperChunkCodec(tiny_weights())
     for effort, proposed in ((0.9, True), (1, False)):
-        data = quantiser(effort).coded(window(), 20, 12, INT16)
+        data = quantiser(effort).encode(window(), 20, 12, INT16)
         assert (data == codec.encode(decoded(data), 20)) == proposed
 
 
 def test_a_tenth_of_an_effort_lies_between_none_and_all() -> None:
-    found = [priced(quantiser(e).coded(window(), 60, 12, INT16), 60) for e in (0, 0.1, 1)]
+    found = [priced(quantiser(e).encode(window(), 60, 12, INT16), 60) for e in (0, 0.1, 1)]
     none, tenth, whole = (bits + exchange(60) * error for bits, error in found)
     assert whole < tenth < none
 
 
 def test_a_move_goes_towards_zero_or_to_the_other_side_of_where_y_was() -> None:
     y = window().y[window().inner] * tiny_weights().gain(70)[:, None, None]
-    chunk = decoded(quantiser(6).coded(window(), 70, 12, INT16))[:, :10, :9]
+    chunk = decoded(quantiser(6).encode(window(), 70, 12, INT16))[:, :10, :9]
     rounded = np.floor(y + 0.5)
     assert (chunk != rounded).any()
     assert ((np.abs(chunk) < np.abs(rounded)) | (np.abs(chunk - y) < 1) | (chunk == rounded)).all()
@@ -127,7 +127,7 @@ def test_a_move_goes_towards_zero_or_to_the_other_side_of_where_y_was() -> None:
 
 def test_the_neighbours_are_left_alone() -> None:
     rounded = quantise(window().y, tiny_weights().gain(60), INT16)
-    refined = quantiser(4).window(window(), 60, INT16)
+    refined = quantiser(4).latents(window(), 60, INT16)
     assert (refined != rounded).any()
     refined[window().inner] = rounded[window().inner]
     assert np.array_equal(refined, rounded)
@@ -135,10 +135,10 @@ def test_the_neighbours_are_left_alone() -> None:
 
 def test_nothing_leaves_the_type_it_is_stored_in() -> None:
     loud = Window(window().y * 100, window().margin, window().pixels)
-    latents = quantiser(2).window(loud, 90, np.dtype(np.int8))
+    latents = quantiser(2).latents(loud, 90, np.dtype(np.int8))
     assert latents.dtype == np.int8
     assert latents.max() == 127
-    assert decoded(quantiser(2).coded(loud, 90, 12, np.dtype(np.int8))).max() == 127
+    assert decoded(quantiser(2).encode(loud, 90, 12, np.dtype(np.int8))).max() == 127
 
 
 def test_a_slide_encoded_with_effort_is_cheaper_and_the_same_with_any_number_of_workers(tmp_path: Path) -> None:

@@ -444,7 +444,7 @@ def test_a_stored_crop_is_what_the_encoder_makes_of_it() -> None:
     counted, coder = tables_of_stored(weights, [plain, sought]), HyperChunkCodec(weights)
     y = F.pad(sought.latents, (0, 0, 0, 1)).numpy()
     before, after = (
-        sum(float(symbol_bits(s.values - s.whole, s.tables, tables).sum()) for s in coder.segments(y, 70))
+        sum(float(symbol_bits(s.values - s.whole_mean, s.tables, tables).sum()) for s in coder.segments(y, 70))
         for tables in (weights.tables, counted)
     )
     assert after < before

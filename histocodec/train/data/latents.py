@@ -81,7 +81,7 @@ class Encoder:
 
         def quantised(place: tuple[int, int]) -> NDArray[np.signedinteger]:
             window = PixelWindow.read(slide, 0, grid.region(*place), config).analyse(transform, stats)
-            return quantiser.window(window, quality, np.dtype(np.int16))[window.inner]
+            return quantiser.latents(window, quality, np.dtype(np.int16))[window.inner]
 
         rows = [[(row, column) for column in range(grid.columns)] for row in range(grid.rows)]
         latents = np.concatenate(
@@ -158,7 +158,7 @@ def tables_of_stored(weights: ModelWeights, crops: Sequence[Stored]) -> TableSet
     counts = np.zeros(len(tables.freq), np.int64)
     for crop in crops:
         for segment in coder.segments(pad_latents(crop.latents.numpy()), crop.quality):
-            symbols = segment.values.astype(np.int64) - segment.whole - tables.low[segment.tables]
+            symbols = segment.values.astype(np.int64) - segment.whole_mean - tables.low[segment.tables]
             size = tables.size[segment.tables].astype(np.int64)
             known = (symbols >= 0) & (symbols < size)
             entries = tables.offset[segment.tables] + np.where(known, symbols, size)
