@@ -13,24 +13,23 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 from zarr.abc.codec import ArrayBytesCodec
-from zarr.core.array_spec import ArraySpec
-from zarr.core.buffer import Buffer, NDBuffer
-from zarr.core.chunk_grids import ChunkGrid, RegularChunkGrid
-from zarr.core.common import JSON
-from zarr.core.dtype import ZDType
 from zarr.registry import register_codec
 
 from histocodec.errors import FormatError, UsageError
 from histocodec.formats.container.attributes import MODEL_ID, SHA256
 from histocodec.models.config import GROUPS, QUALITIES
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # names that move between versions of zarr, and are needed for nothing but types
+    from zarr.core.array_spec import ArraySpec
+    from zarr.core.buffer import Buffer, NDBuffer
+    from zarr.core.common import JSON
+    from zarr.dtype import ZDType
+
     from histocodec.codec.chunk import ChunkCodec
     from histocodec.models.weights import ModelWeights
 
 CODEC_NAME = "histocodec.latent"
 DTYPES = ("int8", "int16")
-AnyZDType = ZDType[Any, Any]
 
 _provided: dict[str, "ModelWeights"] = {}  # by SHA-256: weights that came inside a container
 
@@ -76,7 +75,7 @@ class LatentCodec(ArrayBytesCodec):
             raise UsageError(f"{CODEC_NAME}: quality {self.quality!r}; an integer from 0 to {QUALITIES - 1} is needed")
 
     @classmethod
-    def from_dict(cls, data: dict[str, JSON]) -> Self:
+    def from_dict(cls, data: "dict[str, JSON]") -> Self:
         """The codec that an array's metadata describes. Raises UsageError for another configuration."""
         configuration = data.get("configuration")
         if not isinstance(configuration, dict) or set(configuration) != {"model", "sha256", "quality"}:
@@ -84,36 +83,37 @@ class LatentCodec(ArrayBytesCodec):
         values = cast(dict[str, Any], configuration)
         return cls(model=values["model"], sha256=values["sha256"], quality=values["quality"])
 
-    def to_dict(self) -> dict[str, JSON]:
+    def to_dict(self) -> "dict[str, JSON]":
         """The codec as an array's metadata describes it; the inverse of `from_dict`."""
         return {
             "name": CODEC_NAME,
             "configuration": {"model": self.model, "sha256": self.sha256, "quality": self.quality},
         }
 
-    def evolve_from_array_spec(self, array_spec: ArraySpec) -> Self:
+    def evolve_from_array_spec(self, array_spec: "ArraySpec") -> Self:
         """The codec itself, after checking the array's dtype. Raises UsageError for any but int8 and int16."""
         _check_dtype(array_spec.dtype)  # the only check that zarr calls for a codec within shards
         return self
 
-    def validate(self, *, shape: tuple[int, ...], dtype: AnyZDType, chunk_grid: ChunkGrid) -> None:
+    def validate(self, *, shape: tuple[int, ...], dtype: "ZDType[Any, Any]", chunk_grid: object) -> None:
         """Raises UsageError for an array whose dtype or chunks the codec cannot code."""
         _check_dtype(dtype)
-        if not isinstance(chunk_grid, RegularChunkGrid):
+        shape_of_chunks = getattr(chunk_grid, "chunk_shape", None)  # of a regular grid, whatever zarr calls its class
+        if not isinstance(shape_of_chunks, tuple):
             raise UsageError(f"{CODEC_NAME}: chunk grid {type(chunk_grid).__name__}; only a regular one is allowed")
-        _check_shape(chunk_grid.chunk_shape)
+        _check_shape(shape_of_chunks)
 
-    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: "ArraySpec") -> int:
         """Raises NotImplementedError: the size depends on the values."""
         raise NotImplementedError(f"{CODEC_NAME}: the size of a compressed chunk depends on its values")
 
-    async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
+    async def _decode_single(self, chunk_data: "Buffer", chunk_spec: "ArraySpec") -> "NDBuffer":
         dtype = _check_dtype(chunk_spec.dtype)
         data = chunk_data.to_bytes()
         values = await asyncio.to_thread(self.decode_chunk, data, chunk_spec.shape, dtype)
         return chunk_spec.prototype.nd_buffer.from_numpy_array(values)
 
-    async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> Buffer:
+    async def _encode_single(self, chunk_data: "NDBuffer", chunk_spec: "ArraySpec") -> "Buffer":
         _check_dtype(chunk_spec.dtype)
         values = chunk_data.as_numpy_array()
         data = await asyncio.to_thread(self.encode_chunk, values)
@@ -140,7 +140,7 @@ class LatentCodec(ArrayBytesCodec):
         return values.astype(dtype, copy=False)
 
 
-def _check_dtype(dtype: AnyZDType) -> np.dtype[Any]:
+def _check_dtype(dtype: "ZDType[Any, Any]") -> np.dtype[Any]:
     native: np.dtype[Any] = dtype.to_native_dtype()
     if native.name not in DTYPES:
         raise UsageError(f"{CODEC_NAME}: arrays of {native.name}; only {' and '.join(DTYPES)} can be coded")

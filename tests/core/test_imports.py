@@ -177,6 +177,17 @@ def test_torch_is_imported_at_once_only_where_tensors_are() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_only_public_modules_of_zarr_are_imported_at_once() -> None:
+    """Those of `zarr.core` move from one release to the next."""
+    wrong = [
+        described(module, imported)
+        for module in modules().values()
+        for imported in imports(module)
+        if imported.at_once and imported.module.startswith("zarr.core")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 @pytest.mark.parametrize("prefix", WITHOUT_TORCH)
 def test_importing_what_needs_no_tensors_imports_no_torch(prefix: str) -> None:
     starts = [name for name in modules() if within(name, (prefix,))]
