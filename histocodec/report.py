@@ -9,6 +9,8 @@ import click
 
 from histocodec.text import json_text, printable
 
+MAX_TITLE = 28  # characters; longer file names leave no room for the bar on 80 columns
+
 
 class Progress(Protocol):
     """A callback that long tasks report to: units done, units in total, and a few words beside the bar."""
@@ -23,22 +25,28 @@ def progress_bar(title: str) -> Iterator[Progress]:
         yield lambda done, total, note="": None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
     columns = (
         TextColumn("{task.description}", markup=False),  # a file name may hold square brackets
         BarColumn(),
         TaskProgressColumn(),
+        TimeElapsedColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(printable(title), total=None, note="")
+        task = bars.add_task(_shortened(printable(title)), total=None, note="")
 
         def show(done: int, total: int, note: str = "") -> None:
             bars.update(task, completed=done, total=total, note=printable(note))
 
         yield show
+
+
+def _shortened(title: str) -> str:
+    half = MAX_TITLE // 2
+    return title if len(title) <= MAX_TITLE else f"{title[: half - 1]}…{title[-half:]}"
 
 
 def say(message: str) -> None:
