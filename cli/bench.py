@@ -4,7 +4,16 @@ from pathlib import Path
 
 import click
 
-from histocodec.cli.options import SectionedCommand, device_option, json_option, model_option, option, path_arguments
+from histocodec.cli.options import (
+    SectionedCommand,
+    device_option,
+    integer,
+    json_option,
+    model_option,
+    number,
+    option,
+    path_arguments,
+)
 from histocodec.report import print_json, progress_bar, say
 
 SECTIONS = {
@@ -57,7 +66,7 @@ def ratios(text: str) -> tuple[int, ...]:
 )
 @option(
     "--regions",
-    type=click.IntRange(min=0),
+    type=integer(0),
     metavar="N",
     default=4,
     show_default=True,
@@ -65,7 +74,7 @@ def ratios(text: str) -> tuple[int, ...]:
 )
 @option(
     "--region-size",
-    type=click.IntRange(min=32),
+    type=integer(32),
     metavar="N",
     default=1024,
     show_default=True,
@@ -73,7 +82,7 @@ def ratios(text: str) -> tuple[int, ...]:
 )
 @option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=integer(0),
     metavar="N",
     default=0,
     show_default=True,
@@ -89,7 +98,7 @@ def ratios(text: str) -> tuple[int, ...]:
 )
 @option(
     "--points",
-    type=click.IntRange(min=2),
+    type=integer(2),
     metavar="N",
     default=12,
     show_default=True,
@@ -112,7 +121,7 @@ def ratios(text: str) -> tuple[int, ...]:
     metavar="Q,…",
     help="Qualities to encode at.",
 )
-@option("--effort", type=click.FloatRange(0, 9), metavar="N", help="Search effort, as in encode.")
+@option("--effort", type=number(0, 9), metavar="N", help="Search effort, as in encode.")
 @option("--timing/--no-timing", default=True, show_default="yes", help="Time a few of the codings of each image.")
 @option(
     "--speed",
@@ -123,7 +132,7 @@ def ratios(text: str) -> tuple[int, ...]:
 )
 @option(
     "--threads",
-    type=click.IntRange(min=1),
+    type=integer(1),
     metavar="N",
     show_default="one per core",
     help="Number of threads, for every codec.",

@@ -10,6 +10,7 @@ import click
 from histocodec.cli.options import (
     box,
     device_option,
+    integer,
     json_option,
     option,
     overwrite_option,
@@ -33,11 +34,11 @@ STRIP_ROWS = 512  # rows of a whole level that are decoded between two steps of 
 @path_argument("src")
 @path_argument("out")
 @option("--region", type=box, metavar="X,Y,W,H", help="Decode W x H pixels, with the corner X,Y in pixels of level 0.")
-@option("--level", type=click.IntRange(min=0), metavar="N", show_default="0", help="Level to decode.")
+@option("--level", type=integer(0), metavar="N", show_default="0", help="Level to decode.")
 @option("--mpp", type=positive, metavar="M", help="Resolution to decode at, in microns per pixel.")
 @option(
     "--jpeg-quality",
-    type=click.IntRange(1, 100),
+    type=integer(1, 100),
     metavar="Q",
     default=90,
     show_default=True,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from histocodec.cli.options import device_option, json_option, model_option, option
+from histocodec.cli.options import device_option, integer, json_option, model_option, option
 from histocodec.errors import FormatError
 from histocodec.report import print_facts, print_json, progress_bar, say
 from histocodec.text import count_text, decibel_text, ratio_text, size_text, speed_text, time_text
@@ -54,7 +54,7 @@ class DemoReport:
 @option("--slide", "source", type=click.Path(path_type=Path), metavar="PATH", help="Use this slide, not a made-up one.")
 @option(
     "--size",
-    type=click.IntRange(256, 65_536),
+    type=integer(256, 65_536),
     metavar="N",
     default=8192,
     show_default=True,
@@ -62,7 +62,7 @@ class DemoReport:
 )
 @option(
     "--quality",
-    type=click.IntRange(0, 100),
+    type=integer(0, 100),
     metavar="Q",
     default=50,
     show_default=True,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from histocodec.cli.options import json_option, option, overwrite_option, path_arguments, workers_option
+from histocodec.cli.options import integer, json_option, option, overwrite_option, path_arguments, workers_option
 from histocodec.report import print_facts, print_json, progress_bar
 from histocodec.text import count_text, size_text, time_text
 
@@ -14,7 +14,7 @@ from histocodec.text import count_text, size_text, time_text
 @path_arguments("slides", "SLIDE...")
 @option(
     "--level",
-    type=click.IntRange(min=0),
+    type=integer(0),
     metavar="N",
     default=0,
     show_default=True,

@@ -12,6 +12,7 @@ from histocodec.cli.options import (
     json_option,
     level_list,
     model_option,
+    number,
     option,
     overwrite_option,
     path_argument,
@@ -42,7 +43,7 @@ SECTIONS = {
 @path_argument("dst")
 @option(
     "--quality",
-    type=click.FloatRange(0, 100),
+    type=number(0, 100),
     metavar="Q",
     show_default="50, or the model's own ratio",
     help="Quality, 0–100. Higher is better and larger.",
@@ -58,7 +59,7 @@ SECTIONS = {
 )
 @option(
     "--effort",
-    type=click.FloatRange(0, 9),
+    type=number(0, 9),
     metavar="N",
     help="Search effort, 0–9 (default 1). Higher is smaller and slower; 0 disables the search.",
 )

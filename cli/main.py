@@ -92,7 +92,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return USAGE
     except click.UsageError as exc:
         hint = f" (see {exc.ctx.command_path} --help)" if exc.ctx is not None else ""
-        return _failed(exc.format_message() + hint, USAGE)
+        return _failed(exc.format_message().removesuffix(".") + hint, USAGE)
     except click.ClickException as exc:
         return _failed(exc.format_message(), exc.exit_code)
     except (KeyboardInterrupt, click.Abort):

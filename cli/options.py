@@ -16,15 +16,11 @@ FIRST_COLUMN = 28  # characters; longer names get a line of their own, as click 
 
 
 class Option(click.Option):
-    """An option whose help ends with its default, if that is shown, and without click's `[0<=x<=9]`.
-
-    `show_default` may also be the words to show.
-    """
+    """An option whose help ends with `[default: …]`, where `show_default` asks for it or gives the words."""
 
     def get_help_extra(self, ctx: click.Context) -> click.types.OptionHelpExtra:
         """Return what click puts in square brackets after the help text."""
         extra = super().get_help_extra(ctx)
-        extra.pop("range", None)
         if isinstance(self.show_default, str):
             extra["default"] = self.show_default  # click would put it in parentheses
         return extra
@@ -64,15 +60,46 @@ def option(*names: str, **attributes: Any) -> Callable[[Command], Command]:
 # Types of values: each takes the text of the command line.
 
 
+def number(low: float, high: float) -> Callable[[str], float]:
+    """Make a parser of numbers from `low` to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError as exc:
+            raise click.BadParameter(f"{text!r} is not a number") from exc
+        if not low <= value <= high:
+            raise click.BadParameter(f"{text} is not allowed; give a number from {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
 def positive(text: str) -> float:
     """Parse a finite number above 0."""
     try:
-        number = float(text)
+        value = float(text)
     except ValueError as exc:
         raise click.BadParameter(f"{text!r} is not a number") from exc
-    if not math.isfinite(number) or number <= 0:
+    if not math.isfinite(value) or value <= 0:
         raise click.BadParameter(f"{text} is not allowed; give a finite number above 0")
-    return number
+    return value
+
+
+def integer(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Make a parser of integers from `low` to `high`, if that is given."""
+    allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError as exc:
+            raise click.BadParameter(f"{text!r} is not an integer") from exc
+        if value < low or (high is not None and value > high):
+            raise click.BadParameter(f"{text} is not allowed; give an integer {allowed}")
+        return value
+
+    return parse
 
 
 def ratio(text: str) -> float:
@@ -152,7 +179,7 @@ def label_option(command: Command) -> Command:
 def workers_option(command: Command) -> Command:
     """Declare `--workers`, the number of threads."""
     return option(
-        "--workers", type=click.IntRange(1, 1024), metavar="N", show_default="one per core", help="Number of threads."
+        "--workers", type=integer(1, 1024), metavar="N", show_default="one per core", help="Number of threads."
     )(command)
 
 

@@ -9,6 +9,7 @@ from histocodec.cli.options import (
     SectionedCommand,
     box,
     device_option,
+    integer,
     json_option,
     label,
     option,
@@ -40,7 +41,7 @@ SECTIONS = {
 @option("--image", type=click.Path(path_type=Path), metavar="IMAGE", help="Find patches that look like this image.")
 @option("--slide", type=click.Path(path_type=Path), metavar="SLIDE", help="Find slides that look like this container.")
 @option("--region", type=box, metavar="X,Y,W,H", help="Find patches that look like this region of --slide (level 0).")
-@option("-k", "k", type=click.IntRange(1, 10_000), metavar="N", default=10, show_default=True, help="Number of hits.")
+@option("-k", "k", type=integer(1, 10_000), metavar="N", default=10, show_default=True, help="Number of hits.")
 @option(
     "--filter",
     "filters",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from histocodec.cli.options import json_option, option, overwrite_option, path_argument
+from histocodec.cli.options import integer, json_option, option, overwrite_option, path_argument
 from histocodec.errors import OutputError, UsageError
 from histocodec.report import print_facts, print_json, say
 
@@ -24,9 +24,7 @@ BY_SLIDE = "slide"
     metavar="slide|KEY",
     help="Colour by slide, or by the label KEY.",
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), metavar="N", default=0, show_default=True, help="Seed of the layout."
-)
+@click.option("--seed", type=integer(0), metavar="N", default=0, show_default=True, help="Seed of the layout.")
 @overwrite_option("OUT and its CSV")
 @json_option
 def command(index: Path, out: Path, *, colour: str, seed: int, overwrite: bool, as_json: bool) -> None:
