@@ -69,6 +69,7 @@ def encode_slide(
             try:
                 levels = selected_levels(slide, options)
                 clock = Clock(progress, 2 * sum(slide.levels[number].region.area for number in levels))
+                clock.start()
                 transform = workers.run(lambda: Transform(weights, device))  # on one core, as when decoding
                 codec = workers.run(lambda: fast_chunk_codec(weights))
                 plan = make_plan(slide, levels, options, transform, codec, workers)

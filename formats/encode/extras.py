@@ -1,4 +1,4 @@
-"""What a container carries beside latents: the overview, associated images, the ICC profile, the model itself."""
+"""What a container holds beside latents and maps: an overview, associated images, the ICC profile, the model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,31 +16,32 @@ from histocodec.models.weights import ModelWeights
 from histocodec.slide import Pixels, Slide
 from histocodec.tissue import coarse_view
 
-OVERVIEW_SHARE = 0.01  # of the latents' bytes, at most; likewise the thumbnail
-OVERVIEW_SIDES = (2048, 1448, 1024, 724, 512, 362, 256, 181, 128, 96)  # tried in turn; smaller ones show nothing
+OVERVIEW_SHARE = 0.01  # of the latents' bytes, at most; the same for the thumbnail
+OVERVIEW_SIDES = (2048, 1448, 1024, 724, 512, 362, 256, 181, 128, 96)  # pixels, tried in turn; smaller shows nothing
 PROPERTY = "property "  # before a property's name in `dropped`
-PRIVATE = ("label", "macro")  # they may show a patient's name
+PRIVATE_IMAGES = ("label", "macro")  # they may show a patient's name
 
 
 def write_extras(
     root: Path, attributes: Attributes, slide: Slide, options: EncodeOptions, weights: ModelWeights
 ) -> Attributes:
-    """Writes them into the container that grows at `root`; the attributes with what was written and left out."""
-    latents = sum(level.bytes or 0 for level in attributes.levels)
-    overview = _overview(slide, int(latents * OVERVIEW_SHARE))
-    kept, dropped = _associated(slide, options, int(latents * OVERVIEW_SHARE))
-    icc = slide.icc_profile
+    """Writes the extras into the partial container at `root`. Returns the attributes with what was written and what was
+    left out. Raises OutputError, and SourceError where an image that is to be kept cannot be read."""
+    budget = int(sum(level.bytes or 0 for level in attributes.levels) * OVERVIEW_SHARE)
+    overview, icc = _overview(slide, budget), slide.icc_profile
+    images, dropped_images = _associated(slide, options, budget)
+    dropped_properties = () if options.keep_private else without_private(slide.properties)[1]
     attributes = replace(
         attributes,
         overview=None if overview is None else (overview.shape[1], overview.shape[0]),
-        associated={name: (image.shape[1], image.shape[0]) for name, image in kept.items()},
-        dropped=_listed(dropped, () if options.keep_private else without_private(slide.properties)[1]),
+        associated={name: (image.shape[1], image.shape[0]) for name, image in images.items()},
+        dropped=_dropped(dropped_images, dropped_properties),
         icc=len(icc) if icc else None,
         model=replace(attributes.model, embedded=len(weights.data) if options.embed_model else None),
     )
     if overview is not None:
         files.write_array(root, attributes, "overview/0", np.ascontiguousarray(overview.transpose(2, 0, 1)))
-    for name, image in kept.items():
+    for name, image in images.items():
         files.write_array(root, attributes, f"associated/{name}", image)
     if icc:
         files.write_array(root, attributes, "metadata/icc", np.frombuffer(icc, np.uint8))
@@ -49,17 +50,16 @@ def write_extras(
     return attributes
 
 
-def _listed(images: tuple[str, ...], properties: tuple[str, ...]) -> tuple[str, ...]:
-    """What was left out, as the attributes name it: images by their names, then properties, as many as there is
-    room for."""
-    named = (*images, *(f"{PROPERTY}{name}"[:MAX_TEXT] for name in properties))
-    if len(named) <= MAX_ASSOCIATED:
-        return named
-    return (*named[: MAX_ASSOCIATED - 1], f"{PROPERTY}and {len(named) - MAX_ASSOCIATED + 1} more")
+def _dropped(images: tuple[str, ...], properties: tuple[str, ...]) -> tuple[str, ...]:
+    """What was left out, as the attributes name it: images, then properties, as many as there is room for."""
+    names = (*images, *(f"{PROPERTY}{name}"[:MAX_TEXT] for name in properties))
+    if len(names) <= MAX_ASSOCIATED:
+        return names
+    return (*names[: MAX_ASSOCIATED - 1], f"{PROPERTY}and {len(names) - MAX_ASSOCIATED + 1} more")
 
 
 def _overview(slide: Slide, budget: int) -> Pixels | None:
-    """The largest view of the slide whose stored bytes are within the budget; None on a small slide."""
+    """The largest view of the slide that takes at most `budget` bytes, (H, W, 3) uint8; None on a small slide."""
     level = slide.levels[0]
     view: Pixels | None = None
     for side in OVERVIEW_SIDES:
@@ -79,23 +79,24 @@ def _overview(slide: Slide, budget: int) -> Pixels | None:
 
 
 def _associated(slide: Slide, options: EncodeOptions, budget: int) -> tuple[dict[str, Pixels], tuple[str, ...]]:
-    """The images to keep, and the names of those that are left out: label and macro unless asked for, and a
-    thumbnail that would cost more than it shows."""
-    asked = {name for name, keep in zip(PRIVATE, (options.keep_label, options.keep_macro), strict=True) if keep}
-    kept: dict[str, Pixels] = {}
+    """The images to keep, and the names of the others. Label and macro are kept only on request, a thumbnail only
+    within the budget, and other images never."""
+    requests = zip(PRIVATE_IMAGES, (options.keep_label, options.keep_macro), strict=True)
+    requested = {name for name, keep in requests if keep}
+    images: dict[str, Pixels] = {}
     dropped: list[str] = []
     for name in slide.associated:
         image = None
-        if name in asked or name == "thumbnail":
+        if name in requested or name == "thumbnail":
             try:
                 image = np.ascontiguousarray(slide.associated[name])
             except HistocodecError:
-                if name in asked:
+                if name in requested:
                     raise
-        if image is not None and name not in asked and len(pack_values(image, Form(image.shape, "uint8"))) > budget:
+        if image is not None and name not in requested and len(pack_values(image, Form(image.shape, "uint8"))) > budget:
             image = None
         if image is None:
             dropped.append(name)
         else:
-            kept[name] = image
-    return kept, tuple(dropped)
+            images[name] = image
+    return images, tuple(dropped)

@@ -1,4 +1,4 @@
-"""What `encode` is asked for, what it says on the way, and what it reports."""
+"""What an encode is told, and what it tells on the way."""
 
 from dataclasses import dataclass
 
@@ -12,26 +12,29 @@ DEFAULT_EFFORT, MOST_EFFORT = 1, 9
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """One of the four rate options, or none for the model's own ratio, where it has one, else for DEFAULT_QUALITY;
-    checked here, once."""
+    """The options of an encode. Raises UsageError where a value is out of range, or two exclude each other.
 
-    quality: float | None = None  # of a `hyper` model in any parts
-    target_psnr: float | None = None  # dB over the coded chunks of level 0
-    target_bpp: float | None = None  # bits of the whole container per pixel of level 0
-    ratio: float | None = None  # raw RGB bytes of level 0 over the container's bytes
-    min_psnr: float | None = None  # dB that every chunk of every level must have, whatever it takes
-    effort: float | None = None  # of the search for cheaper latents, 0: none; None: DEFAULT_EFFORT where it can be
+    At most one of `quality`, `target_psnr`, `target_bpp` and `ratio` is given. Without any of them, the model's own
+    ratio is the target if it has one; otherwise the quality is DEFAULT_QUALITY.
+    """
+
+    quality: float | None = None  # 0 to 100; fractions for `hyper` models only
+    target_psnr: float | None = None  # 10 to 60 dB over the chunks of level 0 that are not background
+    target_bpp: float | None = None  # bits of the whole container per pixel of level 0, at most 24
+    ratio: float | None = None  # raw RGB bytes of level 0 over the container's bytes, 1 to 10,000
+    min_psnr: float | None = None  # 10 to 100 dB that every chunk of every level must have, whatever it takes
+    effort: float | None = None  # of the search, 0 (none) to 9; None: DEFAULT_EFFORT if the model's family can search
     model: str = DEFAULT_MODEL  # an id, or the path of a .safetensors file
-    levels: tuple[int, ...] | None = None  # None: all
-    background: str = "skip"  # or "code"
-    device: str = "auto"
-    workers: int | None = None
-    overwrite: bool = False
-    resume: bool = False
-    keep_label: bool = False
-    keep_macro: bool = False
+    levels: tuple[int, ...] | None = None  # None: all, and derived ones where the slide has no pyramid
+    background: str = "skip"  # leaves background chunks out; "code" codes them like others
+    device: str = "auto"  # "cpu", "cuda", "cuda:N", or "auto" for a GPU if there is one
+    workers: int | None = None  # threads; None: one for each core
+    overwrite: bool = False  # replaces a container, once the new one is complete
+    resume: bool = False  # continues an interrupted encode of the same request
+    keep_label: bool = False  # the image of the label, which may name the patient
+    keep_macro: bool = False  # the macro image, which may show the label
     keep_private: bool = False  # properties that may name people or dates
-    embed_model: bool = False
+    embed_model: bool = False  # stores the model in the container
 
     def __post_init__(self) -> None:
         rates = {
@@ -60,33 +63,34 @@ class EncodeOptions:
         if self.workers is not None and not 1 <= self.workers <= 1024:
             raise UsageError(f"--workers {self.workers}: 1 to 1024 is allowed")
         if self.overwrite and self.resume:
-            raise UsageError("--overwrite and --resume exclude each other: one starts anew, one goes on")
+            raise UsageError("--overwrite and --resume exclude each other: one starts anew, the other continues")
 
     def effort_with(self, model: ModelWeights) -> float:
-        """Raises UsageError where more is asked for than the model's family knows."""
+        """The effort to use with a model. Raises UsageError where effort is given for a family that cannot search."""
         searches = isinstance(model.config, HyperConfig)
         if self.effort and not searches:
             raise UsageError(
                 f"--effort {self.effort:g}: model {model.id} is of the family {model.config.family}; only "
-                f"{HyperConfig.family} models have cheaper latents to look for"
+                f"{HyperConfig.family} models can search, so leave --effort out"
             )
         default = DEFAULT_EFFORT if searches else 0
         return default if self.effort is None else self.effort
 
     @property
     def has_target(self) -> bool:
-        """Whether the quality is the one that meets a target, whatever it is."""
+        """Whether the options give a target that the quality has to meet."""
         return self.wanted_bpp is not None or self.target_psnr is not None
 
     @property
     def wanted_bpp(self) -> float | None:
-        """Bits per level-0 pixel that --target-bpp or --ratio asks for."""
+        """The target in bits per pixel of level 0, from --target-bpp or --ratio; None without either."""
         return self.target_bpp if self.ratio is None else 24 / self.ratio
 
 
 @dataclass(frozen=True)
 class EncodeProgress:
-    """`done` and `total` are pixels, over all stages; speed and time left are those of the stage."""
+    """How far an encode has come. `done` and `total` are pixels over all stages; `total` may grow. Speed and time left
+    are those of the current stage."""
 
     stage: str  # "prepare", "encode", "measure" or "raise"
     done: int

@@ -1,4 +1,4 @@
-"""How far an encode is: over everything for the bar, within the stage for the speed."""
+"""How far an encode has come: over everything for the bar, within the stage for the speed."""
 
 import time
 from collections.abc import Callable
@@ -7,19 +7,19 @@ from histocodec.formats.encode.options import EncodeProgress
 
 
 class Clock:
-    """Turns pixels done into progress. `total` is all of them, as far as is known."""
+    """Turns pixels done into calls of `progress`. `total` is the number of pixels to do in all stages, as far as it is
+    known. The clock starts in the stage "prepare"."""
 
     def __init__(self, progress: Callable[[EncodeProgress], None] | None, total: int) -> None:
         self.progress, self.total, self.done = progress, total, 0
-        self.begin("prepare")
+        self._stage, self._began, self._stage_done = "prepare", time.perf_counter(), 0
 
-    def begin(self, stage: str) -> None:
-        """Starts a stage, whose speed is measured from here."""
-        self._stage, self._began, self._stage_done = stage, time.perf_counter(), 0
+    def start(self) -> None:
+        """Reports that nothing is done yet."""
         self._report()
 
     def add(self, stage: str, pixels: int) -> None:
-        """Pixels that were done in a stage, which begins with the first of them."""
+        """Counts pixels that were done in `stage`. A new stage begins with its first call."""
         if stage != self._stage:
             self._stage, self._began, self._stage_done = stage, time.perf_counter(), 0
         self.done += pixels
@@ -27,12 +27,12 @@ class Clock:
         self._report()
 
     def skip(self, stage: str, pixels: int) -> None:
-        """Pixels that need no work, or that an interrupted run has done: they count, but not for the speed."""
+        """Counts pixels that need no work, or that an interrupted run has done; they do not count for the speed."""
         self.done += pixels
         self.add(stage, 0)
 
     def extend(self, pixels: int) -> None:
-        """Adds pixels to the total that it did not include."""
+        """Raises the total by pixels that it did not include."""
         self.total += pixels
 
     def _report(self) -> None:

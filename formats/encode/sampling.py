@@ -1,4 +1,4 @@
-"""A bounded sample of a slide's chunks: what every choice before the first shard is based on, whatever the size."""
+"""A bounded sample of a slide's chunks, on which every choice before the first shard is based."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ def sampled_chunks(scope: Scope) -> list[SampledChunk]:
     for number in range(len(scope.source_levels)):
         size = scope.level(number)
         kinds: dict[bool, list[ChunkKey]] = {False: [], True: []}
-        for key in scope.keys(number):
+        for key in scope.draft.chunks_in(number, size.region):
             kinds[bool(cell_of(background, size, scope.region(key)).all())].append(key)
         for blank, keys in kinds.items():
             strata[blank].append(keys)
@@ -70,7 +70,8 @@ def analysed_samples(scope: Scope, transform: Transform, stats: ChannelStats, wo
 
 
 def tissue_example(scope: Scope, transform: Transform, stats: ChannelStats) -> Window:
-    """The chunk's size of level 0 that shows the most tissue, analysed without a halo for the synthesis."""
+    """The part of level 0 that shows the most tissue, as large as a chunk, analysed without a halo for the
+    synthesis."""
     level, config = scope.level(0).region, transform.weights.config
     chunk = busiest_region(scope.slide, CHUNK_PIXELS)
     read = chunk.expanded(config.analysis_halo * config.stride).intersect(level)

@@ -3,7 +3,7 @@
 Everything here follows from the slide and the options alone; what has to be tried first is in `plan.py`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from histocodec.formats.container.attributes import (
 from histocodec.formats.decode.fidelity import Floor
 from histocodec.formats.encode.options import EncodeOptions
 from histocodec.formats.encode.privacy import without_private
-from histocodec.geometry import ChunkKey, Grid, Level, Region, ceil_div
+from histocodec.geometry import ChunkKey, Level, Region, ceil_div
 from histocodec.models.config import CHUNK_PIXELS
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Colour, Pixels, Slide
@@ -45,30 +45,20 @@ class Scope:
 
     @property
     def background(self) -> Colour:
-        """The colour that stands for chunks which are skipped."""
+        """The colour of the chunks that are skipped."""
         return self.draft.background.colour
 
     def level(self, level: int) -> Level:
         """The size and downsample of a level."""
         return self.slide.levels[self.source_levels[level]]
 
-    def grid(self, level: int) -> Grid:
-        """The level's chunks; those of the last row and column may be smaller."""
-        size = self.level(level)
-        return Grid(size.height, size.width, self.draft.chunk_side)
-
-    def keys(self, level: int) -> Iterator[ChunkKey]:
-        """All chunks of a level, row by row."""
-        for row, column in self.grid(level).squares_in(self.level(level).region):
-            yield ChunkKey(level, row, column)
-
     def region(self, key: ChunkKey) -> Region:
         """The pixels of a chunk in its level, cut at the level's edge."""
-        return self.grid(key.level).region(key.row, key.column)
+        return self.draft.chunk_region(key)
 
     def bounds(self, keys: Sequence[ChunkKey]) -> Region:
-        """The pixels of a rectangle of chunks, of which `keys` starts with the upper left and ends with the lower
-        right."""
+        """The pixels of a rectangle of chunks; `keys` starts with its upper left chunk and ends with its lower right
+        one."""
         first, last = self.region(keys[0]), self.region(keys[-1])
         return Region(first.x, first.y, last.x_end - first.x, last.y_end - first.y)
 

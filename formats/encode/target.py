@@ -45,7 +45,7 @@ def choose_quality(options: EncodeOptions, scope: Scope, quantiser: Quantiser, w
             if options.quality % 1 and not isinstance(weights.config, HyperConfig):
                 raise UsageError(
                     f"--quality {options.quality:g}: model {weights.id} is of the family {weights.config.family}, "
-                    "which knows integers only"
+                    "which allows integers only"
                 )
             return options.quality
         if weights.config.ratio is None:

@@ -207,7 +207,7 @@ def test_a_slide_too_small_for_the_model_is_told_what_to_do(model: Path, tmp_pat
 
 
 def test_a_quality_between_two_is_refused(model: Path, tmp_path: Path, pixels: Pixels) -> None:
-    with pytest.raises(UsageError, match=r"--quality 70\.5: of model tiny-vae-64 only whole ones"):
+    with pytest.raises(UsageError, match=r"--quality 70\.5: model tiny-vae-64 is of the family vae, .* integers"):
         histocodec.encode(ArraySlide(pixels), tmp_path / "a.zarr", model=str(model), device="cpu", quality=70.5)
     assert not (tmp_path / "a.zarr").exists()
 

@@ -17,14 +17,16 @@ from histocodec.formats.container.layout import shard_path
 from histocodec.formats.container.read import is_container
 from histocodec.formats.encode import journal as module
 from histocodec.formats.encode.journal import (
+    Change,
     Journal,
+    Round,
     ShardRecord,
     journal_path,
     old_path,
     partial_path,
     source_identity,
 )
-from histocodec.geometry import ShardKey
+from histocodec.geometry import ChunkKey, ShardKey
 
 FINGERPRINT: dict[str, module.Json] = {
     "source": {"name": "a.svs", "size": 5, "mtime": 7},
@@ -68,6 +70,24 @@ def test_finished_shards_are_known_after_a_resume(dst: Path) -> None:
     with Journal.start(dst, FINGERPRINT, resume=True) as journal:
         assert list(journal.records.values()) == made
         assert journal.records[ShardKey(0, 0, 0)].tiles == b"\x01\x00\x02\x01"
+
+
+def test_its_lines_are_those_of_every_version(dst: Path) -> None:
+    """So that one resumes what another began."""
+    changes = (Change(ChunkKey(0, 2, 5), 1, 70), Change(ChunkKey(0, 3, 4), 2, 40))
+    with Journal.start(dst, {"model": "m"}) as journal:
+        record(journal, 7, b"shard")
+        journal.begin(Round(0, changes))
+    lines = journal_path(dst).read_text().splitlines()
+    assert [line.rpartition("  ")[0] for line in lines] == [
+        '{"journal":2,"fingerprint":{"model":"m"}}',
+        '{"level":0,"row":7,"column":0,"file_bytes":5,'
+        '"sha256":"df3598cd66f1bb5bc4e2c17be89b7c7ecf0c81e53939f471a6b72db8d139edae",'
+        '"tiles":"01000201","quality":"00000000"}',
+        '{"level":0,"changes":[[2,5,1,70],[3,4,2,40]]}',
+    ]
+    with Journal.start(dst, {"model": "m"}, resume=True) as journal:
+        assert list(journal.rounds) == [Round(0, changes)]
 
 
 def test_resuming_nothing_starts_anew(dst: Path) -> None:

@@ -93,7 +93,7 @@ def test_info_says_what_was_left_out(
     assert {"property openslide.comment", "property tiff.ImageDescription"} <= set(dropped)
     assert not {f"property aperio.{name}" for name in HARMLESS} & set(dropped)
     assert run(["info", str(tmp_path / "a.zarr")]) == 0
-    assert "property aperio.Barcode" in capsys.readouterr().out
+    assert "aperio.Barcode" in capsys.readouterr().out
 
 
 def test_all_of_it_is_kept_where_it_is_asked_for(svs: Path, tmp_path: Path, tiny_file: Path) -> None:
