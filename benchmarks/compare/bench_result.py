@@ -12,6 +12,8 @@ from histocodec.benchmarks.studies.speed import SpeedResult
 
 @dataclass(frozen=True)
 class BenchResult:
+    """The result of `histocodec bench`. Its JSON has these fields, with the rows flat."""
+
     machine: Machine
     versions: Mapping[str, str]
     model: Model

@@ -1,11 +1,12 @@
-"""Two codecs' rate-quality curves in one figure: how many per cent more or fewer bytes for the same quality.
+"""The Bjøntegaard rate difference: how many per cent more or fewer bytes a codec needs for the same quality.
 
     log bytes │   anchor ╱ ╱ test     The area between both curves, over the qualities that both
               │        ╱▒╱            reach, divided by their width, is the mean difference of the
-              │      ╱▒╱              logarithms. −50 means half the bytes.
+              │      ╱▒╱              logarithms. −50 % means half the bytes.
               └────────────── PSNR
 
-G. Bjøntegaard, VCEG-M33 (2001), with the monotone interpolation (PCHIP) that later replaced its cubic fit.
+G. Bjøntegaard, "Calculation of average PSNR differences between RD-curves", VCEG-M33 (2001), with the monotone
+interpolation (PCHIP) that later replaced its cubic fit.
 """
 
 import math
@@ -20,14 +21,18 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Pchip:
-    """Monotone piecewise cubic through two or more points (x, y), x rising; level beyond the ends. Slopes by
-    Fritsch and Carlson, at the ends by the three-point formula, as in SciPy's PchipInterpolator."""
+    """A monotone piecewise cubic through two or more points (x, y), x strictly rising; constant beyond the ends.
 
-    x: Values
-    y: Values
+    F. N. Fritsch and R. E. Carlson, "Monotone piecewise cubic interpolation", SIAM J. Numer. Anal. 17 (1980); slopes at
+    the ends by the three-point formula, as in SciPy's PchipInterpolator.
+    """
+
+    x: Values  # (n,)
+    y: Values  # (n,)
 
     @property
     def slopes(self) -> Values:
+        """The derivative at each point, (n,)."""
         h, delta = np.diff(self.x), np.diff(self.y) / np.diff(self.x)
         if len(delta) == 1:
             return np.repeat(delta, 2)
@@ -41,6 +46,7 @@ class Pchip:
         return slopes
 
     def __call__(self, at: Values) -> Values:
+        """The values at `at`, of the same shape."""
         piece = np.clip(np.searchsorted(self.x, at, side="right") - 1, 0, len(self.x) - 2)
         slopes, h = self.slopes, np.diff(self.x)[piece]
         t = (np.clip(at, self.x[0], self.x[-1]) - self.x[piece]) / h
@@ -49,7 +55,7 @@ class Pchip:
         return np.asarray(value + h * tangent, np.float64)
 
     def mean(self, low: float, high: float) -> float:
-        """The mean over low … high: Simpson's rule from knot to knot, which is exact for cubics."""
+        """The mean from `low` to `high`, by Simpson's rule from knot to knot, which is exact for cubics."""
         inner = self.x[(self.x > low) & (self.x < high)]
         ends = np.concatenate(([low], inner, [high]))
         middles = (ends[:-1] + ends[1:]) / 2
@@ -70,30 +76,31 @@ def _end_slope(h0: float, h1: float, delta0: float, delta1: float) -> float:
 class Curve:
     """What a codec reaches on one image: bytes over quality, both strictly rising, at least two points."""
 
-    bytes_at: Pchip  # natural logarithm of the bytes, over the quality
-    quality_at: Pchip  # and the other way round
+    log_bytes_at: Pchip  # natural logarithm of the bytes, over the quality
+    quality_at: Pchip  # the quality, over that logarithm
 
     @classmethod
     def of(cls, points: Iterable[tuple[float, float]]) -> "Curve | None":
-        """From (bytes, quality). Points that cost more and are no better than a cheaper one are left out, for
-        nobody would use them, and so are lossless ones; None where fewer than two are left."""
-        kept: list[tuple[float, float]] = []
+        """Build a curve from (bytes, quality). Points that cost more and are no better than a cheaper one are left
+        out, because nobody would use them, and so are lossless ones. None where fewer than two remain."""
+        useful: list[tuple[float, float]] = []
         for size, quality in sorted(points, key=lambda point: (point[0], -point[1])):
-            if math.isfinite(quality) and (not kept or quality > kept[-1][1]):
-                kept.append((size, quality))
-        if len(kept) < 2:
+            if math.isfinite(quality) and (not useful or quality > useful[-1][1]):
+                useful.append((size, quality))
+        if len(useful) < 2:
             return None
-        sizes, qualities = np.log(np.array(kept)[:, 0]), np.array(kept)[:, 1]
+        sizes, qualities = np.log(np.array(useful)[:, 0]), np.array(useful)[:, 1]
         return cls(Pchip(qualities, sizes), Pchip(sizes, qualities))
 
     @property
     def qualities(self) -> tuple[float, float]:
-        return float(self.bytes_at.x[0]), float(self.bytes_at.x[-1])
+        """The lowest and the highest quality."""
+        return float(self.log_bytes_at.x[0]), float(self.log_bytes_at.x[-1])
 
 
 @dataclass(frozen=True)
 class BdRate:
-    """`percent` more bytes than the anchor (negative: fewer), as the mean over the qualities low … high."""
+    """`percent` more bytes than the anchor (negative: fewer), as the mean over the qualities from `low` to `high`."""
 
     percent: float
     low: float
@@ -101,8 +108,8 @@ class BdRate:
 
 
 def bd_rate(anchor: Curve, test: Curve, *, anchor_bytes: tuple[float, float] | None = None) -> BdRate | None:
-    """Over all qualities that both curves reach; with `anchor_bytes` only those for which the anchor needs
-    from so many to so many bytes. None where there are none."""
+    """Compare two curves over all qualities that both reach; with `anchor_bytes` only over those for which the anchor
+    needs from so many to so many bytes. None where there are none."""
     low = max(anchor.qualities[0], test.qualities[0])
     high = min(anchor.qualities[1], test.qualities[1])
     if anchor_bytes is not None:
@@ -110,9 +117,5 @@ def bd_rate(anchor: Curve, test: Curve, *, anchor_bytes: tuple[float, float] | N
         low, high = max(low, float(ends[0])), min(high, float(ends[1]))
     if low >= high:
         return None
-    difference = test.bytes_at.mean(low, high) - anchor.bytes_at.mean(low, high)
-    return BdRate(_percent(difference), low, high)
-
-
-def _percent(logarithm: float) -> float:
-    return 100 * math.expm1(logarithm)
+    difference = test.log_bytes_at.mean(low, high) - anchor.log_bytes_at.mean(low, high)
+    return BdRate(100 * math.expm1(difference), low, high)

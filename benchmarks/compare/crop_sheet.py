@@ -1,4 +1,4 @@
-"""The crop sheet: the middle of one image a group, as it was and as every codec leaves it, in the same bytes.
+"""The crop sheet: the middle of one image per group, as it was and as every codec leaves it, in the same bytes.
 
 It shows tissue: where that may not be shown, `--no-crops` leaves the sheet out.
 """
@@ -14,7 +14,7 @@ from histocodec.benchmarks.measure.images import Picture, Sample, read
 from histocodec.benchmarks.measure.measure_images import BenchOptions
 from histocodec.benchmarks.measure.result_rows import OURS
 from histocodec.benchmarks.peers.codecs import PEERS
-from histocodec.benchmarks.peers.contender import coded_at_bytes
+from histocodec.benchmarks.peers.contender import code_at_bytes
 from histocodec.fidelity import psnr, squared_error
 from histocodec.geometry import Region
 from histocodec.picture import PAPER, Panel, side_by_side
@@ -26,7 +26,7 @@ BPP = 0.25  # low enough to see what goes first
 
 
 def crop_sheet(samples: Sequence[Sample], options: BenchOptions) -> bytes:
-    """A PNG with a row for the first sample of each group and variant."""
+    """Draw a PNG with a row for the first sample of each group and variant."""
     first = {(sample.variant, sample.group): sample for sample in reversed(samples)}
     bands = [side_by_side(_panels(read(sample), options)) for sample in reversed(first.values())]
     width = max(band.shape[1] for band in bands)
@@ -42,13 +42,13 @@ def crop_sheet(samples: Sequence[Sample], options: BenchOptions) -> bytes:
 
 def _panels(picture: Picture, options: BenchOptions) -> list[Panel]:
     """The original, ours, and the peers on whole images."""
-    pixels, wanted = picture.pixels, int(BPP * picture.area / 8)
+    pixels, budget = picture.pixels, int(BPP * picture.area / 8)
     height, width = pixels.shape[:2]
     whole = Region(0, 0, width, height)
     middle = Region((width - SIDE) // 2, (height - SIDE) // 2, SIDE, SIDE).intersect(whole).within(whole)
     size, decoded = ours_within(
         pixels,
-        wanted,
+        budget,
         model=options.model,
         device=options.device,
         threads=options.threads,
@@ -60,12 +60,12 @@ def _panels(picture: Picture, options: BenchOptions) -> list[Panel]:
     ]
     for name in options.against:
         peer = PEERS[name][0]
-        data = coded_at_bytes(peer, pixels, wanted).data
+        data = code_at_bytes(peer, pixels, budget).data
         decoded = peer.decode(data)
         panels.append(Panel(decoded[middle], peer.name, _note(len(data), decoded, picture)))
     return panels
 
 
 def _note(size: int, decoded: Pixels, picture: Picture) -> str:
-    reached = psnr(squared_error(decoded, picture.pixels), picture.pixels.size)
-    return f"{8 * size / picture.area:.3f} bpp, {decibel_text(reached)}"
+    decibels = psnr(squared_error(decoded, picture.pixels), picture.pixels.size)
+    return f"{8 * size / picture.area:.3f} bpp, {decibel_text(decibels)}"

@@ -1,7 +1,6 @@
-"""The ladder of the paper: what is left of an image in a 32nd to a 512th of its bytes, ours beside JPEG 2000.
+"""The paper's ratios: what is left of an image in a 32nd to a 512th of its bytes, ours beside JPEG 2000.
 
-The bytes are those of raw RGB over the ratio; 1:512 is 0.047 bits per pixel. Neither codec may use more. Nasr et al.
-2023, arXiv 2303.13332.
+Neither codec may use more than the bytes of raw RGB over the ratio. Nasr et al. 2023, arXiv 2303.13332.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,8 @@ SHOWN = ("psnr", "ms_ssim_db", "nuclei_f1")
 
 
 @dataclass(frozen=True)
-class Rung:
-    """A group at one ratio: means over those images where neither codec needs more bytes than there are."""
+class AtRatio:
+    """A group at one ratio: means over the images on which both codecs stay within the budget."""
 
     variant: str
     group: str
@@ -30,14 +29,14 @@ class Rung:
     theirs: Mapping[str, float]
 
 
-def rungs(group: Group) -> tuple[Rung, ...]:
-    """From the coarsest ratio on; none where only one of both codecs was measured."""
-    found = []
+def at_ratios(group: Group) -> tuple[AtRatio, ...]:
+    """A group at each ratio that was measured, from 1:32 on."""
+    ratios = []
     for ratio in sorted({_ratio(row) for row in group.rows} - {0}):
         pairs = [_pair(group, subject, ratio) for subject in group.subjects]
         fitting = [pair for pair in pairs if pair is not None]
-        found.append(
-            Rung(
+        ratios.append(
+            AtRatio(
                 group.variant,
                 group.name,
                 ratio,
@@ -48,10 +47,11 @@ def rungs(group: Group) -> tuple[Rung, ...]:
                 _means([theirs for _, theirs in fitting]),
             )
         )
-    return tuple(found)
+    return tuple(ratios)
 
 
 def _pair(group: Group, subject: Subject, ratio: int) -> tuple[Row, Row] | None:
+    """Ours and JPEG 2000's on one image, where both stay within the budget."""
     rows = [row for row in group.rows if row.subject == subject and _ratio(row) == ratio and _fits(row)]
     ours = [row for row in rows if row.is_ours]
     theirs = [row for row in rows if not row.is_ours]
@@ -63,6 +63,7 @@ def _means(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def _ratio(row: Row) -> int:
+    """The ratio that a row is for; 0 for a point of the curve."""
     return 0 if row.point.kind == CURVE else int(row.point.kind.removeprefix("1:"))
 
 

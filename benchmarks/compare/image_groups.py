@@ -1,4 +1,4 @@
-"""Rows put together by where their images come from, so that means are over like and like."""
+"""Group rows by where their images come from, so that means are over like and like."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,16 +20,13 @@ class Group:
 
     @property
     def subjects(self) -> tuple[Subject, ...]:
+        """The images, each once."""
         return tuple(dict.fromkeys(row.subject for row in self.rows))
-
-    @property
-    def title(self) -> str:
-        return self.name if self.variant == "native" else f"{self.name}, {self.variant}"
 
 
 @dataclass(frozen=True)
 class Mean:
-    """Over so many images: those where there is a value."""
+    """A mean over so many images: those that have a value."""
 
     value: float
     images: int
@@ -37,17 +34,17 @@ class Mean:
 
 def grouped(rows: Sequence[Row]) -> tuple[Group, ...]:
     """Each variant's sources by name, and all of them together where there are several."""
-    found = []
+    groups = []
     for variant in dict.fromkeys(row.subject.variant for row in rows):
-        own = tuple(row for row in rows if row.subject.variant == variant)
-        names = sorted({row.subject.group for row in own})
-        found += [Group(variant, name, tuple(row for row in own if row.subject.group == name)) for name in names]
-        if len(names) > 1:
-            found.append(Group(variant, ALL, own))
-    return tuple(found)
+        of_variant = tuple(row for row in rows if row.subject.variant == variant)
+        for name in sorted({row.subject.group for row in of_variant}):
+            groups.append(Group(variant, name, tuple(row for row in of_variant if row.subject.group == name)))
+        if len({row.subject.group for row in of_variant}) > 1:
+            groups.append(Group(variant, ALL, of_variant))
+    return tuple(groups)
 
 
 def mean(values: Iterable[float | None]) -> Mean | None:
-    """None where there is no value at all."""
-    found = [value for value in values if value is not None]
-    return Mean(fmean(found), len(found)) if found else None
+    """The mean of the values that there are; None where there is none."""
+    present = [value for value in values if value is not None]
+    return Mean(fmean(present), len(present)) if present else None

@@ -1,4 +1,4 @@
-"""Rate-distortion plots: one figure a group and metric, one panel an image, one line a codec."""
+"""Rate–distortion plots: one figure per group and metric, one panel per image, one line per codec."""
 
 import io
 import math
@@ -17,7 +17,7 @@ OURS_COLOUR = "#c2185b"  # none of matplotlib's own ten, which are the peers'
 
 
 def plots(rows: Sequence[Row]) -> Iterator[tuple[str, bytes]]:
-    """Names of files, and PNGs."""
+    """Draw a PNG per group and metric; each with the name of its file. Raises UnsupportedError without matplotlib."""
     for group in grouped(rows):
         if group.name != ALL:
             for metric in METRICS:

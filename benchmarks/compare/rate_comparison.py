@@ -1,7 +1,8 @@
 """Ours against each peer: how many per cent more or fewer bytes for the same quality, and where it is more.
 
-Per image, over the range that both reach, for PSNR and for MS-SSIM in dB, for each way of counting our bytes; then
-means over the images of a group. A band is one of the peer's bits per pixel; `all` is everything that both reach.
+Rate differences are computed per image over the range that both codecs reach, for PSNR and for MS-SSIM in dB, for each
+way of counting our bytes; then averaged over the images of a group. A band is a range of the peer's bits per pixel;
+`all` is everything that both reach.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ BdRates = Mapping[str, Mapping[Count, Mapping[str, BdRate | None]]]  # by metric
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours against one peer on one image; negative per cents are fewer bytes."""
+    """Ours against one peer on one image; negative percentages are fewer bytes."""
 
     image: str
     variant: str
@@ -39,7 +40,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class GroupComparison:
-    """Means of the per cents over a group's images, with how many there are in each band."""
+    """Means of the percentages over a group's images, with the number of images in each band."""
 
     variant: str
     group: str
@@ -61,31 +62,73 @@ class Loss:
 
 def curves_of(rows: Sequence[Row], subject: Subject) -> dict[str, list[Row]]:
     """The points of each codec's curve on one image, by the codec's full name, ours first."""
-    found: dict[str, list[Row]] = {}
+    curves: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: not row.is_ours):
         if row.subject == subject and row.point.kind == CURVE:
-            found.setdefault(row.coder.name, []).append(row)
-    return found
+            curves.setdefault(row.coded_by.name, []).append(row)
+    return curves
 
 
 def comparisons(rows: Sequence[Row]) -> tuple[Comparison, ...]:
-    """Of every image, against every peer that was measured on it."""
-    found = []
+    """Compare ours on every image with every peer that was measured on it."""
+    compared = []
     for subject in dict.fromkeys(row.subject for row in rows):
         curves = list(curves_of(rows, subject).values())
         ours = next((curve for curve in curves if curve[0].is_ours), [])
-        found += [compare(ours, theirs) for theirs in curves if not theirs[0].is_ours]
-    return tuple(found)
+        compared += [compare(ours, theirs) for theirs in curves if not theirs[0].is_ours]
+    return tuple(compared)
 
 
 def compare(ours: Sequence[Row], theirs: Sequence[Row]) -> Comparison:
-    """Both curves are of one image."""
+    """Compare two curves of the same image."""
     subject = theirs[0].subject
     rates = {
         metric: {count: _in_bands(ours, theirs, metric, count, subject.width * subject.height) for count in COUNTS}
         for metric in METRICS
     }
-    return Comparison(subject.image, subject.variant, subject.group, theirs[0].coder.name, rates)
+    return Comparison(subject.image, subject.variant, subject.group, theirs[0].coded_by.name, rates)
+
+
+def of_group(group: Group, compared: Sequence[Comparison]) -> tuple[GroupComparison, ...]:
+    """Average over a group's images, against each peer. `compared` holds the comparisons of all images."""
+    images = {subject.image for subject in group.subjects}
+    of_images = [one for one in compared if one.image in images and one.variant == group.variant]
+    groups = []
+    for peer in dict.fromkeys(comparison.peer for comparison in of_images):
+        peer_rates = [comparison.bd_rate for comparison in of_images if comparison.peer == peer]
+        means = {
+            metric: {
+                count: {band: mean(_percent(rates[metric][count][band]) for rates in peer_rates) for band in ALL_BANDS}
+                for count in COUNTS
+            }
+            for metric in METRICS
+        }
+        groups.append(GroupComparison(group.variant, group.name, len(images), peer, means))
+    return tuple(groups)
+
+
+def losses(compared: Sequence[Comparison]) -> tuple[Loss, ...]:
+    """Every image and peer with a band in which ours is the larger."""
+    worse = []
+    for comparison in compared:
+        for metric in METRICS:
+            rates = comparison.bd_rate[metric][HEADLINE]
+            percent = {band: rate.percent for band, rate in rates.items() if rate is not None and rate.percent > 0}
+            if percent:
+                worse.append(Loss(comparison.image, comparison.variant, comparison.peer, metric, percent))
+    return tuple(worse)
+
+
+def not_monotone(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Images on which a higher quality of ours has no more bytes, or no higher PSNR."""
+    images = []
+    for subject in dict.fromkeys(row.subject for row in rows):
+        ours = [row for row in rows if row.subject == subject and row.is_ours and row.point.kind == CURVE]
+        ours.sort(key=lambda row: row.point.setting)
+        steps = pairwise((row.sizes.in_slide_bytes, row.fidelity.psnr) for row in ours)
+        if not all(a < b for before, after in steps for a, b in zip(before, after, strict=True)):
+            images.append(f"{subject.image}, {subject.variant}")
+    return tuple(images)
 
 
 def _in_bands(
@@ -97,48 +140,6 @@ def _in_bands(
         return dict.fromkeys(ALL_BANDS)
     limits = {band: (low * pixels / 8, high * pixels / 8) for band, (low, high) in BANDS.items()}
     return {band: bd_rate(anchor, test, anchor_bytes=limits.get(band)) for band in ALL_BANDS}
-
-
-def of_group(group: Group, compared: Sequence[Comparison]) -> tuple[GroupComparison, ...]:
-    """Against each peer. `compared` are all images' comparisons."""
-    images = {subject.image for subject in group.subjects}
-    own = [one for one in compared if one.image in images and one.variant == group.variant]
-    found = []
-    for peer in dict.fromkeys(one.peer for one in own):
-        chosen = [one.bd_rate for one in own if one.peer == peer]
-        means = {
-            metric: {
-                count: {band: mean(_percent(rates[metric][count][band]) for rates in chosen) for band in ALL_BANDS}
-                for count in COUNTS
-            }
-            for metric in METRICS
-        }
-        found.append(GroupComparison(group.variant, group.name, len(images), peer, means))
-    return tuple(found)
-
-
-def losses(compared: Sequence[Comparison]) -> tuple[Loss, ...]:
-    """Every image and peer with a band where ours is the larger."""
-    found = []
-    for one in compared:
-        for metric in METRICS:
-            rates = one.bd_rate[metric][HEADLINE]
-            worse = {band: rate.percent for band, rate in rates.items() if rate is not None and rate.percent > 0}
-            if worse:
-                found.append(Loss(one.image, one.variant, one.peer, metric, worse))
-    return tuple(found)
-
-
-def not_monotone(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Images on which a higher quality of ours has no more bytes, or no higher PSNR."""
-    found = []
-    for subject in dict.fromkeys(row.subject for row in rows):
-        ours = [row for row in rows if row.subject == subject and row.is_ours and row.point.kind == CURVE]
-        ours.sort(key=lambda row: row.point.setting)
-        steps = pairwise((row.sizes.in_slide_bytes, row.fidelity.psnr) for row in ours)
-        if not all(a < b for before, after in steps for a, b in zip(before, after, strict=True)):
-            found.append(f"{subject.image}, {subject.variant}")
-    return tuple(found)
 
 
 def _percent(rate: BdRate | None) -> float | None:

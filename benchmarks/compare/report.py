@@ -1,12 +1,12 @@
 """The report: one page of Markdown with tables and plots, and the table of it that a terminal shows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from histocodec.benchmarks.compare.bench_result import BenchResult
-from histocodec.benchmarks.compare.fixed_ratios import Rung
+from histocodec.benchmarks.compare.fixed_ratios import AtRatio
 from histocodec.benchmarks.compare.image_groups import Mean
 from histocodec.benchmarks.compare.rate_comparison import ALL_BANDS, BANDS, METRICS, GroupComparison, Loss
-from histocodec.benchmarks.compare.summary import SHOWN, AtRate, Speeds
+from histocodec.benchmarks.compare.summary import SHOWN, AtRate, Speeds, Summary
 from histocodec.benchmarks.measure.result_rows import COUNTS, HEADLINE, Count
 from histocodec.benchmarks.studies.speed import speed_lines
 from histocodec.text import size_text
@@ -21,7 +21,7 @@ COUNT_NAMES: dict[Count, str] = {
 
 
 def report(result: BenchResult, *, plots: Sequence[str], crops: bool) -> str:
-    """Markdown; `plots` are files beside it."""
+    """Write the report in Markdown. `plots` are names of files beside it; so is CROPS, with `crops`."""
     summary, machine = result.summary, result.machine
     images = {(row.subject.image, row.subject.variant) for row in result.rows}
     parts = [
@@ -30,32 +30,21 @@ def report(result: BenchResult, *, plots: Sequence[str], crops: bool) -> str:
         f"(`{result.model.sha256[:12]}`){_effort(result)}; {machine.cpu}, {machine.cores} cores, "
         f"{machine.gpu or 'no GPU'}, {machine.system}.",
         "Versions: " + "; ".join(f"{name} {version}" for name, version in result.versions.items()) + ".",
-        "Bjøntegaard rate difference of ours against each peer: how many per cent more bytes (negative: fewer) for "
-        "the same quality, per image over what both reach, then the mean over the images [or so many of them, where "
-        "not all have a value]. A band is one of the peer's bits per pixel. Our bytes are those of coded chunks with "
-        "checksums and index entries.",
+        *rate_sections(summary),
+        "## Where we lose",
+        *_losses(summary.losses),
     ]
-    for metric, name in METRICS.items():
-        parts += [f"## Bytes at equal {name}", _bd_table(summary.groups, metric)]
-    parts += ["## Where we lose", *_losses(summary.losses)]
     if summary.not_monotone:
         parts.append(f"A higher quality is not always larger and better on: {'; '.join(summary.not_monotone)}.")
-    parts += ["## Three counts of our bytes", _count_table(summary.groups)]
-    if summary.ratios:
-        parts += [
-            "## The paper's ratios",
-            "Ours and whole-image JPEG 2000, neither with more bytes than raw RGB over the ratio; means over the "
-            "images where both can be so small.",
-            _ratio_table(summary.ratios),
-        ]
+    parts += ["## Three counts of our bytes", _count_table(summary.groups), *ratio_section(summary)]
     if summary.at_rates:
         parts += ["## Every metric at three rates", _rate_table(summary.at_rates)]
     if summary.speeds:
         parts += [
             "## Speed on these images",
-            "Medians, in megapixels a second, over single measurements on images that may be small; memory beyond what "
-            f"the process held, the most of any. All threads: {result.options.threads}. Our encoding is timed until "
-            "the last chunk is coded; `encode` then decodes and compares everything, too.",
+            "Medians, in megapixels a second, of single measurements on images that may be small. Memory is what a "
+            f"codec takes beyond what the process held, the most of any image. All threads: {result.options.threads}. "
+            "Our encoding is timed until the last chunk is coded; `encode` then also decodes and compares everything.",
             _speed_table(summary.speeds),
         ]
     if result.speed is not None:
@@ -67,21 +56,46 @@ def report(result: BenchResult, *, plots: Sequence[str], crops: bool) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def rate_sections(summary: Summary) -> list[str]:
+    """The sections on rate differences: how to read them, and a table per metric."""
+    parts = [
+        "Rates are Bjøntegaard rate differences: how many per cent more bytes (negative: fewer) we need than the peer "
+        "for the same quality, per image over the qualities that both reach, then the mean over the images; in square "
+        "brackets the number of images, where not all have a value. A band is a range of the peer's bits per pixel. "
+        "Our bytes are those of coded chunks with their checksums and index entries.",
+    ]
+    for metric, name in METRICS.items():
+        parts += [f"## Bytes at equal {name}", _bd_table(summary.groups, metric)]
+    return parts
+
+
+def ratio_section(summary: Summary) -> list[str]:
+    """The section on the paper's ratios; nothing where none was measured."""
+    if not summary.ratios:
+        return []
+    return [
+        "## The paper's ratios",
+        "Ours and whole-image JPEG 2000, each with at most the bytes of raw RGB over the ratio; means over the images "
+        "on which both can be so small.",
+        _ratio_table(summary.ratios),
+    ]
+
+
 def headline(result: BenchResult) -> Iterator[str]:
-    """For a terminal: the rate differences at equal PSNR, and the images on which we lose."""
+    """The lines for a terminal: rate differences at equal PSNR, and the images on which we lose."""
     yield f"model {result.model.id} ({result.model.sha256[:12]}){_effort(result)}"
-    yield "bytes at equal PSNR against the peer's, means over the images [or so many of them]"
+    yield "bytes at equal PSNR against each peer, means over the images [or over so many of them]"
     for title in dict.fromkeys(_title(one.group, one.variant) for one in result.summary.groups):
-        own = [one for one in result.summary.groups if _title(one.group, one.variant) == title]
+        comparisons = [one for one in result.summary.groups if _title(one.group, one.variant) == title]
         yield ""
-        yield f"{f'{title} ({own[0].images})':<30}" + "".join(f"{band:>14}" for band in ALL_BANDS)
-        for one in own:
-            cells = [_cell(one.bd_rate["psnr"][HEADLINE][band], one.images) for band in ALL_BANDS]
-            yield f"  {one.peer:<28}" + "".join(f"{cell:>14}" for cell in cells)
+        yield f"{f'{title} ({comparisons[0].images})':<30}" + "".join(f"{band:>14}" for band in ALL_BANDS)
+        for comparison in comparisons:
+            cells = [_cell(comparison.bd_rate["psnr"][HEADLINE][band], comparison.images) for band in ALL_BANDS]
+            yield f"  {comparison.peer:<28}" + "".join(f"{cell:>14}" for cell in cells)
     yield ""
-    losing = [loss for loss in result.summary.losses if loss.metric == "psnr"]
-    yield "we lose on: " + ("no image" if not losing else "")
-    for loss in losing:
+    losses = [loss for loss in result.summary.losses if loss.metric == "psnr"]
+    yield "we lose on: " + ("no image" if not losses else "")
+    for loss in losses:
         yield f"  {_title(loss.image, loss.variant)} against {loss.peer}: {_bands(loss)}"
 
 
@@ -96,11 +110,11 @@ def _title(name: str, variant: str) -> str:
 def _bd_table(groups: Sequence[GroupComparison], metric: str) -> str:
     rows = [
         (
-            _title(one.group, one.variant),
-            one.peer,
-            *(_cell(one.bd_rate[metric][HEADLINE][band], one.images) for band in ALL_BANDS),
+            _title(group.group, group.variant),
+            group.peer,
+            *(_cell(group.bd_rate[metric][HEADLINE][band], group.images) for band in ALL_BANDS),
         )
-        for one in groups
+        for group in groups
     ]
     return _table(("images", "against", *(f"{band} bpp" for band in BANDS), "everything"), rows)
 
@@ -108,11 +122,11 @@ def _bd_table(groups: Sequence[GroupComparison], metric: str) -> str:
 def _count_table(groups: Sequence[GroupComparison]) -> str:
     rows = [
         (
-            _title(one.group, one.variant),
-            one.peer,
-            *(_cell(one.bd_rate["psnr"][count][WIDEST], one.images) for count in COUNTS),
+            _title(group.group, group.variant),
+            group.peer,
+            *(_cell(group.bd_rate["psnr"][count][WIDEST], group.images) for count in COUNTS),
         )
-        for one in groups
+        for group in groups
     ]
     return f"At equal PSNR, {WIDEST} bpp.\n\n" + _table(("images", "against", *COUNT_NAMES.values()), rows)
 
@@ -121,51 +135,68 @@ def _losses(losses: Sequence[Loss]) -> list[str]:
     """Every image by name."""
     if not losses:
         return ["On no image in any band."]
-    rows = [(_title(one.image, one.variant), one.peer, METRICS[one.metric], _bands(one)) for one in losses]
+    rows = [(_title(loss.image, loss.variant), loss.peer, METRICS[loss.metric], _bands(loss)) for loss in losses]
     return [_table(("image", "against", "at equal", "more bytes"), rows)]
 
 
 def _bands(loss: Loss) -> str:
-    return ", ".join(f"{band}: {value:+.1f} %" for band, value in loss.percent.items())
+    return ", ".join(f"{band}: {percent:+.1f} %" for band, percent in loss.percent.items())
 
 
-def _ratio_table(rungs: Sequence[Rung]) -> str:
-    rows = []
-    for one in rungs:
-        cells = [_pair(one.ours, one.theirs, name, digits) for name, digits in (("psnr", 2), ("ms_ssim_db", 2))]
-        f1 = _pair(one.ours, one.theirs, "nuclei_f1", 3)
-        images = f"{one.images} of {one.of}"
-        rows.append((_title(one.group, one.variant), f"1:{one.ratio}", f"{one.bpp:.3f}", images, *cells, f1))
+def _ratio_table(ratios: Sequence[AtRatio]) -> str:
+    rows = [
+        (
+            _title(at.group, at.variant),
+            f"1:{at.ratio}",
+            f"{at.bpp:.3f}",
+            f"{at.images} of {at.of}",
+            _pair(at.ours, at.theirs, "psnr", 2),
+            _pair(at.ours, at.theirs, "ms_ssim_db", 2),
+            _pair(at.ours, at.theirs, "nuclei_f1", 3),
+        )
+        for at in ratios
+    ]
     heading = ("images", "ratio", "bpp", "measured", "PSNR, ours / JPEG 2000", "MS-SSIM, dB", "nuclei, F1")
     return _table(heading, rows)
 
 
-def _pair(ours: dict[str, float] | object, theirs: dict[str, float] | object, name: str, digits: int) -> str:
-    if not (isinstance(ours, dict) and isinstance(theirs, dict) and ours and theirs):
+def _pair(ours: Mapping[str, float], theirs: Mapping[str, float], name: str, digits: int) -> str:
+    if not (ours and theirs):
         return "-"
     return f"{ours[name]:.{digits}f} / {theirs[name]:.{digits}f}"
 
 
-def _rate_table(found: Sequence[AtRate]) -> str:
+def _rate_table(at_rates: Sequence[AtRate]) -> str:
     rows = [
         (
-            _title(one.group, one.variant),
-            f"{one.bpp:g}",
-            one.codec + ("" if one.images == one.of else f" [{one.images}]"),
-            *(f"{one.values[name]:.{2 if 'dB' in title else 3}f}" for name, title in SHOWN.items()),
+            _title(at.group, at.variant),
+            f"{at.bpp:g}",
+            at.codec + ("" if at.images == at.of else f" [{at.images}]"),
+            *(f"{at.values[name]:.{2 if 'dB' in title else 3}f}" for name, title in SHOWN.items()),
         )
-        for one in found
+        for at in at_rates
     ]
     return _table(("images", "bpp", "codec", *SHOWN.values()), rows)
 
 
-def _speed_table(found: Sequence[Speeds]) -> str:
+def _speed_table(codecs: Sequence[Speeds]) -> str:
     rows = []
-    for one in found:
-        speeds = (one.encode_mps_1, one.encode_mps_all, one.decode_mps_1, one.decode_mps_all)
-        memory = ("-" if peak is None else size_text(peak) for peak in (one.encode_peak_bytes, one.decode_peak_bytes))
-        rows.append((_title(one.codec, one.variant), *(f"{speed:.2f}" for speed in speeds), *memory, f"{one.rows}"))
-    heading = ("codec", "encode, 1 thread", "all", "decode, 1 thread", "all", "encoding takes", "decoding", "timed")
+    for codec in codecs:
+        speeds = (codec.encode_mps_1, codec.encode_mps_all, codec.decode_mps_1, codec.decode_mps_all)
+        peaks = (codec.encode_peak_bytes, codec.decode_peak_bytes)
+        memory = ("-" if peak is None else size_text(peak) for peak in peaks)
+        name = _title(codec.codec, codec.variant)
+        rows.append((name, *(f"{speed:.2f}" for speed in speeds), *memory, f"{codec.rows}"))
+    heading = (
+        "codec",
+        "encode, 1 thread",
+        "encode, all",
+        "decode, 1 thread",
+        "decode, all",
+        "memory, encode",
+        "memory, decode",
+        "timed rows",
+    )
     return _table(heading, rows)
 
 

@@ -6,7 +6,7 @@ from statistics import fmean, median
 
 import numpy as np
 
-from histocodec.benchmarks.compare.fixed_ratios import Rung, rungs
+from histocodec.benchmarks.compare.fixed_ratios import AtRatio, at_ratios
 from histocodec.benchmarks.compare.image_groups import Group, grouped
 from histocodec.benchmarks.compare.rate_comparison import (
     Comparison,
@@ -44,12 +44,12 @@ class AtRate:
     codec: str
     images: int
     of: int
-    values: Mapping[str, float]
+    values: Mapping[str, float]  # by the names of SHOWN
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """Medians over all timed rows of a codec in a variant. Memory is the most of any."""
+    """Medians over all timed rows of a codec in a variant, in megapixels a second. Memory is the most of any."""
 
     variant: str
     codec: str
@@ -64,36 +64,42 @@ class Speeds:
 
 @dataclass(frozen=True)
 class Summary:
+    """Everything that the report shows, apart from plots and the speed on a slide."""
+
     groups: tuple[GroupComparison, ...]
     losses: tuple[Loss, ...]
     not_monotone: tuple[str, ...]
-    ratios: tuple[Rung, ...]
+    ratios: tuple[AtRatio, ...]
     at_rates: tuple[AtRate, ...]
     speeds: tuple[Speeds, ...]
     images: tuple[Comparison, ...]
 
 
 def summarise(rows: Sequence[Row]) -> Summary:
+    """Compute the summary of a benchmark's rows."""
     groups, compared = grouped(rows), comparisons(rows)
     return Summary(
-        groups=tuple(one for group in groups for one in of_group(group, compared)),
+        groups=tuple(comparison for group in groups for comparison in of_group(group, compared)),
         losses=losses(compared),
         not_monotone=not_monotone(rows),
-        ratios=tuple(one for group in groups for one in rungs(group)),
-        at_rates=tuple(one for group in groups for one in at_rates(group)),
+        ratios=tuple(at_ratio for group in groups for at_ratio in at_ratios(group)),
+        at_rates=tuple(at_rate for group in groups for at_rate in at_rates(group)),
         speeds=speeds(rows),
         images=compared,
     )
 
 
 def at_rates(group: Group) -> tuple[AtRate, ...]:
+    """Every codec of a group at each of RATES that its curves reach."""
     curves = [curves_of(group.rows, subject) for subject in group.subjects]
     found = []
     for bpp in RATES:
-        for codec in dict.fromkeys(name for one in curves for name in one):
-            values = [value for one in curves if codec in one and (value := _interpolated(one[codec], bpp))]
+        for codec in dict.fromkeys(name for by_codec in curves for name in by_codec):
+            values = [
+                metrics for by_codec in curves if codec in by_codec and (metrics := _interpolated(by_codec[codec], bpp))
+            ]
             if values:
-                means = {metric: fmean(one[metric] for one in values) for metric in SHOWN}
+                means = {name: fmean(metrics[name] for metrics in values) for name in SHOWN}
                 found.append(AtRate(group.variant, group.name, bpp, codec, len(values), len(curves), means))
     return tuple(found)
 
@@ -108,26 +114,28 @@ def _interpolated(curve: Sequence[Row], bpp: float) -> dict[str, float]:
 
 
 def speeds(rows: Sequence[Row]) -> tuple[Speeds, ...]:
-    """Of every codec that was timed."""
+    """The speeds of every codec that was timed."""
     found = []
-    for variant, codec in dict.fromkeys((row.subject.variant, row.coder.name) for row in rows):
+    for variant, codec in dict.fromkeys((row.subject.variant, row.coded_by.name) for row in rows):
         timed = [
             row.speed
             for row in rows
-            if (row.subject.variant, row.coder.name) == (variant, codec) and row.speed and row.point.kind == CURVE
+            if (row.subject.variant, row.coded_by.name) == (variant, codec) and row.speed and row.point.kind == CURVE
         ]
         if timed:
+            encode_peaks = [speed.encode_peak_bytes for speed in timed if speed.encode_peak_bytes is not None]
+            decode_peaks = [speed.decode_peak_bytes for speed in timed if speed.decode_peak_bytes is not None]
             found.append(
                 Speeds(
                     variant,
                     codec,
                     len(timed),
-                    median(one.encode_mps_1 for one in timed),
-                    median(one.decode_mps_1 for one in timed),
-                    median(one.encode_mps_all for one in timed),
-                    median(one.decode_mps_all for one in timed),
-                    max((one.encode_peak_bytes for one in timed if one.encode_peak_bytes is not None), default=None),
-                    max((one.decode_peak_bytes for one in timed if one.decode_peak_bytes is not None), default=None),
+                    median(speed.encode_mps_1 for speed in timed),
+                    median(speed.decode_mps_1 for speed in timed),
+                    median(speed.encode_mps_all for speed in timed),
+                    median(speed.decode_mps_all for speed in timed),
+                    max(encode_peaks, default=None),
+                    max(decode_peaks, default=None),
                 )
             )
     return tuple(found)

@@ -1,1 +1,1 @@
-"""Measurements of one image, coded once."""
+"""Measure images: what each codec needs and keeps of them, one row per image, codec and point."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from histocodec.benchmarks.measure.timed_jobs import Ours
+from histocodec.benchmarks.measure.our_codec import OurCodec
 from histocodec.models.config import QUALITIES
 from histocodec.slide import Pixels
 
@@ -48,8 +48,8 @@ def ours_within(
     """
     with TemporaryDirectory(prefix="histocodec-bench-") as folder:
 
-        def coded(quality: float) -> Ours:
-            return Ours(pixels, quality, model, device, threads, Path(folder) / str(quality), effort)
+        def coded(quality: float) -> OurCodec:
+            return OurCodec(pixels, quality, model, device, threads, Path(folder) / str(quality), effort)
 
         def size(quality: float) -> int:
             ours = coded(quality)
@@ -58,5 +58,5 @@ def ours_within(
 
         bytes_by_quality: dict[float, int] = {}
         quality = finest_within(budget, bytes_by_quality, size)
-        found = bytes_by_quality[quality] if quality in bytes_by_quality else size(quality)
-        return found, coded(quality).read()
+        needed = bytes_by_quality[quality] if quality in bytes_by_quality else size(quality)
+        return needed, coded(quality).read()

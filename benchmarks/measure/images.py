@@ -1,4 +1,4 @@
-"""What is measured: images whole, large slides as squares of tissue, each in one or more variants."""
+"""Choose what is measured: images whole, large slides as squares of tissue, each in one or more variants."""
 
 import hashlib
 import random
@@ -19,10 +19,10 @@ from histocodec.tissue import cell_of, tissue_mask
 VARIANTS = ("native", "enlarged", "blurred")
 ENLARGED = 2  # times, bicubic
 SIGMA = 2.0  # pixels, of the Gaussian that blurs
-SMALL = 2048  # pixels on a side: up to here an image is measured whole
-LEAST = 32  # pixels on a side: below, neither a codec nor a metric says anything
-TISSUE = 0.5  # of a square has to be tissue, where a slide has such squares
-MPP = 0.5  # where a source does not say, as 20x scans have it
+LARGEST_WHOLE = 2048  # pixels on a side: up to here an image is measured whole
+SMALLEST = 32  # pixels on a side: below, neither a codec nor a metric says anything
+TISSUE_SHARE = 0.5  # of a square has to be tissue, where a slide has such squares
+DEFAULT_MPP = 0.5  # microns per pixel where a source does not say, as 20x scans have it
 
 
 @dataclass(frozen=True)
@@ -34,25 +34,26 @@ class Subject:
     group: str  # the source: what the name begins with, up to the first "-"
     width: int
     height: int
-    mpp: float  # 0.5 where the source does not say; only nuclei are sought by it
-    sha256: str  # of size and pixels, as they are measured
+    mpp: float  # DEFAULT_MPP where the source does not say; only the search for nuclei uses it
+    sha256: str  # of the size and the pixels, as they are measured
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One subject's pixels (H, W, 3) uint8."""
+    """The pixels of one subject, (H, W, 3) uint8."""
 
     subject: Subject
     pixels: Pixels
 
     @property
     def area(self) -> int:
+        """How many pixels there are."""
         return self.subject.width * self.subject.height
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture that is yet to be read; `region` is of level 0."""
+    """A picture that has not been read yet; `region` is of level 0."""
 
     path: Path
     region: Region
@@ -61,41 +62,51 @@ class Sample:
 
     @property
     def name(self) -> str:
+        """The file's name, with the region unless it is the whole image."""
         return self.path.name if self.whole else f"{self.path.name} {self.region}"
 
     @property
     def group(self) -> str:
+        """The source of the image: what the file's name begins with, up to the first "-"."""
         return self.path.stem.split("-")[0]
 
 
 def choose(paths: Sequence[Path], *, variants: Sequence[str], regions: int, side: int, seed: int) -> tuple[Sample, ...]:
-    """What to measure of each source: images up to 2048 pixels on a side whole, of larger ones so many squares
-    with tissue (0: all of it). Opens every source, so that a bad one is known before hours of work."""
+    """Choose what to measure of each source: images up to LARGEST_WHOLE whole; of larger ones `regions` squares of
+    tissue, `side` pixels on a side (0 regions: all of the image).
+
+    Opens every source, so that a bad one is reported before hours of work. Raises UsageError for an unknown variant,
+    for two sources with the same file name, and for an image that is too small.
+    """
     unknown = [variant for variant in variants if variant not in VARIANTS]
     if unknown:
-        raise UsageError(f"variant {unknown[0]!r} is not known; {', '.join(VARIANTS)} are")
+        raise UsageError(f"variant {unknown[0]!r} is unknown; allowed are {', '.join(VARIANTS)}")
     samples: list[Sample] = []
-    names: dict[str, Path] = {}
+    path_of: dict[str, Path] = {}
     for path in paths:
-        if path.name in names:
-            raise UsageError(f"{path}: has the same name as {names[path.name]}; rows are told apart by it")
-        names[path.name] = path
+        if path.name in path_of:
+            raise UsageError(f"{path}: has the same name as {path_of[path.name]}; names tell rows apart, so rename one")
+        path_of[path.name] = path
         with open_slide(path) as slide:
             whole = slide.levels[0].region
-            if min(whole.width, whole.height) < LEAST:
-                raise UsageError(f"{path}: {whole.width} x {whole.height} pixels; {LEAST} a side are needed")
-            if regions == 0 or max(whole.width, whole.height) <= SMALL:
+            if min(whole.width, whole.height) < SMALLEST:
+                raise UsageError(
+                    f"{path}: {whole.width} x {whole.height} pixels; at least {SMALLEST} on each side are needed"
+                )
+            if regions == 0 or max(whole.width, whole.height) <= LARGEST_WHOLE:
                 chosen = [whole]
             else:
                 chosen = tissue_squares(slide, count=regions, side=side, seed=seed)
-        samples += [Sample(path, one, one == whole, variant) for one in chosen for variant in variants]
+        samples += [Sample(path, region, region == whole, variant) for region in chosen for variant in variants]
     return tuple(samples)
 
 
 def tissue_squares(slide: Slide, *, count: int, side: int, seed: int) -> list[Region]:
-    """At most `count` squares of level 0 that do not overlap, drawn at random among those that are tissue for the
-    most part; the fullest where there are too few. The same seed gives the same squares. Their grid begins at a
-    random pixel: on a multiple of 8 a peer would find the blocks of a scanner's own JPEG again."""
+    """Draw at most `count` squares of level 0 at random that do not overlap and are mostly tissue; where there are too
+    few, take the fullest. The same seed gives the same squares.
+
+    Their grid begins at a random pixel: on a multiple of 8, a peer would find the blocks of a scanner's own JPEG again.
+    """
     level, mask, drawing = slide.levels[0], tissue_mask(slide), random.Random(seed)
     side = min(side, level.width, level.height)
     left, top = (drawing.randrange(size % side + 1) for size in (level.width, level.height))
@@ -105,7 +116,7 @@ def tissue_squares(slide: Slide, *, count: int, side: int, seed: int) -> list[Re
         for x in range(left, level.width - side + 1, side)
     ]
     shares = {square: float(np.mean(cell_of(mask, level, square))) for square in squares}
-    tissue = [square for square in squares if shares[square] >= TISSUE]
+    tissue = [square for square in squares if shares[square] >= TISSUE_SHARE]
     if len(tissue) > count:
         chosen = drawing.sample(tissue, count)
     else:
@@ -114,10 +125,10 @@ def tissue_squares(slide: Slide, *, count: int, side: int, seed: int) -> list[Re
 
 
 def read(sample: Sample) -> Picture:
-    """The sample's pixels, in its variant."""
+    """Read a sample's pixels, in its variant."""
     with open_slide(sample.path) as slide:
         pixels = varied(slide.read(sample.region, 0), sample.variant)
-        mpp = MPP if slide.mpp is None else sum(slide.mpp) / 2
+        mpp = DEFAULT_MPP if slide.mpp is None else sum(slide.mpp) / 2
     height, width = pixels.shape[:2]
     subject = Subject(
         image=sample.name,
@@ -132,7 +143,7 @@ def read(sample: Sample) -> Picture:
 
 
 def varied(pixels: Pixels, variant: str) -> Pixels:
-    """The pixels themselves, twice as large, or blurred: what there is to find beyond the scanner's own detail."""
+    """The pixels as they are, twice as large, or blurred: the last two have tissue without the scanner's own detail."""
     if variant == "enlarged":
         size = (ENLARGED * pixels.shape[1], ENLARGED * pixels.shape[0])
         return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
@@ -140,16 +151,16 @@ def varied(pixels: Pixels, variant: str) -> Pixels:
 
 
 def blurred(pixels: Pixels, sigma: float = SIGMA) -> Pixels:
-    """By a Gaussian, mirrored at the edges, rounded half up."""
+    """Blur by a Gaussian of `sigma` pixels, mirrored at the edges, rounded half up."""
     radius = int(np.ceil(4 * sigma))
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     weights /= weights.sum()
-    found: NDArray[np.float64] = pixels.astype(np.float64)
+    values: NDArray[np.float64] = pixels.astype(np.float64)
     for axis in (0, 1):
-        widths = [(radius, radius) if i == axis else (0, 0) for i in range(3)]
-        padded, size = np.pad(found, widths, "symmetric"), found.shape[axis]
-        found = sum(
-            (w * padded.take(range(i, i + size), axis) for i, w in enumerate(weights.tolist())),
-            start=np.zeros_like(found),
+        padding = [(radius, radius) if i == axis else (0, 0) for i in range(3)]
+        padded, size = np.pad(values, padding, "symmetric"), values.shape[axis]
+        values = sum(
+            (weight * padded.take(range(i, i + size), axis) for i, weight in enumerate(weights.tolist())),
+            start=np.zeros_like(values),
         )
-    return np.floor(found + 0.5).astype(np.uint8)
+    return np.floor(values + 0.5).astype(np.uint8)

@@ -11,31 +11,31 @@ RESET_PEAK = "5"  # proc(5): sets VmHWM back to the present size
 
 
 def peak_bytes(call: Callable[[], object]) -> int | None:
-    """Runs the call. None where the system does not tell: only Linux lets the peak be set back."""
-    _give_back()
+    """Run the call and return its peak, in bytes; None where the system does not tell. Only Linux can reset a peak."""
+    _return_freed_memory()
     before = None
     with suppress(OSError):
         CLEAR.write_text(RESET_PEAK)
-        before = _kilobytes("VmRSS")
+        before = _status_kilobytes("VmRSS")
     call()
-    after = _kilobytes("VmHWM")
-    return None if before is None or after is None else max(0, after - before) * 1024
+    peak = _status_kilobytes("VmHWM")
+    return None if before is None or peak is None else max(0, peak - before) * 1024
 
 
 def resident_bytes() -> int | None:
-    """What this process holds in memory now; None where the system does not tell."""
-    now = _kilobytes("VmRSS")
-    return None if now is None else now * 1024
+    """What this process holds in memory now, in bytes; None where the system does not tell."""
+    resident = _status_kilobytes("VmRSS")
+    return None if resident is None else resident * 1024
 
 
-def _give_back() -> None:
-    """Freed memory to the system; a call that takes it again would seem to take none."""
+def _return_freed_memory() -> None:
+    """Return freed memory to the system; a call that takes it again would seem to take none."""
     gc.collect()
-    with suppress(OSError, AttributeError):  # glibc alone has it
+    with suppress(OSError, AttributeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _kilobytes(field: str) -> int | None:
+def _status_kilobytes(field: str) -> int | None:
     with suppress(OSError):
         for line in STATUS.read_text().splitlines():
             if line.startswith(f"{field}:"):

@@ -1,7 +1,7 @@
 """How near a decoded image is to the original: to the eye, in colour, and in stain.
 
-All from 8-bit RGB, and all but MS-SSIM's scales per pixel of the full size. SSIM and MS-SSIM are of red, green and
-blue each by itself, then averaged, as papers on learned compression have it; those of luma alone are higher.
+Everything is computed from 8-bit RGB at full size; MS-SSIM also from reduced sizes. SSIM and MS-SSIM are those of red,
+green and blue, averaged, as in papers on learned compression; those of luma alone are higher.
 """
 
 import math
@@ -21,19 +21,19 @@ from histocodec.slide import Pixels
 Plane = NDArray[np.uint8] | NDArray[np.float32]  # (H, W)
 Values = NDArray[np.float64]
 
-SMALLEST = 16  # pixels on a side: the window of 11, and some places for it
-BAND = 128  # rows compared at once: what is made of them stays in the processor's cache
+SMALLEST = 16  # pixels on a side: the window of 11 and some positions for it
+BAND = 128  # rows compared at once: what is computed from them stays in the processor's cache
 
 RADIUS = 5  # of SSIM's window
 WINDOW: Values = np.exp(-0.5 * (np.arange(-RADIUS, RADIUS + 1) / 1.5) ** 2)
 WINDOW /= WINDOW.sum()
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM, from the full size to a 16th; as published
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of MS-SSIM, from full size to a 16th; as published
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Of a decoded image. Infinite `psnr` and `ms_ssim_db` are those of an identical one."""
+    """What is left of an image. An identical image has infinite `psnr` and `ms_ssim_db`."""
 
     psnr: float  # dB, over the samples of all channels
     ssim: float  # at most 1
@@ -44,17 +44,30 @@ class Fidelity:
 
 
 def fidelity(original: Pixels, decoded: Pixels) -> Fidelity:
+    """Compare a decoded image with the original, both (H, W, 3) uint8.
+
+    Raises UsageError where the shapes differ or a side is below SMALLEST, UnsupportedError without scikit-image.
+
+    SSIM      Z. Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE Trans.
+              Image Process. 13 (2004), with its window, and only positions where that fits
+    MS-SSIM   Z. Wang, E. P. Simoncelli and A. C. Bovik, "Multi-scale structural similarity for image quality
+              assessment", Asilomar (2003)
+    CIEDE2000 G. Sharma, W. Wu and E. N. Dalal, "The CIEDE2000 color-difference formula", Color Res. Appl. 30 (2005)
+    stains    see `histocodec.benchmarks.measure.stains`
+    """
     if original.shape != decoded.shape or original.ndim != 3 or original.shape[2] != 3:
-        raise UsageError(f"images of {original.shape} and {decoded.shape} cannot be compared; (H, W, 3) is needed")
+        raise UsageError(
+            f"cannot compare images of shapes {original.shape} and {decoded.shape}; both must have the same (H, W, 3)"
+        )
     if min(original.shape[:2]) < SMALLEST:
         height, width = original.shape[:2]
-        raise UsageError(f"an image of {width} x {height} pixels is too small to compare; {SMALLEST} is the least")
-    similar, multi_scale = _similarities(original, decoded)
+        raise UsageError(f"cannot compare images of {width} x {height} pixels; at least {SMALLEST} a side are needed")
+    ssim, ms_ssim = _similarities(original, decoded)
     hematoxylin, eosin = _stain_errors(original, decoded)
     return Fidelity(
         psnr(squared_error(original, decoded), original.size),
-        similar,
-        -10 * math.log10(1 - multi_scale) if multi_scale < 1 else math.inf,
+        ssim,
+        -10 * math.log10(1 - ms_ssim) if ms_ssim < 1 else math.inf,
         _delta_e(original, decoded),
         hematoxylin,
         eosin,
@@ -62,26 +75,24 @@ def fidelity(original: Pixels, decoded: Pixels) -> Fidelity:
 
 
 def _similarities(a: Pixels, b: Pixels) -> tuple[float, float]:
-    """SSIM: Z. Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE
-    Trans. Image Process. 13 (2004); its window, and only places where that fits. MS-SSIM: Z. Wang, E. P.
-    Simoncelli and A. C. Bovik, "Multi-scale structural similarity for image quality assessment", Asilomar (2003);
-    an image too small for all five scales has as many as the window fits into, their weights scaled up."""
+    """SSIM and MS-SSIM. An image too small for all five scales has as many as the window fits into, with their weights
+    scaled up."""
     scales = sum(min(a.shape[:2]) >> scale > 2 * RADIUS for scale in range(len(SCALE_WEIGHTS)))
     weights = np.array(SCALE_WEIGHTS[:scales]) * (sum(SCALE_WEIGHTS) / sum(SCALE_WEIGHTS[:scales]))
-    found = []
+    channels = []
     for channel in range(3):
         pairs = zip(_octaves(a[:, :, channel]), _octaves(b[:, :, channel]), strict=True)
-        # (scales, 2): SSIM, and it without its term of luminance
-        values = np.array([_similarity(one, other) for one, other in islice(pairs, scales)])
-        kept = np.append(values[:-1, 1], values[-1, 0])
+        # (scales, 2): SSIM, and SSIM without its luminance term
+        values = np.array([_similarity(x, y) for x, y in islice(pairs, scales)])
+        factors = np.append(values[:-1, 1], values[-1, 0])
         # Structure that is inverted on the whole would have no real root.
-        found.append((values[0, 0], np.prod(np.maximum(kept, 0) ** weights)))
-    similar, multi_scale = np.mean(found, axis=0)
-    return float(similar), float(multi_scale)
+        channels.append((values[0, 0], np.prod(np.maximum(factors, 0) ** weights)))
+    ssim, ms_ssim = np.mean(channels, axis=0)
+    return float(ssim), float(ms_ssim)
 
 
 def _octaves(plane: Plane) -> Iterator[Plane]:
-    """The plane, and ever again halved by the mean of 2 x 2; odd last rows and columns are left out."""
+    """The plane, then halved again and again by the mean of 2 x 2; odd last rows and columns are left out."""
     while True:
         yield plane
         height, width = plane.shape[0] & ~1, plane.shape[1] & ~1
@@ -91,7 +102,7 @@ def _octaves(plane: Plane) -> Iterator[Plane]:
 
 
 def _similarity(a: Plane, b: Plane) -> tuple[float, float]:
-    """Means of SSIM, and of its terms of contrast and structure alone."""
+    """The mean of SSIM, and of its contrast and structure terms alone."""
     total = contrast = 0.0
     rows, columns = a.shape[0] - 2 * RADIUS, a.shape[1] - 2 * RADIUS
     for top in range(0, rows, BAND):
@@ -118,14 +129,13 @@ def _windowed(plane: Values) -> Values:
 
 
 def _delta_e(a: Pixels, b: Pixels) -> float:
-    """G. Sharma, W. Wu and E. N. Dalal, "The CIEDE2000 color-difference formula", Color Res. Appl. 30 (2005)."""
     with requires_extra("bench"):
         from skimage.color import deltaE_ciede2000, rgb2lab
     height, width = a.shape[:2]
     total = 0.0
     for top in range(0, height, BAND):
-        one, other = (rgb2lab(image[top : top + BAND] / np.float32(255)) for image in (a, b))
-        total += float(deltaE_ciede2000(one, other).sum(dtype=np.float64))
+        lab_a, lab_b = (rgb2lab(image[top : top + BAND] / np.float32(255)) for image in (a, b))
+        total += float(deltaE_ciede2000(lab_a, lab_b).sum(dtype=np.float64))
     return total / float(height * width)
 
 

@@ -1,11 +1,11 @@
-"""Whether what is counted in the original is still there when it has been decoded: nuclei, by a classical method.
+"""Whether what is counted in the original is still there in the decoded image: nuclei, by a classical method.
 
     hematoxylin ─ smooth ─ threshold ─ fill pores, drop specks ─ distance to the edge ─ watershed from its peaks
 
-It is no match for a trained network and need not be: it is deterministic, has no weights that could favour a codec,
-and depends on what segmentation depends on – contrast in hematoxylin, edges, and gaps between neighbours. The
-threshold is Otsu's (IEEE Trans. Syst. Man Cybern. 9, 1979), of each image by itself: whoever analyses decoded
-slides has no original to take it from, so a codec that shifts it has to answer for that.
+It does not match a trained network and need not: it is deterministic, has no weights that could favour a codec, and
+depends on what segmentation depends on: contrast in hematoxylin, edges, and gaps between neighbours. The threshold is
+Otsu's (IEEE Trans. Syst. Man Cybern. 9, 1979), of each image by itself: whoever analyses decoded slides has no original
+to take it from, so a codec that shifts it has to answer for that.
 """
 
 import math
@@ -31,7 +31,7 @@ OVERLAP = 0.5  # intersection over union from which two are the same nucleus
 
 @dataclass(frozen=True)
 class NucleiAgreement:
-    """Of the nuclei in a decoded image with those in the original. Where neither has any, they agree."""
+    """How the nuclei of a decoded image agree with those of the original. Where neither has any, they agree."""
 
     original: int  # how many
     decoded: int
@@ -41,11 +41,18 @@ class NucleiAgreement:
 
 
 def agreement(original_pixels: Pixels, decoded_pixels: Pixels, *, mpp: float = DEFAULT_MPP) -> NucleiAgreement:
+    """Segment both images, (H, W, 3) uint8 at `mpp` microns per pixel, and compare their nuclei.
+
+    Raises UnsupportedError without scikit-image and SciPy.
+    """
     return compare(segment(original_pixels, mpp=mpp), segment(decoded_pixels, mpp=mpp))
 
 
 def segment(pixels: Pixels, *, mpp: float = DEFAULT_MPP) -> Labels:
-    """Each nucleus by its number, from 1. `mpp` is microns per pixel."""
+    """Find nuclei in pixels (H, W, 3) uint8 at `mpp` microns per pixel: labels (H, W) int32, numbered from 1.
+
+    Raises UnsupportedError without scikit-image and SciPy.
+    """
     with requires_extra("bench"):
         from scipy import ndimage
         from skimage.feature import peak_local_max
@@ -58,8 +65,8 @@ def segment(pixels: Pixels, *, mpp: float = DEFAULT_MPP) -> Labels:
     # An outline's small dents make small peaks.
     distance = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask), SMOOTHING / mpp)
     pieces = ndimage.label(mask)[0]
-    apart = max(1, round(LEAST_DISTANCE / mpp))
-    peaks = peak_local_max(distance, min_distance=apart, labels=pieces, exclude_border=False)
+    min_distance = max(1, round(LEAST_DISTANCE / mpp))
+    peaks = peak_local_max(distance, min_distance=min_distance, labels=pieces, exclude_border=False)
     seeds = np.zeros(mask.shape, np.int32)
     seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
     labels = _sized(watershed(-distance, seeds, mask=mask), mpp, LEAST_AREA, MOST_AREA)
@@ -67,7 +74,7 @@ def segment(pixels: Pixels, *, mpp: float = DEFAULT_MPP) -> Labels:
 
 
 def compare(original: Labels, decoded: Labels) -> NucleiAgreement:
-    """Labels are from 1 without gaps."""
+    """Compare two segmentations (H, W), each numbered from 1 without gaps."""
     counts = int(original.max(initial=0)), int(decoded.max(initial=0))
     areas = int(np.count_nonzero(original)), int(np.count_nonzero(decoded))
     common = int(np.count_nonzero((original > 0) & (decoded > 0)))
@@ -80,17 +87,18 @@ def compare(original: Labels, decoded: Labels) -> NucleiAgreement:
 
 
 def _partners(original: Labels, decoded: Labels) -> int:
+    """How many nuclei have a partner with at least OVERLAP of their union in common."""
     columns = int(decoded.max(initial=0)) + 1
     pairs = original.astype(np.int64) * columns + decoded
-    both, common = np.unique(pairs[(original > 0) & (decoded > 0)], return_counts=True)
-    one, other = both // columns, both % columns
-    union = np.bincount(original.ravel())[one] + np.bincount(decoded.ravel())[other] - common
+    pair, common = np.unique(pairs[(original > 0) & (decoded > 0)], return_counts=True)
+    in_original, in_decoded = pair // columns, pair % columns
+    union = np.bincount(original.ravel())[in_original] + np.bincount(decoded.ravel())[in_decoded] - common
     same = common >= OVERLAP * union
     # Two halves of one nucleus would both have exactly half of its area.
-    return min(len(np.unique(one[same])), len(np.unique(other[same])))
+    return min(len(np.unique(in_original[same])), len(np.unique(in_decoded[same])))
 
 
 def _sized(labels: Labels, mpp: float, least: float, most: float) -> Labels:
-    """Those only that have from `least` to `most` square microns."""
+    """Keep only labels that have from `least` to `most` square microns."""
     areas = np.bincount(labels.ravel()) * mpp**2
     return np.where(((areas < least) | (areas > most))[labels], 0, labels)

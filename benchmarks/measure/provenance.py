@@ -1,4 +1,4 @@
-"""What a result has to say about where and with what it was made."""
+"""Where and with what a result was made: the machine, the model and the versions."""
 
 import os
 import platform
@@ -22,32 +22,41 @@ PACKAGES = ("imagecodecs", "numba", "numpy", "pillow", "torch", "zarr")
 
 @dataclass(frozen=True)
 class Machine:
+    """The machine that this process runs on."""
+
     cpu: str
     cores: int  # that this process may use
     gpu: str | None
     system: str
-    load: float | None  # of the last minute, at the start: times taken on a busy machine are long
+    load: float | None  # of the last minute, at the start: a busy machine makes times long
 
     @classmethod
     def here(cls) -> "Machine":
+        """Describe this machine."""
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
         return cls(_cpu(), default_workers(), gpu, platform.platform(), load)
 
+    def __str__(self) -> str:
+        return f"{self.cpu}, {self.cores} cores, load {self.load}; GPU: {self.gpu or 'none'}"
+
 
 @dataclass(frozen=True)
 class Model:
+    """A model by its id and the SHA-256 of its file."""
+
     id: str
     sha256: str
 
     @classmethod
     def of(cls, weights: ModelWeights) -> "Model":
+        """The id and the hash of these weights."""
         return cls(weights.id, weights.sha256)
 
 
 @contextmanager
-def at_hand(model: str) -> Iterator[ModelWeights]:
-    """The model, which containers can find by its id while this lasts, wherever its file is."""
+def installed(model: str) -> Iterator[ModelWeights]:
+    """Make a model, an id or a file, available by its id for as long as this lasts, so that containers find it."""
     weights = find_model(model)
     before = os.environ.get(MODELS_VARIABLE)
     with TemporaryDirectory(prefix="histocodec-model-") as folder:
@@ -63,20 +72,24 @@ def at_hand(model: str) -> Iterator[ModelWeights]:
 
 
 def versions(peers: Iterable[Contender]) -> dict[str, str]:
-    """Of this package, Python, the libraries that the time goes into, and the peers."""
-    found = {name: metadata.version(name) for name in PACKAGES}
-    own = {"histocodec": VERSION, "python": platform.python_version()}
-    return {**own, **found, **{peer.name: peer.version for peer in peers}}
+    """The versions of this package, Python, the libraries that take the time, and the peers."""
+    libraries = {name: metadata.version(name) for name in PACKAGES}
+    return {
+        "histocodec": VERSION,
+        "python": platform.python_version(),
+        **libraries,
+        **{peer.name: peer.version for peer in peers},
+    }
 
 
 def _cpu() -> str:
-    known = described(Path("/proc/cpuinfo").read_text(errors="replace")) if sys.platform == "linux" else ""
-    return known or platform.processor() or platform.machine()
+    name = cpu_name(Path("/proc/cpuinfo").read_text(errors="replace")) if sys.platform == "linux" else ""
+    return name or platform.processor() or platform.machine()
 
 
-def described(cpuinfo: str) -> str:
-    """The first processor's name, with family and model: "AMD EPYC" alone can be several generations, and
-    not as fast as each other. Empty where there is no name."""
+def cpu_name(cpuinfo: str) -> str:
+    """The first processor's name in the text of /proc/cpuinfo, with family and model: "AMD EPYC" alone can be several
+    generations that differ in speed. Empty where there is no name."""
     pairs = [line.partition(":") for line in cpuinfo.splitlines()]
     first = {key.strip(): value.strip() for key, _, value in reversed(pairs)}
     if "model name" not in first:

@@ -1,23 +1,15 @@
-"""The rows of a benchmark: one image, coded once; and the file that keeps them as they are finished.
-
-`rows.jsonl` has one flat JSON object a line. It is only ever added to: of two lines about the same thing the later
-one counts, and lines that a present run would not write (another model, version or image) are passed over.
-"""
+"""The rows of a benchmark, each one image coded once, and their forms: flat JSON objects and CSV."""
 
 import csv
 import io
-import json
 import math
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 from histocodec.benchmarks.measure.images import Subject
 from histocodec.benchmarks.measure.metrics import Fidelity
 from histocodec.benchmarks.measure.nuclei import NucleiAgreement
-from histocodec.errors import FormatError, OutputError
 from histocodec.text import jsonable
 
 OURS = "histocodec"
@@ -29,8 +21,8 @@ HEADLINE: Count = "in_slide_bytes"
 
 
 @dataclass(frozen=True)
-class Coder:
-    """What coded it. A row serves again as long as all of this is the same."""
+class CodecVersion:
+    """What coded an image. A row can be used again as long as all of this is the same."""
 
     codec: str  # "histocodec", or a peer's name on the command line
     name: str  # in full
@@ -42,11 +34,11 @@ class Coder:
 
 @dataclass(frozen=True)
 class Point:
-    """Where on its curve. `setting` is the codec's own: a quality, or whatever the peer turns. The rest is a peer's
-    curve's: between which PSNRs in dB it was sought, in how many steps, and of how many points it came to be."""
+    """Where on its curve a row lies. The last four describe a peer's whole curve: between which PSNRs in dB it was
+    sought, in how many steps, and how many points it has."""
 
     kind: str  # "curve", or a ratio as 1:64
-    setting: float
+    setting: float  # the codec's own: a quality, or a peer's setting
     from_psnr: float | None = None
     to_psnr: float | None = None
     steps: int | None = None
@@ -55,18 +47,18 @@ class Point:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Three counts of our own bytes, for they answer different questions; a peer's are all its whole codestream."""
+    """Three counts of our own bytes, because they answer different questions. A peer's are all its whole codestream."""
 
     bytes: int  # shards of latents with their index, and the statistics: what reading the pixels needs
     in_slide_bytes: int  # coded chunks with their checksums and index entries: what they cost in a large slide
-    container_bytes: int  # every file of the container, its metadata, maps and checksums included
+    container_bytes: int  # every file of the container, with its metadata, maps and checksums
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Megapixels a second and peak memory beyond what the process held, each measured once, warm."""
+    """Megapixels a second, and peak memory beyond what the process held, each measured once, warm."""
 
-    timed_on: str  # the machine, and what "all" threads are
+    timed_on: str  # the machine, and how many threads "all" are
     encode_mps_1: float
     decode_mps_1: float
     encode_mps_all: float
@@ -77,11 +69,13 @@ class Speed:
 
 @dataclass(frozen=True)
 class Row:
+    """One image, coded once, and what that cost and kept."""
+
     subject: Subject
-    coder: Coder
+    coded_by: CodecVersion
     point: Point
     sizes: Sizes
-    bpp: float  # of in_slide_bytes
+    bpp: float  # bits per pixel, of in_slide_bytes
     fidelity: Fidelity
     nuclei: NucleiAgreement
     speed: Speed | None = None
@@ -89,22 +83,29 @@ class Row:
     @property
     def key(self) -> tuple[object, ...]:
         """Equal in rows about the same thing."""
-        return self.subject, self.coder, self.point.kind, _setting_in_key(self.point)
+        return row_key(self.subject, self.coded_by, self.point)
 
     @property
     def is_ours(self) -> bool:
-        return self.coder.codec == OURS
+        """Whether histocodec coded it, not a peer."""
+        return self.coded_by.codec == OURS
 
     def metric(self, name: str) -> float:
-        """A figure of fidelity, or of nuclei, by its column's name."""
-        own = name.removeprefix("nuclei_")
-        value: float = getattr(self.fidelity if own == name else self.nuclei, own)
+        """A value of fidelity or of nuclei, by the name of its column."""
+        field = name.removeprefix("nuclei_")
+        value: float = getattr(self.fidelity if field == name else self.nuclei, field)
         return value
 
 
+def row_key(subject: Subject, coded_by: CodecVersion, point: Point) -> tuple[object, ...]:
+    """What a row is about. The setting that meets a ratio has to be searched for, so it is no part of the key."""
+    return subject, coded_by, point.kind, point.setting if point.kind == CURVE else None
+
+
+# The parts of a row, in the order of the columns: attribute, type, and what the names of its columns begin with.
 _PARTS = (
     ("subject", Subject, ""),
-    ("coder", Coder, ""),
+    ("coded_by", CodecVersion, ""),
     ("point", Point, ""),
     ("sizes", Sizes, ""),
     ("fidelity", Fidelity, ""),
@@ -119,28 +120,28 @@ COLUMNS = tuple(
 
 
 def flat(row: Row) -> dict[str, object]:
-    """Every field under a name of its own, in JSON's types; a lossless row has no finite PSNR, and null there."""
-    found: dict[str, object] = {"bpp": row.bpp}
+    """Every field of a row by the name of its column, in JSON's types. An infinite PSNR (lossless) is null."""
+    values: dict[str, object] = {"bpp": row.bpp}
     for part, kind, prefix in _PARTS:
         value = getattr(row, part)
-        values = dict.fromkeys(field.name for field in fields(kind)) if value is None else asdict(value)
-        found |= {f"{prefix}{name}": jsonable(one) for name, one in values.items()}
-    return {name: found[name] for name in COLUMNS}
+        own = dict.fromkeys(field.name for field in fields(kind)) if value is None else asdict(value)
+        values |= {f"{prefix}{name}": jsonable(field) for name, field in own.items()}
+    return {name: values[name] for name in COLUMNS}
 
 
-def from_flat(found: dict[str, Any]) -> Row:  # JSON
-    """The row that `flat` made this of. Raises KeyError or TypeError where it is none."""
+def from_flat(values: Mapping[str, Any]) -> Row:  # JSON
+    """Restore the row that `flat` took apart. Raises KeyError or TypeError where the values are not those of a row."""
     parts: dict[str, Any] = {}
     for part, kind, prefix in _PARTS:
-        values = {field.name: found[f"{prefix}{field.name}"] for field in fields(kind)}
+        own = {field.name: values[f"{prefix}{field.name}"] for field in fields(kind)}
         if kind is Fidelity:
-            values = {name: math.inf if one is None else one for name, one in values.items()}
-        parts[part] = None if kind is Speed and values["timed_on"] is None else kind(**values)
-    return Row(bpp=found["bpp"], **parts)
+            own = {name: math.inf if value is None else value for name, value in own.items()}
+        parts[part] = None if kind is Speed and own["timed_on"] is None else kind(**own)
+    return Row(bpp=values["bpp"], **parts)
 
 
 def as_csv(rows: Iterable[Row]) -> str:
-    """The same columns and values as in JSON; null is empty."""
+    """The rows as CSV, with the same columns and values as in JSON; null is empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -148,64 +149,17 @@ def as_csv(rows: Iterable[Row]) -> str:
     return text.getvalue()
 
 
-class RowStore:
-    """All rows so far, by key; with a path, those of earlier runs too, and every new one is on the disk at once."""
-
-    def __init__(self, path: Path | None = None) -> None:
-        self._path = path
-        self._rows: dict[tuple[object, ...], Row] = {}
-        for row in () if path is None else _stored(path):
-            self._rows[row.key] = row
-
-    def curve(self, subject: Subject, coder: Coder) -> list[Row]:
-        """The points of a curve, by setting."""
-        found = [
-            row
-            for row in self._rows.values()
-            if row.point.kind == CURVE and row.subject == subject and row.coder == coder
-        ]
-        return sorted(found, key=lambda row: row.point.setting)
-
-    def at(self, subject: Subject, coder: Coder, point: Point) -> Row | None:
-        """The finished row of a point of the curve, by its setting, or of a ratio, whatever its setting."""
-        return self._rows.get((subject, coder, point.kind, _setting_in_key(point)))
-
-    def add(self, row: Row) -> None:
-        self._rows[row.key] = row
-        if self._path is None:
-            return
-        line = json.dumps(flat(row), ensure_ascii=False, allow_nan=False) + "\n"
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("ab", buffering=0) as file:
-                file.write(line.encode())  # one write: a signal leaves the whole line, or none of it
-                os.fsync(file.fileno())
-        except OSError as exc:
-            raise OutputError(f"{self._path}: cannot be written: {exc.strerror or exc}") from exc
+def from_csv(text: str) -> list[Row]:
+    """Restore the rows that `as_csv` wrote. Raises KeyError, TypeError or ValueError where the text is not theirs."""
+    types: dict[str, type] = {"bpp": float}
+    for _, kind, prefix in _PARTS:
+        types |= {f"{prefix}{name}": _plain_type(hint) for name, hint in get_type_hints(kind).items()}
+    return [
+        from_flat({name: types[name](value) if value else None for name, value in line.items()})
+        for line in csv.DictReader(io.StringIO(text))
+    ]
 
 
-def _setting_in_key(point: Point) -> float | None:
-    """What reaches a ratio has to be sought, so that it cannot be told before."""
-    return point.setting if point.kind == CURVE else None
-
-
-def _stored(path: Path) -> Sequence[Row]:
-    """What an earlier run left. A last line that was cut short goes; rows of another shape are passed over."""
-    try:
-        if not path.exists():
-            return ()
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            os.truncate(path, len(whole))
-    except OSError as exc:
-        raise OutputError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
-    rows = []
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            rows.append(from_flat(json.loads(line)))
-        except ValueError as exc:
-            raise FormatError(f"{path}: line {number} is no JSON: {exc}") from exc
-        except (KeyError, TypeError):
-            continue
-    return rows
+def _plain_type(hint: Any) -> type:  # a type, or a type that may be None
+    plain: type = next((kind for kind in get_args(hint) if kind is not type(None)), hint)
+    return plain

@@ -23,7 +23,8 @@ from histocodec.benchmarks.measure.byte_budget import RATIOS, ours_within, raw_b
 from histocodec.benchmarks.measure.metrics import fidelity
 from histocodec.benchmarks.measure.nuclei import agreement
 from histocodec.benchmarks.measure.provenance import Machine, Model
-from histocodec.benchmarks.peers.codecs import JPEG2000, coded_at_bytes
+from histocodec.benchmarks.peers.codecs import JPEG2000
+from histocodec.benchmarks.peers.contender import code_at_bytes
 from histocodec.errors import HistocodecError
 from histocodec.extras import requires_extra
 from histocodec.formats.container.files import write_atomically
@@ -75,7 +76,7 @@ class Whole:
 def decoded_at(pixels: Pixels, codec: str, model: str, wanted: int) -> tuple[int, Pixels]:
     """Bytes and pixels of the finest that a codec has within so many bytes, its coarsest where it has none."""
     if codec == PEER:
-        one = coded_at_bytes(JPEG2000, pixels, wanted)
+        one = code_at_bytes(JPEG2000, pixels, wanted)
         return len(one.data), JPEG2000.decode(one.data)
     return ours_within(pixels, wanted, model=model, device="cpu", threads=1, effort=None)
 

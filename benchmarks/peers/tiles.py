@@ -11,12 +11,12 @@ from histocodec.benchmarks.peers.contender import Contender
 from histocodec.geometry import Grid, Region
 from histocodec.slide import Pixels
 
-TILE = 512  # pixels on a side: the block in which a container is read, too
+TILE = 512  # pixels on a side: as much as one of our chunks decodes to
 TILE_HEADER = struct.Struct("<III")  # height, width, tile; then the tiles' sizes (uint32 each), then the tiles
 
 
 def tiled(contender: Contender, tile: int = TILE) -> Contender:
-    """The same codec on tiles that are shared out to threads."""
+    """The same codec on tiles of `tile` pixels a side, which are shared out to threads."""
     return replace(
         contender,
         name=f"{contender.name}, {tile}-px tiles",
@@ -27,32 +27,34 @@ def tiled(contender: Contender, tile: int = TILE) -> Contender:
 
 def _encode_tiles(contender: Contender, tile: int, pixels: Pixels, setting: float, threads: int) -> bytes:
     grid = Grid(pixels.shape[0], pixels.shape[1], tile)
-    places = list(np.ndindex(grid.rows, grid.columns))
     whole = Region(0, 0, grid.width, grid.height)
 
-    def encode(place: tuple[int, ...]) -> bytes:
-        part = pixels[grid.region(place[0], place[1]).within(whole)]
-        return contender.encode(np.ascontiguousarray(part), setting)
+    def encode(region: Region) -> bytes:
+        return contender.encode(np.ascontiguousarray(pixels[region.within(whole)]), setting)
 
     with ThreadPoolExecutor(threads) as pool:
-        tiles = list(pool.map(encode, places))
+        tiles = list(pool.map(encode, _regions(grid)))
     sizes = struct.pack(f"<{len(tiles)}I", *map(len, tiles))
     return TILE_HEADER.pack(grid.height, grid.width, tile) + sizes + b"".join(tiles)
 
 
 def _decode_tiles(contender: Contender, data: bytes, threads: int) -> Pixels:
     grid = Grid(*TILE_HEADER.unpack_from(data))
-    places = list(np.ndindex(grid.rows, grid.columns))
-    sizes = struct.unpack_from(f"<{len(places)}I", data, TILE_HEADER.size)
-    starts = TILE_HEADER.size + 4 * len(places) + np.concatenate(([0], np.cumsum(sizes)[:-1]))
+    regions = _regions(grid)
+    sizes = struct.unpack_from(f"<{len(regions)}I", data, TILE_HEADER.size)
+    starts = TILE_HEADER.size + 4 * len(regions) + np.concatenate(([0], np.cumsum(sizes)[:-1]))
     pixels = np.empty((grid.height, grid.width, 3), np.uint8)
     whole = Region(0, 0, grid.width, grid.height)
 
     def decode(number: int) -> None:
-        where = grid.region(places[number][0], places[number][1])
         start = int(starts[number])
-        pixels[where.within(whole)] = contender.decode(data[start : start + sizes[number]])
+        pixels[regions[number].within(whole)] = contender.decode(data[start : start + sizes[number]])
 
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(decode, range(len(places))))
+        list(pool.map(decode, range(len(regions))))
     return pixels
+
+
+def _regions(grid: Grid) -> list[Region]:
+    """The tiles' regions, row by row."""
+    return [grid.region(row, column) for row in range(grid.rows) for column in range(grid.columns)]

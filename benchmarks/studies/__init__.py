@@ -1,1 +1,1 @@
-"""Benchmarks of one thing each: speed, GPU, load, search."""
+"""Measurements of one thing each: speed, GPUs, many readers, search. Each module is a command."""

@@ -1,10 +1,11 @@
-"""How fast: encoding and decoding one region of a slide, beside OpenJPEG on the same pixels at the same PSNR.
+"""Time encoding and decoding of one region of a slide, beside OpenJPEG on the same pixels at the same PSNR.
 
-OpenJPEG gets what a slide needs for random access, as ours has: tiles of 512 pixels, shared out to the
-threads. Its rate is sought first and not timed. Both start from pixels in memory; OpenJPEG's bytes stay
-there, ours go through files, as they do in use. Every job is done once to warm up, then several times, there
-and back. A GPU is also timed from files to pixels that stay there; whole slides are for
-`histocodec.benchmarks.studies.gpu`.
+    python -m histocodec.benchmarks.studies.speed slide.svs
+
+OpenJPEG gets what a slide needs for random access, as ours has it: tiles of 512 pixels, shared out to the threads.
+Searching for its rate is not timed. Both start from pixels in memory; OpenJPEG's bytes stay there, ours go through
+files, as they do in use. Every job runs once to warm up, then several times, in alternating order. A GPU is also timed
+from files to pixels that stay there; whole slides are measured by `histocodec.benchmarks.studies.gpu`.
 """
 
 from collections.abc import Sequence
@@ -13,19 +14,25 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
+import click
+
 from histocodec.benchmarks.measure.memory import peak_bytes
-from histocodec.benchmarks.measure.provenance import Machine, Model
+from histocodec.benchmarks.measure.our_codec import COLD_SIDE, OurCodec
+from histocodec.benchmarks.measure.provenance import Machine, Model, installed
 from histocodec.benchmarks.measure.result_rows import OURS
-from histocodec.benchmarks.measure.timed_jobs import SMALL, Job, Ours, gpu_job, our_jobs, peer_jobs, torch_threads
+from histocodec.benchmarks.measure.timed_jobs import Job, gpu_job, our_jobs, peer_jobs, torch_threads
 from histocodec.benchmarks.peers.codecs import JPEG2000_TILES
-from histocodec.benchmarks.peers.contender import coded_at_psnr
+from histocodec.benchmarks.peers.contender import code_at_psnr
+from histocodec.benchmarks.studies.run_command import run_command
 from histocodec.device import choose_device
 from histocodec.errors import UsageError
 from histocodec.formats.decode.open import open_slide
 from histocodec.formats.encode.options import DEFAULT_QUALITY
-from histocodec.report import say
+from histocodec.models.weights import DEFAULT_MODEL
+from histocodec.report import print_json, say
 from histocodec.slide import Pixels
 from histocodec.text import decibel_text, size_text
+from histocodec.threads import default_workers
 from histocodec.tissue import busiest_region
 
 PEER = JPEG2000_TILES
@@ -36,7 +43,7 @@ REPEAT = 3
 
 @dataclass(frozen=True)
 class Coding:
-    """What is timed: so many bytes at this PSNR. Ours are those that reading the pixels needs."""
+    """What is timed: so many bytes at this PSNR, in dB. Ours are those that reading the pixels needs."""
 
     codec: str
     setting: float
@@ -47,7 +54,7 @@ class Coding:
 
 @dataclass(frozen=True)
 class Timing:
-    """One thing, done several times. Megapixels a second of the median, the longest and the shortest time."""
+    """One job, done several times: megapixels a second of the median, the longest and the shortest time."""
 
     codec: str
     what: str
@@ -61,8 +68,9 @@ class Timing:
 
     @classmethod
     def of(cls, job: Job, what: str, seconds: Sequence[float]) -> "Timing":
+        """The timing of `what`, one of the things that a job times."""
         times = (median(seconds), max(seconds), min(seconds))
-        speeds = [job.pixels / 1e6 / one for one in times]
+        speeds = [job.pixels / 1e6 / time for time in times]
         return cls(job.codec, what, job.device, job.threads, tuple(seconds), times[0], *speeds)
 
 
@@ -78,7 +86,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Memory:
-    """The most that a job took beyond what the process held already; None where the system does not tell."""
+    """The most that a job took beyond what the process held before; None where the system does not tell."""
 
     codec: str
     what: str
@@ -99,6 +107,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class SpeedResult:
+    """The figures, with the machine, the model and the region that they are of."""
+
     machine: Machine
     model: Model
     slide: str
@@ -116,25 +126,30 @@ def measure_speed(
     repeat: int,
     effort: float | None = None,
 ) -> Measured:
-    """Everything, for pixels (H, W, 3) in memory. A GPU is timed with the largest number of threads alone."""
+    """Measure everything for pixels (H, W, 3) uint8 in memory. A GPU is timed with the largest number of threads only.
+
+    `model` must be installed under its id.
+    """
     area, most = pixels.shape[0] * pixels.shape[1], max(threads)
     counts = {device: threads if device == "cpu" else (most,) for device in devices}
     with TemporaryDirectory(prefix="histocodec-speed-") as folder:
-        runs = [
-            Ours(pixels, quality, model, device, count, Path(folder) / f"{device}-{count}".replace(":", "-"), effort)
+        codecs = [
+            OurCodec(
+                pixels, quality, model, device, count, Path(folder) / f"{device}-{count}".replace(":", "-"), effort
+            )
             for device in devices
             for count in counts[device]
         ]
         sizes = []
-        for ours in runs:
+        for ours in codecs:
             ours.folder.mkdir()
             sizes.append(ours.prepare().payload_bytes)
-        reached = runs[0].psnr()
-        say(f"seeking the rate at which {PEER.name} has {decibel_text(reached)}, too")
-        coding = coded_at_psnr(PEER, pixels, reached, threads=most)
-        jobs = [job for ours in runs for job in our_jobs(ours)]
-        jobs += [gpu_job(ours) for ours in runs if ours.device != "cpu"]
-        jobs += [job for count in threads for job in peer_jobs(PEER, pixels, coding, count)]
+        our_psnr = codecs[0].psnr()
+        say(f"searching for the rate at which {PEER.name} has {decibel_text(our_psnr)}, too")
+        theirs = code_at_psnr(PEER, pixels, our_psnr, threads=most)
+        jobs = [job for ours in codecs for job in our_jobs(ours)]
+        jobs += [gpu_job(ours) for ours in codecs if ours.device != "cpu"]
+        jobs += [job for count in threads for job in peer_jobs(PEER, pixels, theirs, count)]
         jobs.sort(key=lambda job: (job.what not in COMPARED, job.what, job.threads))  # rivals side by side
         timings = timed(jobs, repeat)
         say("measuring memory")
@@ -144,23 +159,23 @@ def measure_speed(
             if job.what in COMPARED and job.threads == most
         ]
     codings = (
-        Coding(OURS, quality, sizes[0], 8 * sizes[0] / area, reached),
-        Coding(PEER.name, coding.setting, len(coding.data), 8 * len(coding.data) / area, coding.psnr),
+        Coding(OURS, quality, sizes[0], 8 * sizes[0] / area, our_psnr),
+        Coding(PEER.name, theirs.setting, len(theirs.data), 8 * len(theirs.data) / area, theirs.psnr),
     )
     return Measured(codings, tuple(timings), tuple(ratios(timings)), tuple(memory))
 
 
 def timed(jobs: Sequence[Job], repeat: int) -> list[Timing]:
-    """Every job once for nothing, then all of them in turn, there and back, `repeat` times."""
+    """Run every job once to warm up, then all of them `repeat` times, forwards and backwards in turn."""
     seconds: dict[tuple[int, str], list[float]] = {}
     numbered = list(enumerate(jobs))
     for turn in range(repeat + 1):
         say(f"round {turn} of {repeat}" if turn else "warming up")
         for number, job in numbered if turn % 2 else reversed(numbered):
             with torch_threads(job.threads):
-                found = job.run()
-            for what, one in found.items() if turn else ():
-                seconds.setdefault((number, what), []).append(one)
+                times = job.run()
+            for what, time in times.items() if turn else ():
+                seconds.setdefault((number, what), []).append(time)
     return [
         Timing.of(jobs[number], what, times)
         for (number, what), times in sorted(seconds.items(), key=lambda item: item[0][0])
@@ -168,26 +183,31 @@ def timed(jobs: Sequence[Job], repeat: int) -> list[Timing]:
 
 
 def ratios(timings: Sequence[Timing]) -> list[Ratio]:
-    """Wherever both were timed with as many threads."""
-    peers = {(one.what, one.threads): one.median_mps for one in timings if one.codec == PEER.name}
+    """Our speed over the peer's, wherever both were timed with as many threads."""
+    peer_mps = {(timing.what, timing.threads): timing.median_mps for timing in timings if timing.codec == PEER.name}
     return [
-        Ratio(one.what, one.device, one.threads, one.median_mps / peers[one.what, one.threads])
-        for one in timings
-        if one.codec == OURS and (one.what, one.threads) in peers
+        Ratio(timing.what, timing.device, timing.threads, timing.median_mps / peer_mps[timing.what, timing.threads])
+        for timing in timings
+        if timing.codec == OURS and (timing.what, timing.threads) in peer_mps
     ]
 
 
 def speed_of_slide(
     path: Path, *, model: Model, threads: int, device: str, effort: float | None = None, repeat: int = REPEAT
 ) -> SpeedResult:
-    """A square full of tissue, on one thread and on all. `model` is at hand by its id; `device` auto is the CPU, and
-    the GPU where there is one."""
+    """Measure a square full of tissue, on one thread and on `threads`.
+
+    `model` must be installed under its id. With `device` auto, both the CPU and, where there is one, the GPU are timed.
+    Raises UsageError where the slide is smaller than the cold region that is read.
+    """
     machine, chosen = Machine.here(), str(choose_device(device))
     devices = tuple(dict.fromkeys(("cpu", chosen))) if device == "auto" else (chosen,)
     with open_slide(path) as slide:
         region = busiest_region(slide, SIDE)
-        if min(region.width, region.height) < SMALL:
-            raise UsageError(f"{path}: {region.width} x {region.height} pixels; {SMALL} a side are needed for --speed")
+        if min(region.width, region.height) < COLD_SIDE:
+            raise UsageError(
+                f"{path}: {region.width} x {region.height} pixels; timing needs at least {COLD_SIDE} on each side"
+            )
         pixels = slide.read(region, 0)
     measured = measure_speed(
         pixels,
@@ -202,28 +222,59 @@ def speed_of_slide(
 
 
 def speed_lines(result: SpeedResult) -> list[str]:
-    """For people."""
-    measured, machine = result.measured, result.machine
+    """The result in lines for people."""
+    measured = result.measured
     lines = [
         f"{result.slide}, region {result.region}, model {result.model.id} ({result.model.sha256[:12]})",
-        f"{machine.cpu}, {machine.cores} cores, load {machine.load}; GPU: {machine.gpu or 'none'}",
+        str(result.machine),
         "",
     ]
     for coding in measured.codings:
         lines.append(f"{coding.codec:<24} {size_text(coding.bytes):>8}  {coding.bpp:.3f} bpp  {coding.psnr:.2f} dB")
     heading = f"{'codec':<24} {'what':<26} {'device':<7} threads  {'median':>9}  {'MP/s':>8}  lowest … highest"
     lines += ["", heading]
-    for one in measured.timings:
-        milliseconds = f"{1000 * one.median_seconds:.0f} ms"
+    for timing in measured.timings:
+        milliseconds = f"{1000 * timing.median_seconds:.0f} ms"
         lines.append(
-            f"{one.codec:<24} {one.what:<26} {one.device:<7} {one.threads:>7}  {milliseconds:>9}"
-            f"  {one.median_mps:>8.2f}  {one.lowest_mps:.2f} … {one.highest_mps:.2f}"
+            f"{timing.codec:<24} {timing.what:<26} {timing.device:<7} {timing.threads:>7}  {milliseconds:>9}"
+            f"  {timing.median_mps:>8.2f}  {timing.lowest_mps:.2f} … {timing.highest_mps:.2f}"
         )
     lines += ["", f"{OURS} over {PEER.name} (above 1: we are faster)"]
     for ratio in measured.ratios:
         lines.append(f"  {ratio.what:<26} {ratio.device:<7} {ratio.threads:>2} threads  {ratio.ours_over_peer:.2f} x")
     lines += ["", "memory beyond what the process held"]
-    for entry in measured.memory:
-        peak = "not known" if entry.peak_bytes is None else size_text(entry.peak_bytes)
-        lines.append(f"  {entry.codec:<24} {entry.what:<10} {entry.device:<7} {entry.threads:>2} threads  {peak}")
+    for memory in measured.memory:
+        peak = "unknown" if memory.peak_bytes is None else size_text(memory.peak_bytes)
+        lines.append(f"  {memory.codec:<24} {memory.what:<10} {memory.device:<7} {memory.threads:>2} threads  {peak}")
     return lines
+
+
+@click.command()
+@click.argument("slide", type=click.Path(exists=True, path_type=Path))
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="ID|FILE", help="The model to time.")
+@click.option("--effort", type=click.FloatRange(0, 9), help="Search effort, as in `histocodec encode`.")
+@click.option("--threads", type=click.IntRange(min=1), help="Besides one thread.  [default: one a core]")
+@click.option("--repeat", type=click.IntRange(min=1), default=REPEAT, show_default=True, help="Rounds that are timed.")
+@click.option("--device", default="auto", metavar="auto|cpu|cuda", show_default=True, help="Where networks run.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def main(
+    slide: Path, *, model: str, effort: float | None, threads: int | None, repeat: int, device: str, as_json: bool
+) -> None:
+    """Time a square of tissue of SLIDE, beside OpenJPEG at the same PSNR."""
+    with installed(model) as weights:
+        result = speed_of_slide(
+            slide,
+            model=Model.of(weights),
+            threads=threads or default_workers(),
+            device=device,
+            effort=effort,
+            repeat=repeat,
+        )
+    if as_json:
+        print_json(result)
+    else:
+        click.echo("\n".join(speed_lines(result)))
+
+
+if __name__ == "__main__":
+    run_command(main)

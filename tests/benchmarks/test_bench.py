@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from histocodec.benchmarks.bench import Subjects, run_bench
-from histocodec.benchmarks.measure import measure_images, timed_jobs
+from histocodec.benchmarks.measure import measure_images, our_codec
 from histocodec.benchmarks.measure.measure_images import BenchOptions
 from histocodec.benchmarks.measure.result_rows import COLUMNS
 from histocodec.benchmarks.peers.codecs import PEERS
@@ -49,7 +49,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path) -> Path:
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """How often something was encoded by us, and how often a peer's curve was measured."""
     counted: Counter[str] = Counter()
-    for name, module in (("encode_slide", timed_jobs), ("ladder", measure_images), ("agreement", measure_images)):
+    for name, module in (("encode_slide", our_codec), ("code_curve", measure_images), ("agreement", measure_images)):
         own = getattr(module, name)
 
         def counting(*args: object, name: str = name, own: object = own, **options: object) -> object:
@@ -123,7 +123,7 @@ def test_another_model_costs_our_own_rows_alone(
     other.write_bytes(tiny_file.read_bytes().replace(b"tiny-0", b"tiny-9", 1))
     calls.clear()
     assert run(arguments(folder, other, *out)) == 0
-    assert calls["ladder"] == 0
+    assert calls["code_curve"] == 0
     assert calls["agreement"] == len(QUALITIES) + 1
     rows = json.loads((folder / "out" / "rows.json").read_text())
     assert len(rows) == ROWS

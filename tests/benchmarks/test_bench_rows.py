@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from histocodec.benchmarks.measure.images import choose, read, tissue_squares, varied
-from histocodec.benchmarks.measure.measure_images import serving
-from histocodec.benchmarks.measure.result_rows import COLUMNS, OURS, Row, RowStore, as_csv, flat, from_flat
+from histocodec.benchmarks.measure.measure_images import complete_curve
+from histocodec.benchmarks.measure.result_rows import COLUMNS, OURS, Row, as_csv, flat, from_csv, from_flat
+from histocodec.benchmarks.measure.row_store import RowStore
 from histocodec.errors import FormatError, UnsupportedError, UsageError
 from histocodec.geometry import Region
 from histocodec.sources import ArraySlide
@@ -125,32 +126,38 @@ def test_csv_has_what_json_has() -> None:
         assert line == {name: "" if value is None else str(value) for name, value in flat(one).items()}
 
 
+def test_rows_come_back_from_csv_as_they_were() -> None:
+    assert from_csv(as_csv(rows())) == rows()
+
+
 def test_a_store_gives_back_what_it_was_given(tmp_path: Path) -> None:
     path, store = tmp_path / "new" / "rows.jsonl", RowStore(tmp_path / "new" / "rows.jsonl")
     for one in rows():
         store.add(one)
     again = RowStore(path)
     for one in rows():
-        assert again.at(one.subject, one.coder, replace(one.point, setting=one.point.setting)) == one
-    assert again.curve(rows()[0].subject, rows()[0].coder) == rows()[:-1]
+        assert again.at(one.subject, one.coded_by, replace(one.point, setting=one.point.setting)) == one
+    assert again.curve(rows()[0].subject, rows()[0].coded_by) == rows()[:-1]
 
 
 def test_of_two_lines_about_the_same_the_later_counts(tmp_path: Path) -> None:
     store, first = RowStore(tmp_path / "rows.jsonl"), rows()[0]
     store.add(first)
     store.add(replace(first, speed=FAST))
-    assert RowStore(tmp_path / "rows.jsonl").at(first.subject, first.coder, first.point) == replace(first, speed=FAST)
+    assert RowStore(tmp_path / "rows.jsonl").at(first.subject, first.coded_by, first.point) == replace(
+        first, speed=FAST
+    )
 
 
 def test_another_model_version_or_image_finds_nothing(tmp_path: Path) -> None:
     store, first = RowStore(), rows()[0]
     store.add(first)
-    assert store.at(first.subject, first.coder, first.point) == first
-    assert store.at(first.subject, replace(first.coder, model_sha256="other"), first.point) is None
-    assert store.at(first.subject, replace(first.coder, version="other"), first.point) is None
-    assert store.at(first.subject, replace(first.coder, tool="other"), first.point) is None
-    assert store.at(replace(first.subject, sha256="other"), first.coder, first.point) is None
-    assert store.at(first.subject, first.coder, replace(first.point, setting=3.5)) is None
+    assert store.at(first.subject, first.coded_by, first.point) == first
+    assert store.at(first.subject, replace(first.coded_by, model_sha256="other"), first.point) is None
+    assert store.at(first.subject, replace(first.coded_by, version="other"), first.point) is None
+    assert store.at(first.subject, replace(first.coded_by, tool="other"), first.point) is None
+    assert store.at(replace(first.subject, sha256="other"), first.coded_by, first.point) is None
+    assert store.at(first.subject, first.coded_by, replace(first.point, setting=3.5)) is None
 
 
 def test_a_line_that_was_cut_short_is_measured_again(tmp_path: Path) -> None:
@@ -160,7 +167,7 @@ def test_a_line_that_was_cut_short_is_measured_again(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
     last = rows()[-1]
-    assert RowStore(path).at(last.subject, last.coder, last.point) is None
+    assert RowStore(path).at(last.subject, last.coded_by, last.point) is None
     RowStore(path).add(last)
     assert path.read_bytes() == whole
 
@@ -169,7 +176,7 @@ def test_rows_of_another_shape_are_passed_over_and_nonsense_is_an_error(tmp_path
     path = tmp_path / "rows.jsonl"
     path.write_text('{"image": "liver-1.png"}\n')
     RowStore(path).add(rows()[0])
-    assert RowStore(path).at(rows()[0].subject, rows()[0].coder, rows()[0].point) == rows()[0]
+    assert RowStore(path).at(rows()[0].subject, rows()[0].coded_by, rows()[0].point) == rows()[0]
     path.write_text("nonsense\n")
     with pytest.raises(FormatError, match=r"rows\.jsonl: line 1"):
         RowStore(path)
@@ -199,4 +206,4 @@ def peer_curve(low: float, high: float, points: int) -> list[Row]:
 def test_a_peers_curve_serves_again_while_it_is_whole_and_reaches_as_far_as_ours(
     low: float, high: float, steps: int, points: int, serves: bool
 ) -> None:
-    assert bool(serving(peer_curve(24.0, 36.0, points), low, high, steps)) is serves
+    assert bool(complete_curve(peer_curve(24.0, 36.0, points), low, high, steps)) is serves

@@ -1,11 +1,14 @@
 """What is made of a benchmark's rows: rate differences, losses, the paper's ratios, means, and the report."""
 
 import math
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from histocodec.benchmarks.compare import from_rows
 from histocodec.benchmarks.compare.bench_result import BenchResult
-from histocodec.benchmarks.compare.fixed_ratios import rungs
+from histocodec.benchmarks.compare.fixed_ratios import at_ratios
 from histocodec.benchmarks.compare.image_groups import ALL, grouped
 from histocodec.benchmarks.compare.rate_comparison import ALL_BANDS, compare, comparisons, losses, not_monotone
 from histocodec.benchmarks.compare.report import headline, report
@@ -13,9 +16,11 @@ from histocodec.benchmarks.compare.summary import at_rates, speeds, summarise
 from histocodec.benchmarks.measure.byte_budget import finest_within, raw_bytes_over
 from histocodec.benchmarks.measure.measure_images import BenchOptions
 from histocodec.benchmarks.measure.provenance import Machine, Model
-from histocodec.benchmarks.measure.result_rows import OURS, Row
+from histocodec.benchmarks.measure.result_rows import OURS, Row, as_csv
+from histocodec.errors import FormatError, UsageError
 from tests.support.bench_rows import BPPS, FAST, PEER, curve, row, subject
 
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 GOOD, BAD, BLANK = subject("liver-good.png"), subject("liver-bad.png"), subject("skin-blank.png")
 
 
@@ -123,7 +128,7 @@ def test_a_ratio_counts_only_images_where_neither_codec_is_larger() -> None:
         row(BAD, PEER, fitting * 0.99, 31.0, kind=kind),
     ]
     (group,) = grouped(rows)
-    (found,) = rungs(group)
+    (found,) = at_ratios(group)
     assert (found.ratio, found.images, found.of, found.bpp) == (64, 1, 2, 0.375)
     assert (found.ours["psnr"], found.theirs["psnr"]) == (32.0, 31.0)
 
@@ -191,3 +196,29 @@ def test_the_terminal_shows_the_same_losses(result: BenchResult) -> None:
     lines = list(headline(result))
     assert any(line.startswith("  liver-bad.png against JPEG 2000") for line in lines)
     assert not any("liver-good.png" in line for line in lines)
+
+
+# The tables from committed rows.
+
+
+def test_the_committed_rows_give_the_published_rates() -> None:
+    printed = CliRunner().invoke(from_rows.main, [str(RESULTS / "val"), "--without", "crc-img76.webp"])
+    (line,) = [line for line in printed.output.splitlines() if line.startswith("| all | JPEG 2000 |")][:1]
+    _, rate, _ = line.rsplit(" | ", 2)
+    assert rate == "-33.3 %"
+    assert "−33.3 %" in (RESULTS.parent / "RESULTS.md").read_text()
+
+
+def test_an_image_that_is_not_there_cannot_be_left_out(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(as_csv(all_rows()))
+    left_out = CliRunner().invoke(from_rows.main, [str(tmp_path), "--without", "gone.png"])
+    assert isinstance(left_out.exception, UsageError)
+    assert "gone.png" in str(left_out.exception)
+
+
+def test_a_folder_without_rows_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"rows\.csv"):
+        from_rows.rows_of(tmp_path)
+    (tmp_path / "rows.csv").write_text("image,setting\na,b\n")
+    with pytest.raises(FormatError, match=r"rows\.csv"):
+        from_rows.rows_of(tmp_path)

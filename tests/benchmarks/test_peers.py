@@ -1,4 +1,4 @@
-"""The peers: lossy as they have to be, in full colour where they say so, and brought to a quality or a size."""
+"""The peers are lossy, keep full colour where they say so, and are brought to a PSNR or a size."""
 
 import struct
 from collections import Counter
@@ -8,23 +8,21 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from histocodec.benchmarks.peers.codecs import (
-    JPEG2000,
-    JPEG2000_TILES,
-    PEERS,
+from histocodec.benchmarks.peers.codecs import JPEG2000, JPEG2000_TILES, PEERS
+from histocodec.benchmarks.peers.contender import (
     Contender,
-    coded,
-    coded_at_bytes,
-    coded_at_psnr,
-    ladder,
-    tiled,
+    code_at_bytes,
+    code_at_psnr,
+    code_at_setting,
+    code_curve,
 )
+from histocodec.benchmarks.peers.tiles import tiled
 from histocodec.errors import UnsupportedError
 from histocodec.slide import Pixels
 from histocodec.sources.synthetic import synthetic_slide
 
 ALL = [contender for contenders in PEERS.values() for contender in contenders]
-WHOLE = [contender for contender in ALL if contender.whole]
+INTEGER_SETTINGS = [contender for contender in ALL if contender.integer_settings]
 COD = b"\xff\x52"  # JPEG 2000's marker of the coding style
 
 every = pytest.mark.parametrize("peer", ALL, ids=lambda peer: peer.name)
@@ -38,11 +36,11 @@ def pixels() -> Pixels:
 def between(peer: Contender, share: float) -> float:
     low, high = peer.settings
     setting = low + share * (high - low)
-    return float(round(setting)) if peer.whole else setting
+    return float(round(setting)) if peer.integer_settings else setting
 
 
 def fake(settings: tuple[float, float] = (1, 100)) -> tuple[Contender, Counter[float]]:
-    """It counts how often each setting was tried."""
+    """A codec whose settings are its sizes, and a count of how often each setting was tried."""
     tried: Counter[float] = Counter()
 
     def encode(pixels: Pixels, setting: float, threads: int) -> bytes:
@@ -52,7 +50,7 @@ def fake(settings: tuple[float, float] = (1, 100)) -> tuple[Contender, Counter[f
     def decode(data: bytes, threads: int) -> Pixels:
         return np.full((16, 16, 3), 101 - len(data), np.uint8)
 
-    return Contender("fake", "0", settings, encode, decode, whole=True), tried
+    return Contender("fake", "0", settings, encode, decode, integer_settings=True), tried
 
 
 def test_the_command_lines_names_are_in_order_of_importance() -> None:
@@ -72,7 +70,7 @@ def test_a_peer_gives_back_an_image_of_the_same_size(peer: Contender, size: tupl
 
 @every
 def test_a_peer_is_lossy_and_a_larger_setting_is_better_and_larger(peer: Contender, pixels: Pixels) -> None:
-    found = [coded(peer, pixels, between(peer, share)) for share in (0.3, 0.5, 0.7)]
+    found = [code_at_setting(peer, pixels, between(peer, share)) for share in (0.3, 0.5, 0.7)]
     assert all(a.psnr < b.psnr and len(a.data) < len(b.data) for a, b in pairwise(found))
     assert found[-1].psnr < 60
 
@@ -82,7 +80,7 @@ def test_a_peer_keeps_fine_colour_just_where_it_is_not_called_subsampled(peer: C
     """Stripes one pixel wide of two colours of the same luma."""
     stripes = np.empty((64, 64, 3), np.uint8)
     stripes[:, 0::2], stripes[:, 1::2] = (200, 60, 100), (60, 130, 107)
-    found = coded(peer, stripes, between(peer, 0.9)).psnr
+    found = code_at_setting(peer, stripes, between(peer, 0.9)).psnr
     if "4:2:0" in peer.name:
         assert found < 20
     else:
@@ -105,21 +103,21 @@ def test_what_overshoots_white_does_not_come_back_black() -> None:
     (htj2k,) = PEERS["htj2k"]
     checked = np.where(np.indices((128, 128)).sum(0)[..., np.newaxis] // 8 % 2, 255, 90).astype(np.uint8)
     checked = np.repeat(checked, 3, axis=2)
-    assert coded(htj2k, checked, 5).psnr > 35
+    assert code_at_setting(htj2k, checked, 5).psnr > 35
 
 
 @every
 def test_a_peer_is_brought_to_a_wanted_psnr(peer: Contender, pixels: Pixels) -> None:
-    found = coded_at_psnr(peer, pixels, 33.0)
-    assert found.psnr == pytest.approx(33.0, abs=0.5 if peer.whole else 0.1)
+    found = code_at_psnr(peer, pixels, 33.0)
+    assert found.psnr == pytest.approx(33.0, abs=0.5 if peer.integer_settings else 0.1)
     assert len(peer.encode(pixels, found.setting)) == len(found.data)
 
 
 @every
 def test_a_peer_is_brought_to_a_wanted_size(peer: Contender, pixels: Pixels) -> None:
-    found = coded_at_bytes(peer, pixels, 6000)
+    found = code_at_bytes(peer, pixels, 6000)
     assert 5000 < len(found.data) <= 6000
-    if peer.whole:
+    if peer.integer_settings:
         assert len(peer.encode(pixels, found.setting + 1)) > 6000
     else:
         assert len(found.data) > 5800  # on small images OpenJPEG's sizes are up to 2.5 % apart
@@ -129,24 +127,24 @@ def test_whole_settings_are_tried_once_each_and_the_best_is_found() -> None:
     grey = np.zeros((16, 16, 3), np.uint8)
     for size in range(1, 101):
         contender, tried = fake()
-        found = coded_at_bytes(contender, grey, size, tolerance=0)
+        found = code_at_bytes(contender, grey, size, tolerance=0)
         assert (found.setting, len(found.data)) == (size, size)
         assert max(tried.values()) == 1
         contender, tried = fake()
-        exact = coded(contender, grey, size).psnr
+        exact = code_at_setting(contender, grey, size).psnr
         tried.clear()
-        assert coded_at_psnr(contender, grey, exact + 0.001, tolerance=0).setting == size
+        assert code_at_psnr(contender, grey, exact + 0.001, tolerance=0).setting == size
         assert max(tried.values()) == 1
 
 
 def test_the_coarsest_stands_in_where_nothing_is_small_enough() -> None:
     contender, _ = fake((5, 100))
-    assert coded_at_bytes(contender, np.zeros((16, 16, 3), np.uint8), 3).setting == 5
+    assert code_at_bytes(contender, np.zeros((16, 16, 3), np.uint8), 3).setting == 5
 
 
-@pytest.mark.parametrize("peer", [*PEERS["jpegxl"], *WHOLE], ids=lambda peer: peer.name)
+@pytest.mark.parametrize("peer", [*PEERS["jpegxl"], *INTEGER_SETTINGS], ids=lambda peer: peer.name)
 def test_a_ladder_rises_without_a_rung_twice(peer: Contender, pixels: Pixels) -> None:
-    rungs = ladder(peer, pixels, 29.0, 35.0, steps=5)
+    rungs = code_curve(peer, pixels, 29.0, 35.0, steps=5)
     assert 3 <= len(rungs) <= 5
     assert all(a.setting < b.setting and a.psnr < b.psnr for a, b in pairwise(rungs))
     assert rungs[0].psnr == pytest.approx(29, abs=1.5)
@@ -156,20 +154,20 @@ def test_a_ladder_rises_without_a_rung_twice(peer: Contender, pixels: Pixels) ->
 def test_a_ladder_between_neighbouring_whole_settings_has_no_rung_between() -> None:
     contender, _ = fake()
     grey = np.zeros((16, 16, 3), np.uint8)
-    low, high = coded(contender, grey, 95).psnr, coded(contender, grey, 96).psnr
+    low, high = code_at_setting(contender, grey, 95).psnr, code_at_setting(contender, grey, 96).psnr
     contender = replace(contender, settings=(95, 96))
-    assert [one.setting for one in ladder(contender, grey, low, high, steps=12)] == [95, 96]
-    assert [one.setting for one in ladder(contender, grey, low, low, steps=12)] == [95]
+    assert [one.setting for one in code_curve(contender, grey, low, high, steps=12)] == [95, 96]
+    assert [one.setting for one in code_curve(contender, grey, low, low, steps=12)] == [95]
 
 
 def test_tiles_of_a_codec_have_its_settings() -> None:
     (webp,) = PEERS["webp"]
     assert tiled(webp, 64).settings == webp.settings
-    assert tiled(webp, 64).whole
+    assert tiled(webp, 64).integer_settings
     assert tiled(webp, 64).name == "WebP 4:2:0, 64-px tiles"
 
 
 def test_what_a_codec_cannot_encode_is_said_with_its_name_and_the_size() -> None:
     (webp,) = PEERS["webp"]
-    with pytest.raises(UnsupportedError, match=r"WebP 4:2:0 .* at 16384 x 1 pixels"):
+    with pytest.raises(UnsupportedError, match=r"WebP 4:2:0 .* cannot encode 16384 x 1 pixels"):
         webp.encode(np.zeros((1, 16384, 3), np.uint8), 50)

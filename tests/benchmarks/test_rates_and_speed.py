@@ -9,7 +9,7 @@ from PIL import Image
 
 from histocodec.benchmarks.compare.bjontegaard import Curve, Pchip, bd_rate
 from histocodec.benchmarks.measure.memory import peak_bytes
-from histocodec.benchmarks.measure.provenance import Model, at_hand, described
+from histocodec.benchmarks.measure.provenance import Model, cpu_name, installed
 from histocodec.benchmarks.studies.speed import speed_lines, speed_of_slide
 from histocodec.errors import UsageError
 from histocodec.sources.synthetic import synthetic_slide
@@ -79,7 +79,7 @@ def test_points_that_nobody_would_use_are_left_out() -> None:
 def test_speed_times_both_codecs_on_the_same_pixels(tiny_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "made-up.png"
     Image.fromarray(synthetic_slide(512, 512, seed=2)).save(path)
-    with at_hand(str(tiny_file)) as weights:
+    with installed(str(tiny_file)) as weights:
         found = speed_of_slide(path, model=Model.of(weights), threads=2, device="cpu", repeat=1)
     assert (found.slide, found.region) == ("made-up.png", "512x512+0+0")
     measured = found.measured
@@ -111,6 +111,6 @@ def test_peak_memory_is_what_a_call_takes_for_a_while() -> None:
 
 def test_a_processor_is_told_from_another_of_the_same_name() -> None:
     first = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n"
-    assert described(first + "\n" + first.replace("25", "26")) == "AMD EPYC, family 25, model 17"
-    assert described("model name\t: one that says no more") == "one that says no more"
-    assert described("CPU implementer\t: 0x41") == ""
+    assert cpu_name(first + "\n" + first.replace("25", "26")) == "AMD EPYC, family 25, model 17"
+    assert cpu_name("model name\t: one that says no more") == "one that says no more"
+    assert cpu_name("CPU implementer\t: 0x41") == ""

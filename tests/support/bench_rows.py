@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from histocodec.benchmarks.measure.images import Subject
 from histocodec.benchmarks.measure.metrics import Fidelity
 from histocodec.benchmarks.measure.nuclei import NucleiAgreement
-from histocodec.benchmarks.measure.result_rows import CURVE, OURS, Coder, Point, Row, Sizes, Speed
+from histocodec.benchmarks.measure.result_rows import CURVE, OURS, CodecVersion, Point, Row, Sizes, Speed
 
 SIDE = 1000  # pixels of every image: a bit per pixel is 125,000 bytes
 PEER = "JPEG 2000"
@@ -31,10 +31,10 @@ def row(
     ours = codec == OURS
     size = round(bpp * SIDE * SIDE / 8)
     sizes = Sizes(size + 100, size, size + 1000) if ours else Sizes(size, size, size)
-    coder = Coder("histocodec" if ours else "jpeg2000", codec, "1", "sha" if ours else None, "cpu", "tool")
+    coded_by = CodecVersion("histocodec" if ours else "jpeg2000", codec, "1", "sha" if ours else None, "cpu", "tool")
     fidelity = Fidelity(psnr, 0.9, psnr / 2, 1.5, 0.02, 0.03)
     point = Point(kind, setting)
-    return Row(about, coder, point, sizes, bpp, fidelity, NucleiAgreement(10, 9, 0.1, 0.8, 0.7), speed)
+    return Row(about, coded_by, point, sizes, bpp, fidelity, NucleiAgreement(10, 9, 0.1, 0.8, 0.7), speed)
 
 
 def curve(about: Subject, codec: str, *, factor: float = 1.0, bpps: Sequence[float] = BPPS) -> list[Row]:
