@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from histocodec.errors import UnsupportedError
 from histocodec.formats.container.embeddings import latents_digest
-from histocodec.formats.container.layout import BACKGROUND
+from histocodec.formats.container.layout import BACKGROUND, chunks_where
 from histocodec.formats.container.read import Container
 from histocodec.formats.decode.chunks import ChunkReader
 from histocodec.formats.decode.model import model_of
@@ -61,7 +61,7 @@ def embed(
             if embedder.tissue(patch, stats.background_latent, stats.channels.std) >= MIN_TISSUE_SHARE
         ]
 
-    keys = [ChunkKey(level, int(r), int(c)) for r, c in np.argwhere(container.tiles(level) != BACKGROUND)]
+    keys = chunks_where(level, container.tiles(level) != BACKGROUND)
     pairs: list[tuple[LatentPosition, Vector]] = []
     try:
         for done, pairs_of_chunk in enumerate(pool.map(chunk_vectors, keys), 1):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from histocodec.errors import FormatError
 from histocodec.formats.container.arrays import Form, array_metadata, chunk_path
 from histocodec.formats.container.attributes import Attributes
-from histocodec.geometry import ShardKey
+from histocodec.geometry import ChunkKey, ShardKey
 from histocodec.models.config import QUALITIES
 
 # Tile states, the values of tiles/N: how a chunk is stored.
@@ -98,6 +98,11 @@ def block_error_form(attributes: Attributes, level: int) -> Form:
 def shard_path(root: Path, shard: ShardKey) -> Path:
     """The file of a shard of latents."""
     return chunk_path(root / "latents" / str(shard.level), (0, shard.row, shard.column))
+
+
+def chunks_where(level: int, condition: NDArray[np.bool_]) -> list[ChunkKey]:
+    """The chunks of a level for which `condition` (rows, columns) holds, row by row."""
+    return [ChunkKey(level, row, column) for row, column in np.argwhere(condition).tolist()]
 
 
 def is_shard(name: str) -> bool:

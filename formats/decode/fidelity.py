@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from histocodec.fidelity import mean_squared_error, psnr, psnr_map, squared_error
-from histocodec.formats.container.layout import BACKGROUND
+from histocodec.formats.container.layout import BACKGROUND, chunks_where
 from histocodec.formats.container.read import Container
 from histocodec.formats.decode.pixels import PixelDecoder
 from histocodec.geometry import ChunkKey
@@ -74,7 +74,7 @@ class LevelFidelity:
     def below(self, floor: Floor) -> list[ChunkKey]:
         """The chunks that do not reach `floor`, row by row."""
         failing = self.squared_error > floor.mean_squared_error * self.samples  # never true of NaN
-        return [ChunkKey(self.level, int(row), int(column)) for row, column in np.argwhere(failing)]
+        return chunks_where(self.level, failing)
 
     @property
     def total(self) -> float:
@@ -117,9 +117,7 @@ def measure_level(
     """
     decoder = PixelDecoder(container, weights, device, workers, cache_bytes=CACHE_BYTES, dtype=dtype)
     tiles = container.tiles(level)
-    if keys is None:
-        keys = [ChunkKey(level, int(row), int(column)) for row, column in np.argwhere(tiles != BACKGROUND)]
-    keys = list(keys)
+    keys = chunks_where(level, tiles != BACKGROUND) if keys is None else list(keys)
     if previous is None:
         error, samples, block_error = (np.full(tiles.shape, np.nan) for _ in range(3))
     else:

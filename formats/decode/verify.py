@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from histocodec.errors import FormatError, UsageError
 from histocodec.formats.container.embeddings import embedding_problems
 from histocodec.formats.container.integrity import container_problems
-from histocodec.formats.container.layout import BACKGROUND, LOSSLESS
+from histocodec.formats.container.layout import BACKGROUND, LOSSLESS, chunks_where
 from histocodec.formats.container.read import Container
 from histocodec.formats.decode.model import model_of
 from histocodec.geometry import ChunkKey
@@ -172,13 +172,9 @@ class _Check:
             return None
 
         quality = [self.container.quality(level) for level in range(len(self.reader.tiles))]
-        keys = [
-            ChunkKey(level, int(row), int(column))
-            for level, tiles in enumerate(self.reader.tiles)
-            for row, column in np.argwhere(tiles != BACKGROUND)
-        ]
+        stored = (chunks_where(level, tiles != BACKGROUND) for level, tiles in enumerate(self.reader.tiles))
         problems = []
-        for text in self.workers.map(problem, keys):
+        for text in self.workers.map(problem, chain.from_iterable(stored)):
             self._step()
             if text is not None:
                 problems.append(text)
@@ -203,9 +199,8 @@ class _Check:
             )
             stored.append(measure(lambda _: self._step()))
             problems += self._differences(number, stored[-1], measure)
-            absent = np.argwhere(self.container.tiles(number) == BACKGROUND)
-            keys = [ChunkKey(number, int(row), int(column)) for row, column in absent]
-            background.append(measure(lambda _: None, keys=keys))
+            absent = chunks_where(number, self.container.tiles(number) == BACKGROUND)
+            background.append(measure(lambda _: None, keys=absent))
         return _Fidelity(
             stored[0].total,
             _extreme(min, [level.psnr for level in stored]),
