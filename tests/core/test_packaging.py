@@ -1,6 +1,7 @@
 """What is installed is what is here: the explicit package list and the links that stand for it."""
 
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,20 @@ def test_every_data_pattern_has_a_known_package(setuptools_table: dict[str, obje
     assert isinstance(data, dict)
     assert isinstance(packages, list)
     assert set(data) <= set(packages)
+
+
+def test_every_data_file_beside_the_code_is_installed(setuptools_table: dict[str, object]) -> None:
+    """Pages about the code stay behind, and so do the benchmarks' results."""
+    patterns: dict[str, list[str]] = setuptools_table["package-data"]  # type: ignore[assignment]  # a TOML table
+    forgotten = [
+        path.relative_to(ROOT).as_posix()
+        for name, folder in folders().items()
+        if not name.startswith("histocodec.benchmarks")
+        for path in folder.iterdir()
+        if path.is_file() and path.suffix not in (".py", ".pyc") and path.name != "README.md"
+        if not any(fnmatch(path.name, pattern) for pattern in patterns.get(name, []))
+    ]
+    assert not forgotten
 
 
 def test_the_command_and_the_codec_are_declared() -> None:
