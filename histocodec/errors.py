@@ -1,8 +1,7 @@
-"""What can go wrong, and the exit code that says so.
+"""The errors that users meet, and the exit code of each.
 
-Every error that a user can meet is a `HistocodecError`. Its message names the file, what was found and
-what is allowed. Foreign errors (`OSError`, `KeyError`, a TIFF library's own) are turned into one of these at
-the border, `from exc`.
+Every such error is a `HistocodecError`. Its message names the file, what was found and what is allowed. Errors of other
+libraries (`OSError`, `KeyError`, a TIFF library's own) are turned into one of these where they enter, `from exc`.
 """
 
 from typing import ClassVar
@@ -15,31 +14,31 @@ class HistocodecError(Exception):
 
 
 class UsageError(HistocodecError, ValueError):
-    """The request itself makes no sense: an option out of range, a region of negative size."""
+    """The request makes no sense: an option out of range, a region of negative size, a file that does not exist."""
 
     exit_code = 2
 
 
 class FormatError(HistocodecError):
-    """A container or bitstream is broken: cut short, altered, or not what it claims to be."""
+    """A container, model file or bitstream is broken: cut short, altered, or not what it claims to be."""
 
     exit_code = 3
 
 
 class UnsupportedError(HistocodecError):
-    """The input is sound, perhaps, but not something this version reads: a directory that is no slide,
-    a 16-bit image, a container from a later version."""
+    """The input may be sound, but this version cannot read it: a folder that is no slide, a 16-bit image, a container
+    from a later version. Or something that the request needs is missing: a GPU, an optional package."""
 
     exit_code = 4
 
 
 class MissingModelError(UnsupportedError):
-    """A container names a model whose weights are not at hand, or whose SHA-256 differs."""
+    """The model that a container or a request names is not installed, or its file has another SHA-256."""
 
 
 class SourceError(HistocodecError):
-    """A slide could be opened but not read to its end: a damaged tile, a truncated file."""
+    """A slide opened, but a part of it cannot be read: a damaged tile, a truncated file."""
 
 
 class OutputError(HistocodecError):
-    """The output could not be written: it exists already, the disk is full, the folder is read-only."""
+    """The output cannot be written: it exists already, the disk is full, or the folder is read-only."""

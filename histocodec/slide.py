@@ -22,49 +22,60 @@ Image = TypeVar("Image")  # pixels, or what other programs call an image
 
 @runtime_checkable
 class Slide(Protocol):
-    """A pyramid of RGB images of one specimen. Level 0 is the largest; all methods are thread-safe."""
+    """A pyramid of RGB images of one specimen. Level 0 is the largest. All methods are thread-safe."""
 
     @property
     def name(self) -> str:
-        """What error messages call it: a path, or a short description."""
+        """The slide's name in error messages: a path, or a short description."""
         ...
 
     @property
-    def levels(self) -> tuple[Level, ...]: ...
+    def levels(self) -> tuple[Level, ...]:
+        """The levels from the largest to the smallest; at least one."""
+        ...
 
     @property
     def mpp(self) -> Mpp | None:
-        """Microns per pixel of level 0, x and y; None where the source does not say. Never a guess."""
+        """Microns per pixel of level 0, x and y; None where the source does not say. It is never a guess."""
         ...
 
     @property
-    def objective_power(self) -> float | None: ...
+    def objective_power(self) -> float | None:
+        """The magnification of the objective, such as 40; None where the source does not say."""
+        ...
 
     @property
     def properties(self) -> Mapping[str, str]:
-        """What the vendor wrote, word for word."""
+        """The vendor's metadata, word for word."""
         ...
 
     @property
-    def icc_profile(self) -> bytes | None: ...
+    def icc_profile(self) -> bytes | None:
+        """The ICC profile of the pixels; None where there is none. `read` does not apply it."""
+        ...
 
     @property
     def background(self) -> Colour | None:
-        """The colour of bare glass, only where the source states it."""
+        """The colour of the background (bare glass), where the source states it, else None."""
         ...
 
     @property
     def associated(self) -> Mapping[str, Pixels]:
-        """Label, macro and thumbnail, where there are any; decoded only when one is looked up."""
+        """The associated images by name (label, macro, thumbnail), where there are any. Each is decoded when it is
+        looked up."""
         ...
 
     def read(self, region: Region, level: int) -> Pixels:
-        """The pixels of `region`, given in that level's own pixels, as a new (H, W, 3) array. What lies
-        beyond the level's edge has the declared background colour, or white. Raises SourceError where a
-        part cannot be read."""
+        """The pixels of `region`, which is in pixels of `level`, as a new array (H, W, 3) uint8.
+
+        What lies beyond the level's edge has the declared background colour, or is white. Raises UsageError for a level
+        that does not exist, and SourceError where a part cannot be read.
+        """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release files and memory. Nothing can be read afterwards."""
+        ...
 
     def __enter__(self) -> Self: ...
 
@@ -72,7 +83,7 @@ class Slide(Protocol):
 
 
 class BaseSlide(ABC):
-    """What every source has in common: the facts, checked once, and the filling beyond the edge. A source
+    """The base of every source: it holds the facts, checked once, and fills what lies beyond a level's edge. A subclass
     adds `_read_inside`."""
 
     def __init__(
@@ -98,10 +109,11 @@ class BaseSlide(ABC):
 
     @property
     def fill(self) -> Colour:
-        """The colour of pixels that the source does not have."""
+        """The colour of pixels that the source does not have: the declared background, or white."""
         return self.background or WHITE
 
     def read(self, region: Region, level: int) -> Pixels:
+        """See `Slide.read`."""
         if not 0 <= level < len(self.levels):
             raise UsageError(f"{self.name}: level {level} does not exist; it has 0 to {len(self.levels) - 1}")
         inside = region.intersect(self.levels[level].region)
@@ -118,7 +130,7 @@ class BaseSlide(ABC):
         """The pixels of a region that is not empty and lies wholly inside an existing level."""
 
     def close(self) -> None:  # noqa: B027 - most sources hold nothing that must be closed
-        pass
+        """See `Slide.close`."""
 
     def __enter__(self) -> Self:
         return self
@@ -132,7 +144,7 @@ class BaseSlide(ABC):
 
 
 class LazyImages(Mapping[str, Image]):
-    """Images that are listed without being decoded, and decoded anew at each look-up."""
+    """A mapping of images that are listed without being decoded, and decoded anew at each look-up."""
 
     def __init__(self, loaders: Mapping[str, Callable[[], Image]]) -> None:
         self._loaders = dict(loaders)
@@ -151,7 +163,7 @@ class LazyImages(Mapping[str, Image]):
 
 
 def checked_colour(colour: Colour) -> Colour:
-    """The colour as three plain ints, each from 0 to 255."""
+    """The colour as three plain ints. Raises UsageError unless they are three values from 0 to 255."""
     values = tuple(int(value) for value in colour)
     if len(values) != 3 or not all(0 <= value <= 255 for value in values):
         raise UsageError(f"a colour is three values from 0 to 255, found {colour}")
@@ -165,13 +177,13 @@ def mpp_at(mpp: Mpp | None, downsample: float) -> Mpp | None:
 
 
 def pyramid_levels(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
-    """Levels of the given (width, height), with OpenSlide's downsample: the mean of both axes' ratios."""
+    """The levels of these (width, height), with the downsample that OpenSlide gives: the mean of both axes' ratios."""
     width, height = sizes[0]
     return tuple(Level(w, h, (width / w + height / h) / 2) for w, h in sizes)
 
 
 def composited(rgba: NDArray[np.uint8], colour: Colour, *, premultiplied: bool = False) -> Pixels:
-    """(H, W, 4) uint8 laid over a colour -> (H, W, 3) uint8, rounded half up."""
+    """RGBA (H, W, 4) uint8 laid over a colour → RGB (H, W, 3) uint8, rounded half up."""
     alpha = rgba[..., 3:]
     if alpha.size and alpha.min() == 255:
         return np.ascontiguousarray(rgba[..., :3])

@@ -1,7 +1,7 @@
-"""Worker threads that each compute on one core: many blocks at once, and every block in the same way.
+"""Worker threads that compute on one core each: many chunks at once, and every chunk in the same way.
 
-A convolution shared out over several threads may round differently from the same one on a single thread. Here a
-block is always computed by one thread, so the number of workers changes the speed and nothing else.
+A convolution that several threads share may round differently from the same one on a single thread. Here one thread
+computes a chunk from beginning to end, so that the number of workers changes the speed and nothing else.
 """
 
 import os
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-LARGE = 31 << 20  # bytes: the most that teaches glibc anything is 32 MiB
+LARGE_BYTES = 31 << 20  # just below 32 MiB, the highest that glibc raises its mmap threshold to
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -23,7 +23,8 @@ def default_workers() -> int:
 
 
 class Workers:
-    """A lazily started pool that survives pickling and forking (a forked child starts its own)."""
+    """A pool of `count` threads, by default one for each core that this process may use. It starts on first use, and
+    survives pickling and forking: a forked child starts its own."""
 
     def __init__(self, count: int | None = None) -> None:
         self.count = count or default_workers()
@@ -32,9 +33,11 @@ class Workers:
         self._process = 0
 
     def map(self, function: Callable[[T], R], items: Iterable[T], *, ahead: int = 2) -> Iterator[R]:
-        """Results in the order of the items; at most `ahead` items a worker are taken before they are needed.
+        """Yield the function's results in the order of the items. At most `ahead` items for each worker are taken
+        before their results are needed.
 
-        When the caller stops early or an item fails, what has not begun is cancelled and the rest awaited."""
+        When the caller stops early or an item fails, items that have not begun are cancelled, and the others awaited.
+        """
         pool = self._started()
         waiting: deque[Future[R]] = deque()
         source = iter(items)
@@ -53,10 +56,11 @@ class Workers:
                     future.exception()
 
     def run(self, function: Callable[[], R]) -> R:
-        """One call on a worker, where arithmetic is that of one core."""
+        """The function's result, computed on one worker, so that its arithmetic is that of a single core."""
         return self._started().submit(function).result()
 
     def close(self) -> None:
+        """Stop the threads. The next use starts them again."""
         with self._lock:
             if self._pool is not None and self._process == os.getpid():
                 self._pool.shutdown(wait=True, cancel_futures=True)
@@ -72,20 +76,21 @@ class Workers:
 def _single_core_pool(count: int) -> ThreadPoolExecutor:
     import torch
 
-    # What a block needs for a moment, glibc returns to the system and gets again page by page, for a fifth of the time,
-    # until something as large as this was freed once (mallopt(3), M_MMAP_THRESHOLD). Untouched, it costs nothing.
-    bytearray(LARGE)
-    everyone = threading.Barrier(count + 1)
+    # Until something this large has been freed once, glibc returns the short-lived memory of each chunk to the system
+    # and gets it back page by page, which takes a fifth of the time (mallopt(3), M_MMAP_THRESHOLD). Untouched, the
+    # memory costs nothing.
+    bytearray(LARGE_BYTES)
+    all_started = threading.Barrier(count + 1)
 
     def start() -> None:
         torch.set_num_threads(1)  # for this thread; and, as a side effect, for threads yet to be started …
         torch.get_num_threads()  # … of which this is one until it has asked: else its first operation takes theirs
-        everyone.wait()
+        all_started.wait()
 
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(count, thread_name_prefix="histocodec", initializer=start)
     for _ in range(count):
         pool.submit(lambda: None)
-    everyone.wait()
-    torch.set_num_threads(threads)  # … which the caller's own must not notice
+    all_started.wait()
+    torch.set_num_threads(threads)  # … which must not change the caller's own number
     return pool

@@ -14,7 +14,7 @@ from histocodec.errors import UsageError
 from histocodec.formats.decode.open import open_slide
 from histocodec.geometry import Region
 from histocodec.slide import Pixels, Slide
-from histocodec.tissue import cell_of, tissue_mask
+from histocodec.tissue import mask_part, tissue_mask
 
 VARIANTS = ("native", "enlarged", "blurred")
 ENLARGED = 2  # times, bicubic
@@ -115,7 +115,7 @@ def tissue_squares(slide: Slide, *, count: int, side: int, seed: int) -> list[Re
         for y in range(top, level.height - side + 1, side)
         for x in range(left, level.width - side + 1, side)
     ]
-    shares = {square: float(np.mean(cell_of(mask, level, square))) for square in squares}
+    shares = {square: float(np.mean(mask_part(mask, level, square))) for square in squares}
     tissue = [square for square in squares if shares[square] >= TISSUE_SHARE]
     if len(tissue) > count:
         chosen = drawing.sample(tissue, count)

@@ -29,7 +29,7 @@ from histocodec.models.config import CHUNK_PIXELS, QUALITIES, HyperConfig
 from histocodec.normalise import ChannelStats, tissue_stats
 from histocodec.slide import Colour, Slide
 from histocodec.threads import Workers
-from histocodec.tissue import ALIGNED_GLASS, coarse_view, estimate_background, glass_share
+from histocodec.tissue import ALIGNED_SHARE, background_share, coarse_view, estimate_background
 
 MOST_ALIGNMENTS = 4  # of the statistics to a quality that changes with them, where a target has to be met
 
@@ -84,11 +84,11 @@ def make_plan(
     floor = None if options.min_psnr is None else Floor(options.min_psnr, transform.dtype)
     # Not with a `vae`, which has never seen background: statistics that make it exact move the colour of tissue by
     # several grey values.
-    share = glass_share(view, slide.levels[0], background, side=CHUNK_PIXELS)
-    exact = background if share >= ALIGNED_GLASS and isinstance(weights.config, HyperConfig) else None
+    share = background_share(view, slide.levels[0], background, side=CHUNK_PIXELS)
+    exact = background if share >= ALIGNED_SHARE and isinstance(weights.config, HyperConfig) else None
     scope = Scope(slide, source_levels, draft, floor, exact)
 
-    measured = tissue_stats(slide, background=background, view=view, mapped=workers.map)
+    measured = tissue_stats(slide, background=background, view=view, map_with=workers.map)
     search = _Search(scope, options, transform, codec, workers)
     point = first = search.met_target(measured, None, effort=0)
     effort = options.effort or 0

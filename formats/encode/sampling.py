@@ -11,7 +11,7 @@ from histocodec.geometry import ChunkKey
 from histocodec.models.config import CHUNK_PIXELS
 from histocodec.normalise import ChannelStats
 from histocodec.threads import Workers
-from histocodec.tissue import bare, busiest_region, cell_of, coarse_view
+from histocodec.tissue import background_mask, busiest_region, coarse_view, mask_part
 
 TISSUE_CHUNKS = 80  # 20 megapixels: their mean is within two or three per cent of a slide's
 BACKGROUND_CHUNKS = 60  # of those that look like background from afar: cheap, but on many slides the most
@@ -39,13 +39,13 @@ class Sample:
 def sampled_chunks(scope: Scope) -> list[SampledChunk]:
     """At most about TISSUE_CHUNKS with tissue and BACKGROUND_CHUNKS without, spread evenly over all levels in
     proportion to how many chunks of each kind a level has."""
-    background = bare(coarse_view(scope.slide), scope.background)
+    background = background_mask(coarse_view(scope.slide), scope.background)
     strata: dict[bool, list[list[ChunkKey]]] = {False: [], True: []}  # blank or not: the chunks of each level
     for number in range(len(scope.source_levels)):
         size = scope.level(number)
         kinds: dict[bool, list[ChunkKey]] = {False: [], True: []}
         for key in scope.draft.chunks_in(number, size.region):
-            kinds[bool(cell_of(background, size, scope.region(key)).all())].append(key)
+            kinds[bool(mask_part(background, size, scope.region(key)).all())].append(key)
         for blank, keys in kinds.items():
             strata[blank].append(keys)
     sampled = []

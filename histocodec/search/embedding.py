@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from histocodec.errors import UnsupportedError
 from histocodec.slide import Mpp
-from histocodec.tissue import GLASS_DISTANCE
+from histocodec.tissue import BACKGROUND_DISTANCE
 
 Latents = NDArray[np.float32]  # (C, h, w), dequantised
 
@@ -62,7 +62,7 @@ def tissue_share(latents: Latents, background: NDArray[np.float32], std: NDArray
     divided by the samples of a block, is that of the pixels, in units of the slide's standard deviation `std` (3,).
     """
     squares = np.square(latents - background[:, None, None]).sum(axis=0) / BLOCK_SAMPLES
-    return float((np.sqrt(squares) * std.mean() > GLASS_DISTANCE).mean())
+    return float((np.sqrt(squares) * std.mean() > BACKGROUND_DISTANCE).mean())
 
 
 def differs_from_background(latents: Latents, background: NDArray[np.float32], std: NDArray[np.float32]) -> float:

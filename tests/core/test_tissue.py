@@ -9,7 +9,7 @@ from histocodec.geometry import Level, Region
 from histocodec.slide import Colour, Pixels
 from histocodec.sources import ArraySlide, open_slide
 from histocodec.sources.synthetic import synthetic_slide
-from histocodec.tissue import estimate_background, glass_share, is_background, stained, tissue_mask
+from histocodec.tissue import background_share, estimate_background, is_background, stained, tissue_mask
 
 GLASS: Colour = (240, 236, 242)
 
@@ -93,5 +93,5 @@ def test_glass_counts_where_it_is_coded() -> None:
     """Squares of nothing but glass are left out; of the others, this is how much is glass."""
     image = np.full((256, 512, 3), 244, np.uint8)
     image[:, :64] = (150, 80, 150)
-    assert glass_share(image, whole(image), (244, 244, 244), side=128) == pytest.approx(0.5)
-    assert glass_share(image[:, :64], whole(image[:, :64]), (244, 244, 244), side=128) == 0
+    assert background_share(image, whole(image), (244, 244, 244), side=128) == pytest.approx(0.5)
+    assert background_share(image[:, :64], whole(image[:, :64]), (244, 244, 244), side=128) == 0

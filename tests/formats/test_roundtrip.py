@@ -25,7 +25,7 @@ from histocodec.geometry import ChunkKey, Region
 from histocodec.models.weights import MODELS_VARIABLE
 from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide
-from histocodec.tissue import GLASS_DISTANCE
+from histocodec.tissue import BACKGROUND_DISTANCE
 from tests.support.slides import GLASS, ICC, PROPERTIES, SIZE, WIDE, Rich, contents, encoded, make_lossless, whole
 
 # What is known about the slide.
@@ -167,20 +167,20 @@ def test_background_is_coded_on_request(tmp_path: Path, tiny_file: Path) -> None
     assert report.chunks == 4
     with histocodec.open(tmp_path / "a.zarr", device="cpu") as opened:
         assert (opened.container.tiles(0) == CODED).all()
-        assert np.abs(whole(opened).mean(axis=(0, 1)) - GLASS).max() < GLASS_DISTANCE  # all that a tiny model can
+        assert np.abs(whole(opened).mean(axis=(0, 1)) - GLASS).max() < BACKGROUND_DISTANCE  # all that a tiny model can
 
 
 def test_faint_tissue_is_not_dropped(tmp_path: Path, tiny_file: Path) -> None:
     """One patch a few grey levels beyond what counts as background, in a corner of a slide of background."""
     pixels = np.full((1024, 1024, 3), GLASS, np.uint8)
-    faint = np.array(GLASS, np.uint8) - np.array([2, GLASS_DISTANCE + 2, 2], np.uint8)
+    faint = np.array(GLASS, np.uint8) - np.array([2, BACKGROUND_DISTANCE + 2, 2], np.uint8)
     pixels[700:764, 600:664] = faint
     pixels[100, 900] = faint  # a single pixel is reason enough
     encoded(ArraySlide(pixels), tmp_path / "a.zarr", tiny_file, levels=(0,), embed_model=True, quality=60)
     with histocodec.open(tmp_path / "a.zarr", device="cpu") as opened:
         assert opened.container.tiles(0).tolist() == [[BACKGROUND, CODED], [BACKGROUND, CODED]]
         decoded = opened.read_array(608, 708, 48, 48).reshape(-1, 3).mean(axis=0)
-        assert np.abs(decoded - faint).max() < GLASS_DISTANCE / 2
+        assert np.abs(decoded - faint).max() < BACKGROUND_DISTANCE / 2
 
 
 def test_more_quality_is_more_bytes_and_less_error(tmp_path: Path, tiny_file: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from histocodec.normalise import DEFAULT_MEAN, DEFAULT_STD
-from histocodec.tissue import GLASS_DISTANCE
+from histocodec.tissue import BACKGROUND_DISTANCE
 
 GLASS = 245.0  # grey value of what is bare
 COVER = (0.03, 0.7)  # share of a patch that stays
@@ -37,7 +37,7 @@ def on_glass(patch: Tensor, std: Tensor, rng: np.random.Generator) -> Patch:
     drawn = tint - contrast * colour[:, None, None] * depth ** float(rng.uniform(0.5, 1.2))
     noise = torch.from_numpy(rng.standard_normal(drawn.shape, np.float32)).to(drawn.device) * float(rng.uniform(0, 1))
     drawn = (drawn.clamp(-GLASS, 255 - GLASS) + noise).round()
-    structure = drawn.abs().amax(0) > GLASS_DISTANCE
+    structure = drawn.abs().amax(0) > BACKGROUND_DISTANCE
     if int(structure.sum()) > LEAST_PIXELS:
         mean, std = drawn[:, structure].mean(1), drawn[:, structure].std(1).clamp(min=LEAST_STD)
     else:

@@ -24,7 +24,7 @@ from histocodec.models.weights import ModelWeights
 from histocodec.normalise import ChannelStats
 from histocodec.slide import Pixels
 from histocodec.threads import Workers
-from histocodec.tissue import ALIGNED_GLASS, background_of, busiest_region, coarse_view, glass_share
+from histocodec.tissue import ALIGNED_SHARE, background_of, background_share, busiest_region, coarse_view
 from histocodec.train.data.patches import TrainingImage, WholeImage, random_scale
 
 SIDE = 1024  # pixels of a crop, at most
@@ -69,7 +69,7 @@ class Encoder:
         """pixels (H, W, 3), both multiples of 16."""
         slide, config, transform = WholeImage(pixels), self.weights.hyper, self.transform
         glass = background_of(view := coarse_view(slide))
-        shown = glass_share(view, slide.levels[0], glass, side=CHUNK_PIXELS) >= ALIGNED_GLASS
+        shown = background_share(view, slide.levels[0], glass, side=CHUNK_PIXELS) >= ALIGNED_SHARE
         if shown:
             stats = self.workers.run(lambda: transform.aligned(stats, glass, quality))
         busiest = PixelWindow.read(slide, 0, busiest_region(slide, CHUNK_PIXELS), config)
