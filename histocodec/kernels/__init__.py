@@ -1,1 +1,1 @@
-"""Native CPU kernels: how they are compiled, and oneDNN's products of bytes."""
+"""Native CPU kernels: how they are compiled, int8 convolutions, and the passes over pixels and streams around them."""

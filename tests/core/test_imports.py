@@ -35,6 +35,7 @@ FLOORS = (
 MAY_IMPORT_TORCH = (
     "device",
     "kernels.onednn",
+    "kernels.stream",
     "models.export",
     "models.gains",
     "models.hyper",

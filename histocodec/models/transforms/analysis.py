@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from histocodec.errors import FormatError
 from histocodec.geometry import Margin
-from histocodec.kernels.onednn import ByteLayer, stream_bytes
+from histocodec.kernels.onednn import Int8Layer
+from histocodec.kernels.stream import stream_bytes
 from histocodec.models.transforms.integer import Arrays
 from histocodec.models.transforms.network import Analysis, Residual, trim
 
@@ -77,15 +78,15 @@ class _Int8Block:
         self.unit = 127 / largest("seen")
         hidden = 255 / largest("expand")
         weight, bias = _float_layer(block.expand)
-        self.expand = _int8_layer(weight / self.unit, bias, hidden, raised=True)
-        self.depthwise: ByteLayer | None = None
+        self.expand = _int8_layer(weight / self.unit, bias, hidden, signed_input=True)
+        self.depthwise: Int8Layer | None = None
         if block.depthwise is not None:
             hidden_after = 255 / largest("depthwise")
             taps, bias = _float_layer(block.depthwise)
-            self.depthwise = _int8_layer(taps / hidden[:, None, None], bias, hidden_after, raised=False)
+            self.depthwise = _int8_layer(taps / hidden[:, None, None], bias, hidden_after, signed_input=False)
             hidden = hidden_after
         weight, bias = _float_layer(block.project)
-        self.project = _int8_layer(weight / hidden, bias, np.ones(channels, np.float32), raised=False)
+        self.project = _int8_layer(weight / hidden, bias, np.ones(channels, np.float32), signed_input=False)
 
     def run_over(self, x: Tensor) -> Tensor:
         """The block's output, written over x, which is contiguous."""
@@ -99,9 +100,9 @@ def _float_layer(layer: nn.Conv2d) -> tuple[NDArray[Any], NDArray[Any]]:
     return weight.float().numpy(), layer.bias.float().numpy()
 
 
-def _int8_layer(weight: NDArray[Any], bias: NDArray[Any], unit: NDArray[Any], *, raised: bool) -> ByteLayer:
+def _int8_layer(weight: NDArray[Any], bias: NDArray[Any], unit: NDArray[Any], *, signed_input: bool) -> Int8Layer:
     """A layer whose output is `unit` (O,) times that of weight and bias; each row of weights has its own step."""
     rows = np.abs(weight).reshape(len(weight), -1).max(axis=1)
     step = np.maximum(rows, LEAST**2) / 127
     integers = np.rint(weight / step.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8)
-    return ByteLayer(integers, step * unit, bias * unit, raised=raised)
+    return Int8Layer(integers, step * unit, bias * unit, signed_input=signed_input)

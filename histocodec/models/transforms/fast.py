@@ -10,7 +10,8 @@ from torch import Tensor
 
 from histocodec.geometry import Margin
 from histocodec.kernels.jit import jit
-from histocodec.kernels.onednn import ByteLayer, channels_first, channels_last, raised_bytes
+from histocodec.kernels.onednn import Int8Layer
+from histocodec.kernels.stream import channels_first, channels_last, wide_stream_bytes
 from histocodec.models.config import HyperConfig
 from histocodec.models.transforms.exact import Engine, FloatEngine, extreme_synthesis, synthesised
 from histocodec.models.transforms.integer import (
@@ -64,10 +65,10 @@ class Int8Engine:
         self.coarse = {name: factors(arrays[f"g_s.{name}.coarse"]) for name in WIDE_LAYERS}
 
     @staticmethod
-    def _packed(layer: SynthesisLayer, arrays: Arrays) -> ByteLayer:
+    def _packed(layer: SynthesisLayer, arrays: Arrays) -> Int8Layer:
         weight, bias, shift = (arrays[f"g_s.{layer.name}.{part}"] for part in PARTS)
         factor = factors(shift)
-        return ByteLayer(weight, factor, bias * factor, raised=layer.sees_stream)
+        return Int8Layer(weight, factor, bias * factor, signed_input=layer.sees_stream)
 
     def stream(self, latents: Tensor) -> Tensor:
         """See `Engine.stream`."""
@@ -75,13 +76,13 @@ class Int8Engine:
 
     def block_input(self, x: Tensor, margin: Margin, needed: int) -> tuple[Tensor, Tensor]:
         """See `Engine.block_input`."""
-        raised, trimmed = _block_input(channels_last(x), margin.beyond(needed))
-        return channels_first(raised), channels_first(trimmed)
+        seen, trimmed = _block_input(channels_last(x), margin.beyond(needed))
+        return channels_first(seen), channels_first(trimmed)
 
     def upsampled_block_input(self, x: Tensor, margin: Margin, needed: int) -> tuple[Tensor, Tensor]:
         """See `Engine.upsampled_block_input`."""
-        raised, trimmed = _upsampled_block_input(channels_last(x), margin.beyond(needed))
-        return channels_first(raised), channels_first(trimmed)
+        seen, trimmed = _upsampled_block_input(channels_last(x), margin.beyond(needed))
+        return channels_first(seen), channels_first(trimmed)
 
     def activation(self, name: str, a: Tensor) -> Tensor:
         """See `Engine.activation`."""
@@ -95,12 +96,12 @@ class Int8Engine:
         """See `Engine.wide`."""
         layer = self.layers[name]
         coarse, fine = self.coarse[name], self.fine[name]
-        raised, beyond_a_byte = raised_bytes(channels_last(x), coarse, fine)
-        total = layer.output(channels_first(raised))
+        seen, beyond_a_byte = wide_stream_bytes(channels_last(x), coarse, fine)
+        total = layer.output(channels_first(seen))
         if beyond_a_byte:  # seldom in tissue
             low, high = _remainder(channels_last(x), coarse, 2 * len(fine))
-            total = layer.rest(total, channels_first(low), 1.0, raised=False)
-            total = layer.rest(total, channels_first(high), 8.0, raised=True)
+            total = layer.added_without_bias(total, channels_first(low), 1.0, signed_input=False)
+            total = layer.added_without_bias(total, channels_first(high), 8.0, signed_input=True)
         return total
 
 
