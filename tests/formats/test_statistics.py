@@ -1,7 +1,6 @@
 """Statistics found by trying: cheaper than those that were measured, the same in every run, glass still exact."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,9 +13,9 @@ from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.codec.quantise import Quantiser
 from histocodec.codec.transform import Transform
 from histocodec.codec.window import PixelWindow
-from histocodec.formats.container.attributes import BackgroundAttributes
 from histocodec.formats.container.read import Container
-from histocodec.formats.encode.scope import Scope
+from histocodec.formats.encode.options import EncodeOptions
+from histocodec.formats.encode.scope import Scope, draft_attributes
 from histocodec.formats.encode.statistics import PIECES, OperatingPoint, _Cost, _curve, _log_bits, search_statistics
 from histocodec.geometry import Region
 from histocodec.models.config import ModelConfig
@@ -44,16 +43,9 @@ def transform() -> Transform:
     return Transform(tiny_weights(), torch.device("cpu"))
 
 
-@pytest.fixture(scope="module")
-def container(tmp_path_factory: pytest.TempPathFactory) -> Container:
-    folder = tmp_path_factory.mktemp("refine")
-    slide = ArraySlide(synthetic_slide(256, 256, seed=1))
-    histocodec.encode(slide, folder / "a.zarr", model=str(tiny_model(folder)), device="cpu")
-    return Container.open(folder / "a.zarr")
-
-
-def scope_of(slide: ArraySlide, container: Container) -> Scope:
-    return Scope(slide, (0,), replace(container.attributes, background=BackgroundAttributes("code", GLASS)))
+def scope_of(slide: ArraySlide) -> Scope:
+    draft = draft_attributes(slide, (0,), GLASS, EncodeOptions(background="code"), tiny_weights())
+    return Scope(slide, (0,), draft)
 
 
 def cost(slide: ArraySlide, stats: ChannelStats, quality: int) -> tuple[float, float]:
@@ -63,11 +55,11 @@ def cost(slide: ArraySlide, stats: ChannelStats, quality: int) -> tuple[float, f
     return plain.rounded_cost(window, quality)
 
 
-def test_they_are_cheaper_at_equal_error(container: Container, workers: Workers) -> None:
+def test_they_are_cheaper_at_equal_error(workers: Workers) -> None:
     slide = ArraySlide(synthetic_slide(256, 256, seed=2))
     measured = tissue_stats(slide)
     codec = HyperChunkCodec(tiny_weights())
-    scope, start = scope_of(slide, container), OperatingPoint(measured, QUALITY)
+    scope, start = scope_of(slide), OperatingPoint(measured, QUALITY)
     found = search_statistics(scope, start, transform(), codec, workers, effort=2)
     again = search_statistics(scope, start, transform(), codec, workers, effort=2)
     assert found == again
@@ -81,7 +73,7 @@ def test_they_are_cheaper_at_equal_error(container: Container, workers: Workers)
     assert fainter**2 == pytest.approx(weights[0] / weights[1], rel=1e-4)  # bits are worth the same error as before
 
 
-def test_the_mean_that_glass_needs_is_kept(container: Container, workers: Workers) -> None:
+def test_the_mean_that_glass_needs_is_kept(workers: Workers) -> None:
     slide = ArraySlide(synthetic_slide(256, 256, seed=2))
     measured = tissue_stats(slide)
 
@@ -89,28 +81,28 @@ def test_the_mean_that_glass_needs_is_kept(container: Container, workers: Worker
         return ChannelStats(measured.mean + quality / 20, stats.std)
 
     start, codec = OperatingPoint(measured, QUALITY), HyperChunkCodec(tiny_weights())
-    found = search_statistics(scope_of(slide, container), start, transform(), codec, workers, effort=2, align=align)
+    found = search_statistics(scope_of(slide), start, transform(), codec, workers, effort=2, align=align)
     assert np.allclose(found.stats.mean, measured.mean + found.quality / 20)
     assert not np.array_equal(found.stats.std, measured.std)
 
 
-def test_a_slide_may_be_coded_as_a_fainter_one_or_a_stronger_one(container: Container, workers: Workers) -> None:
+def test_a_slide_may_be_coded_as_a_fainter_one_or_a_stronger_one(workers: Workers) -> None:
     pixels, codec = synthetic_slide(256, 256, seed=2), HyperChunkCodec(tiny_weights())
     found = []
     for factor in (0.4, 2.5):  # of what statistics should be
         slide = ArraySlide(pixels)
         start = OperatingPoint(tissue_stats(slide).fainter(GLASS, factor), QUALITY)
-        point = search_statistics(scope_of(slide, container), start, transform(), codec, workers, effort=1)
+        point = search_statistics(scope_of(slide), start, transform(), codec, workers, effort=1)
         found.append(point.quality)
     assert found[1] <= QUALITY <= found[0]
     assert found[1] < found[0]
 
 
 def test_without_effort_only_a_large_slide_is_taken_for_another(
-    container: Container, workers: Workers, monkeypatch: pytest.MonkeyPatch
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slide, codec = ArraySlide(synthetic_slide(256, 256, seed=2)), HyperChunkCodec(tiny_weights())
-    scope, start = scope_of(slide, container), OperatingPoint(tissue_stats(slide).fainter(GLASS, 2.5), QUALITY)
+    scope, start = scope_of(slide), OperatingPoint(tissue_stats(slide).fainter(GLASS, 2.5), QUALITY)
     assert search_statistics(scope, start, transform(), codec, workers, effort=0) == start
     monkeypatch.setattr("histocodec.formats.encode.statistics.LARGE", 0.2)  # chunks: a quarter of one is this slide
     found = search_statistics(scope, start, transform(), codec, workers, effort=0)
@@ -118,9 +110,7 @@ def test_without_effort_only_a_large_slide_is_taken_for_another(
     assert np.ptp(found.stats.std / start.stats.std) < 1e-6  # no directions
 
 
-def test_many_places_are_tried_instead_of_few_chunks(
-    container: Container, workers: Workers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_places_are_tried_instead_of_few_chunks(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[Region] = []
     read = PixelWindow.read
 
@@ -135,7 +125,7 @@ def test_many_places_are_tried_instead_of_few_chunks(
         tried.clear()
         slide = ArraySlide(synthetic_slide(width, height, seed=2))
         start = OperatingPoint(tissue_stats(slide), QUALITY)
-        search_statistics(scope_of(slide, container), start, transform(), codec, workers, effort=1)
+        search_statistics(scope_of(slide), start, transform(), codec, workers, effort=1)
         assert {(region.width, region.height) for region in tried} <= sizes
         assert len(tried) == len(set(map(str, tried))) == (2 if height == 512 else PIECES)
 
@@ -154,10 +144,10 @@ def test_a_slide_of_one_colour_is_coded(tmp_path: Path) -> None:
     assert report.psnr > 30
 
 
-def test_glass_alone_keeps_its_statistics(container: Container, workers: Workers) -> None:
+def test_glass_alone_keeps_its_statistics(workers: Workers) -> None:
     slide = ArraySlide(np.full((600, 600, 3), GLASS, np.uint8), background=GLASS)
     start, codec = OperatingPoint(tissue_stats(slide), 50), HyperChunkCodec(tiny_weights())
-    assert search_statistics(scope_of(slide, container), start, transform(), codec, workers, effort=2) == start
+    assert search_statistics(scope_of(slide), start, transform(), codec, workers, effort=2) == start
 
 
 def test_glass_is_exact_at_the_quality_that_a_target_leads_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
