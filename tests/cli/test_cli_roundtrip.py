@@ -96,7 +96,7 @@ def test_a_floor_is_held_and_reported(capsys: Captured, folder: Path) -> None:
     assert report["raised"] or report["lossless"]
     levels = json_of(capsys, "info", str(folder / "floor.zarr"))["levels"]
     assert isinstance(levels, list)
-    assert [(one["raised"], one["lossless"]) for one in levels] == [(report["raised"], report["lossless"])]
+    assert [(level["raised"], level["lossless"]) for level in levels] == [(report["raised"], report["lossless"])]
 
 
 def test_encode_leaves_an_existing_container_alone(capsys: Captured, folder: Path) -> None:
@@ -200,8 +200,8 @@ def test_a_whole_slide_becomes_a_pyramid_for_openslide(capsys: Captured, folder:
         assert slide.level_dimensions == (SIZE, (375, 275))
         assert result["levels"] == 2
         assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(0.5, rel=1e-6)
-        found = np.asarray(slide.read_region((0, 0), 0, SIZE))[..., :3].astype(float)
-    assert np.sqrt(np.mean((found - whole(folder)) ** 2)) < 3
+        pixels = np.asarray(slide.read_region((0, 0), 0, SIZE))[..., :3].astype(float)
+    assert np.sqrt(np.mean((pixels - whole(folder)) ** 2)) < 3
 
 
 def test_a_whole_level_and_a_whole_resolution_become_one_image(capsys: Captured, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""From slides to what looks alike, by the commands."""
+"""embed, index, search and umap, one after the other."""
 
 import json
 from pathlib import Path
@@ -25,25 +25,25 @@ def models(tiny_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path) -> Path:
     """a, b and c, all embedded, and an index of a and b."""
-    made = tmp_path_factory.mktemp("search")
+    folder = tmp_path_factory.mktemp("search")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(MODELS_VARIABLE, str(tiny_file.parent))
         for seed, name in enumerate("abc"):
             slide = ArraySlide(synthetic_slide(512, 512, seed=seed), mpp=0.5)
             options = EncodeOptions(quality=60, model="tiny-0", device="cpu", workers=1)
-            encode_slide(slide, made / f"{name}.zarr", options)
-        assert run(["embed", "--workers", "1", *(str(made / f"{name}.zarr") for name in "abc")]) == 0
-        index = str(made / "an.index")
-        assert run(["index", "build", index, str(made / "a.zarr"), "--label", "organ=lung"]) == 0
-        assert run(["index", "add", index, str(made / "b.zarr"), "--label", "organ=colon"]) == 0
-    return made
+            encode_slide(slide, folder / f"{name}.zarr", options)
+        assert run(["embed", "--workers", "1", *(str(folder / f"{name}.zarr") for name in "abc")]) == 0
+        index = str(folder / "an.index")
+        assert run(["index", "build", index, str(folder / "a.zarr"), "--label", "organ=lung"]) == 0
+        assert run(["index", "add", index, str(folder / "b.zarr"), "--label", "organ=colon"]) == 0
+    return folder
 
 
 def printed(capsys: Captured, *arguments: str) -> dict[str, object]:
     capsys.readouterr()
     assert run([*arguments, "--json"]) == 0
-    found: dict[str, object] = json.loads(capsys.readouterr().out)
-    return found
+    result: dict[str, object] = json.loads(capsys.readouterr().out)
+    return result
 
 
 def refused(capsys: Captured, *arguments: str) -> tuple[int, str]:
@@ -55,8 +55,8 @@ def refused(capsys: Captured, *arguments: str) -> tuple[int, str]:
 def test_an_image_finds_the_patch_that_it_was_cut_from(capsys: Captured, folder: Path, tmp_path: Path) -> None:
     Image.fromarray(synthetic_slide(512, 512, seed=1)[256:, :256]).save(tmp_path / "query.png")
     query = ("--image", str(tmp_path / "query.png"), "--device", "cpu", "--sheet", str(tmp_path / "sheet.png"))
-    found = printed(capsys, "search", str(folder / "an.index"), *query, "-k", "3")
-    best = found["patches"][0]  # type: ignore[index]  # JSON
+    result = printed(capsys, "search", str(folder / "an.index"), *query, "-k", "3")
+    best = result["patches"][0]  # type: ignore[index]  # JSON
     assert (Path(best["slide"]).name, best["x"], best["y"], best["labels"]) == ("b.zarr", 0, 256, {"organ": "colon"})
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width == 16 + 3 * (256 + 16)
@@ -88,23 +88,23 @@ def test_a_sheet_is_not_written_over_another_file(capsys: Captured, folder: Path
 
 def test_a_region_looks_with_its_own_patches_and_not_at_its_own_slide(capsys: Captured, folder: Path) -> None:
     query = ("--slide", str(folder / "a.zarr"), "--region", "0,0,256,256")
-    found = printed(capsys, "search", str(folder / "an.index"), *query)
-    assert found["query_patches"] == 1
-    assert {Path(one["slide"]).name for one in found["patches"]} == {"b.zarr"}  # type: ignore[attr-defined]  # JSON
+    result = printed(capsys, "search", str(folder / "an.index"), *query)
+    assert result["query_patches"] == 1
+    assert {Path(hit["slide"]).name for hit in result["patches"]} == {"b.zarr"}  # type: ignore[attr-defined]  # JSON
 
 
 def test_a_whole_slide_ranks_slides(capsys: Captured, folder: Path) -> None:
-    found = printed(capsys, "search", str(folder / "an.index"), "--slide", str(folder / "c.zarr"))
-    slides = found["slides"]
+    result = printed(capsys, "search", str(folder / "an.index"), "--slide", str(folder / "c.zarr"))
+    slides = result["slides"]
     assert isinstance(slides, list)
-    assert {Path(one["slide"]).name for one in slides} == {"a.zarr", "b.zarr"}
+    assert {Path(hit["slide"]).name for hit in slides} == {"a.zarr", "b.zarr"}
     assert slides[0]["distance"] <= slides[1]["distance"]
 
 
 def test_info_has_what_was_added(capsys: Captured, folder: Path) -> None:
-    found = printed(capsys, "index", "info", str(folder / "an.index"))
-    assert [one["labels"] for one in found["slides"]] == [{"organ": "lung"}, {"organ": "colon"}]  # type: ignore[attr-defined]  # JSON
-    assert (found["model"], found["problems"]) == ("tiny-0", [])
+    result = printed(capsys, "index", "info", str(folder / "an.index"))
+    assert [slide["labels"] for slide in result["slides"]] == [{"organ": "lung"}, {"organ": "colon"}]  # type: ignore[attr-defined]  # JSON
+    assert (result["model"], result["problems"]) == ("tiny-0", [])
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,8 @@ def test_a_query_that_makes_no_sense_is_wrong_usage(
     capsys: Captured, folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, words: str
 ) -> None:
     monkeypatch.chdir(folder)
-    found, error = refused(capsys, "search", *arguments)
-    assert found == code
+    result, error = refused(capsys, "search", *arguments)
+    assert result == code
     assert words in error
 
 
@@ -162,8 +162,8 @@ def test_a_missing_extra_is_named_and_nothing_is_left(
 
 def test_umap_draws_and_writes_a_row_for_each_patch(capsys: Captured, folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("umap", reason="the extra umap is not installed")
-    found = printed(capsys, "umap", str(folder / "an.index"), str(tmp_path / "plot.png"), "--color", "organ")
-    assert found["groups"] == 2
-    assert len((tmp_path / "plot.csv").read_text().splitlines()) == 1 + found["patches"]  # type: ignore[operator]  # JSON
+    result = printed(capsys, "umap", str(folder / "an.index"), str(tmp_path / "plot.png"), "--color", "organ")
+    assert result["groups"] == 2
+    assert len((tmp_path / "plot.csv").read_text().splitlines()) == 1 + result["patches"]  # type: ignore[operator]  # JSON
     with Image.open(tmp_path / "plot.png") as plot:
         assert plot.format == "PNG"

@@ -1,4 +1,4 @@
-"""Indexes and what is nearest, on made-up vectors: what is found, what is kept, what is refused."""
+"""Indexes and what is nearest, on made-up vectors: what is found, stored and refused."""
 
 import sqlite3
 from dataclasses import replace
@@ -19,7 +19,7 @@ KIND = VectorKind("tiny-0", "0" * 64, "log-energies/1", 24)
 
 
 def entry(name: str, seed: int, count: int = 30, **labels: str) -> Entry:
-    """A slide of `count` patches whose vectors lie around a point of their own."""
+    """A slide of `count` patches whose vectors lie around a random point."""
     rng = np.random.default_rng(seed)
     vectors = (rng.normal(0, 3, 24) + rng.normal(0, 1, (count, 24))).astype(np.float32)
     positions = np.stack([np.arange(count) * 256, np.full(count, seed)], axis=1).astype(np.int32)
@@ -62,10 +62,10 @@ def test_a_vector_does_not_depend_on_where_in_the_patch_things_lie() -> None:
 
 def test_latents_of_background_are_no_tissue() -> None:
     background, std = np.full(48, 2, np.float32), np.full(3, 40, np.float32)
-    glass = np.broadcast_to(background[:, None, None], (48, 16, 16)).copy()
-    assert tissue_share(glass, background, std) == 0
-    glass[:, :4] += 10
-    assert tissue_share(glass, background, std) == 0.25
+    latents = np.broadcast_to(background[:, None, None], (48, 16, 16)).copy()
+    assert tissue_share(latents, background, std) == 0
+    latents[:, :4] += 10
+    assert tissue_share(latents, background, std) == 0.25
 
 
 def test_a_family_without_embedder_is_unsupported() -> None:
@@ -84,10 +84,10 @@ def test_a_patch_of_the_index_finds_itself_first(index: Index) -> None:
 
 
 def test_search_in_parts_finds_what_one_comparison_finds(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = queries(index, entry("q", 9, 7))
-    distances = (1 - asked @ index.vectors().T).min(axis=0)
+    query_vectors = queries(index, entry("q", 9, 7))
+    distances = (1 - query_vectors @ index.vectors().T).min(axis=0)
     monkeypatch.setattr(nearest, "ROWS_AT_ONCE", 13)
-    hits = nearest_patches(index, asked, index.slides, 12)
+    hits = nearest_patches(index, query_vectors, index.slides, 12)
     assert [hit.row for hit in hits] == np.argsort(distances, kind="stable")[:12].tolist()
     np.testing.assert_allclose([hit.distance for hit in hits], np.sort(distances)[:12], atol=1e-6)
 
@@ -100,10 +100,12 @@ def test_only_slides_with_the_label_are_searched(index: Index) -> None:
 
 
 def test_slides_are_ranked_by_the_median_of_the_least_distances(index: Index) -> None:
-    asked = queries(index, entry("q", 2, 11))
-    hits = nearest_slides(index, asked, index.slides, 3)
+    query_vectors = queries(index, entry("q", 2, 11))
+    hits = nearest_slides(index, query_vectors, index.slides, 3)
     medians = {
-        slide.path: float(np.median((1 - asked @ index.vectors()[slide.first_row : slide.end_row].T).min(axis=1)))
+        slide.path: float(
+            np.median((1 - query_vectors @ index.vectors()[slide.first_row : slide.end_row].T).min(axis=1))
+        )
         for slide in index.slides
     }
     assert [hit.slide.path for hit in hits] == sorted(medians, key=lambda path: medians[path])
@@ -136,9 +138,9 @@ def test_an_index_is_the_same_after_adding_and_removing(index: Index) -> None:
 
 
 def test_removing_a_slide_in_the_middle_keeps_the_others(index: Index) -> None:
-    kept = np.array(index.vectors()[60:])
+    remaining = np.array(index.vectors()[60:])
     index.remove(["b"])
-    np.testing.assert_array_equal(index.vectors()[30:], kept)
+    np.testing.assert_array_equal(index.vectors()[30:], remaining)
     assert index.position(index.slides[1], 31) == (256, 3)
     assert list(index.problems()) == []
 
@@ -251,12 +253,12 @@ def test_a_graph_finds_nearly_what_exact_search_finds(index: Index) -> None:
     pytest.importorskip("usearch.index", reason="the extra search is not installed")
     from histocodec.search.graph import approximate_patches, updated_graph
 
-    asked = queries(index, entry("q", 9, 10))
+    query_vectors = queries(index, entry("q", 9, 10))
     updated_graph(index)
     index.add([entry("d", 4)])  # the graph has fewer vectors now, and is brought up to date
-    for one in asked:
-        exact = {hit.row for hit in nearest_patches(index, one[None], index.slides, 10)}
-        assert len(exact & {hit.row for hit in approximate_patches(index, one[None], 10)}) >= 9
+    for vector in query_vectors:
+        exact = {hit.row for hit in nearest_patches(index, vector[None], index.slides, 10)}
+        assert len(exact & {hit.row for hit in approximate_patches(index, vector[None], 10)}) >= 9
 
 
 def test_a_damaged_graph_is_a_format_error(index: Index) -> None:
