@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from histocodec.cli.encode import progress_note
 from histocodec.cli.options import device_option, integer, json_option, model_option, option
 from histocodec.errors import FormatError
 from histocodec.report import print_facts, print_json, progress_bar, say
 from histocodec.text import count_text, decibel_text, ratio_text, size_text, speed_text, time_text
 
 if TYPE_CHECKING:
+    from histocodec.formats.encode.options import EncodeProgress
     from histocodec.formats.encode.report import EncodeReport
     from histocodec.geometry import Region
     from histocodec.picture import Panel
@@ -124,9 +126,11 @@ def run_demo(
         slide = with_pyramid(opened)
         say(f"compressing {path}")
         with progress_bar("compressing") as bar:
-            encoded = encode_slide(
-                slide, container, options, progress=lambda progress: bar(progress.done, progress.total)
-            )
+
+            def show(progress: "EncodeProgress") -> None:
+                bar(progress.done, progress.total, progress_note(progress))
+
+            encoded = encode_slide(slide, container, options, progress=show)
         say("checking every chunk against the slide")
         with progress_bar("checking") as bar:
             checked = verify(container, against=slide, device=device, progress=bar)
