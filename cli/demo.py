@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from histocodec.cli.encode import progress_note
+from histocodec.cli.encode import progress_note, quality_text
 from histocodec.cli.options import device_option, integer, json_option, model_option, option
 from histocodec.errors import FormatError
 from histocodec.report import print_facts, print_json, progress_bar, say
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from histocodec.picture import Panel
     from histocodec.slide import Mpp, Pixels, Slide
 
-SYNTHETIC_MPP = 0.5  # microns per pixel of the made-up slide
+SYNTHETIC_MPP = 0.5  # microns per pixel of the synthetic slide
 REGION_SIDE = 1024  # pixels of the region that is read back: 2 x 2 chunks
 SHOWN_SIDE = 512  # pixels of its middle, which the picture shows unscaled
 QUALITY_STEP = 30  # between the picture's two rates
@@ -52,15 +52,17 @@ class DemoReport:
     picture: Path
 
 
-@click.command("demo", short_help="Compress a made-up slide, and show what comes out.")
-@option("--slide", "source", type=click.Path(path_type=Path), metavar="PATH", help="Use this slide, not a made-up one.")
+@click.command("demo", short_help="Compress a synthetic slide, and show what comes out.")
+@option(
+    "--slide", "source", type=click.Path(path_type=Path), metavar="PATH", help="Use this slide, not a synthetic one."
+)
 @option(
     "--size",
     type=integer(256, 65_536),
     metavar="N",
     default=8192,
     show_default=True,
-    help="Side of the made-up slide, in pixels.",
+    help="Side of the synthetic slide, in pixels.",
 )
 @option(
     "--quality",
@@ -104,7 +106,7 @@ def command(*, source: Path | None, size: int, quality: int, model: str, out: Pa
 def run_demo(
     source: Path | None, out: Path, *, size: int, quality: int, model: str, device: str
 ) -> tuple[DemoReport, tuple[str, ...]]:
-    """Run the demo in the folder `out`; `source` is a slide, or None for a made-up one of `size` x `size` pixels.
+    """Run the demo in the folder `out`; `source` is a slide, or None for a synthetic one of `size` x `size` pixels.
 
     Returns the report, and what `verify` found wrong with the container.
     """
@@ -120,7 +122,7 @@ def run_demo(
 
     options = EncodeOptions(quality=quality, model=model, device=device, overwrite=True)
     out.mkdir(parents=True, exist_ok=True)
-    path = source or _made_up_slide(out / "slide.tif", size)
+    path = source or _draw_slide(out / "slide.tif", size)
     container, picture = out / "slide.zarr", out / "side-by-side.png"
     with open_slide(path, device=device) as opened:
         slide = with_pyramid(opened)
@@ -165,7 +167,7 @@ def report_facts(report: DemoReport) -> list[tuple[str, str]]:
     return [
         ("slide", f"{report.slide}: {size}"),
         ("container", f"{encoded.path}: {size_text(encoded.bytes)}, {levels}, model {encoded.model}"),
-        ("rate", f"{encoded.bpp:.3f} bits per pixel of level 0, at quality {encoded.quality}"),
+        ("rate", f"{encoded.bpp:.3f} bits per pixel of level 0, {quality_text(encoded)}"),
         (
             "ratio",
             f"{ratio_text(encoded.ratio_raw)} to raw RGB of level 0\n"
@@ -191,13 +193,13 @@ def _source_size_text(encoded: "EncodeReport") -> str:
     return "" if ratio is None else f", {size_text(round(encoded.bytes * ratio))}"
 
 
-def _made_up_slide(path: Path, size: int) -> Path:
+def _draw_slide(path: Path, size: int) -> Path:
     from histocodec.formats.decode.images import write_pyramid
     from histocodec.sources import ArraySlide
     from histocodec.sources.synthetic import synthetic_slide
 
-    say(f"drawing a made-up slide of {size} x {size} pixels")
-    slide = ArraySlide(synthetic_slide(size, size), name="made-up slide", mpp=SYNTHETIC_MPP)
+    say(f"drawing a synthetic slide of {size} x {size} pixels")
+    slide = ArraySlide(synthetic_slide(size, size), name="synthetic slide", mpp=SYNTHETIC_MPP)
     with progress_bar("writing it") as bar:
         write_pyramid(path, slide, progress=bar)
     return path

@@ -183,12 +183,19 @@ def report_facts(report: "EncodeReport") -> list[tuple[str, str]]:
             f"{ratio_text(report.ratio_level0)} to raw RGB, both of level 0 alone",
         ),
         ("PSNR", f"{decibel_text(report.psnr)} at level 0, measured by decoding{_worst_text(report)}"),
-        ("model", f"{report.model}, quality {report.quality}{_requested_text(report)}"),
+        ("model", f"{report.model}, {quality_text(report)}"),
         ("time", f"{time_text(report.seconds)}, {speed_text(report.megapixels_per_second)} on {report.device}"),
     ]
     if report.dropped:
         facts.append(("left out", left_out_text(report.dropped)))
     return facts
+
+
+def quality_text(report: "EncodeReport") -> str:
+    """Name the stored quality, and the requested one where another was stored."""
+    if report.asked_quality in (None, report.quality):
+        return f"quality {report.quality}"
+    return f"quality {report.quality}, on this slide equivalent to the requested {report.asked_quality:g}"
 
 
 def left_out_text(dropped: Sequence[str]) -> str:
@@ -206,8 +213,3 @@ def _guarantee_text(report: "EncodeReport") -> str:
 
 def _worst_text(report: "EncodeReport") -> str:
     return "" if report.worst_psnr is None else f"; worst chunk {decibel_text(report.worst_psnr)}"
-
-
-def _requested_text(report: "EncodeReport") -> str:
-    requested = report.asked_quality
-    return "" if requested in (None, report.quality) else f", on this slide equivalent to the requested {requested:g}"
