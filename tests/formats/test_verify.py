@@ -43,8 +43,9 @@ def test_a_container_from_a_machine_of_other_arithmetic_verifies(
     source, path, cpu = ArraySlide(synthetic_slide(512, 512)), tmp_path / "a.zarr", torch.device("cpu")
     options = EncodeOptions(quality=60, effort=0, levels=(0,), device="cpu", model=str(tiny_file), embed_model=True)
     encode_slide(source, path, options)
-    there, tolerance = other_dtype(cpu), 0.001
-    monkeypatch.setattr("histocodec.codec.transform.fastest_dtype", lambda _: there)
+    other, tolerance = other_dtype(cpu), 0.001
+    monkeypatch.setattr("histocodec.device.fastest_dtype", lambda _: other)
+    monkeypatch.setattr("histocodec.codec.transform.fastest_dtype", lambda _: other)
     monkeypatch.setattr("histocodec.formats.decode.verify.PSNR_TOLERANCE", tolerance)
     with histocodec.open(path, device="cpu") as opened:
         error = squared_error(opened.read(opened.levels[0].region, 0), source.read(source.levels[0].region, 0))
