@@ -16,10 +16,10 @@ import torch
 import triton
 from torch import Tensor
 
-from histocodec.codec.gpu import kernels
+from histocodec.codec.gpu import network_kernels
 from histocodec.codec.gpu.chunk import GpuChunkDecoder, Latents
 from histocodec.codec.gpu.layers import launch
-from histocodec.codec.gpu.synthesis import TritonEngine, pixels
+from histocodec.codec.gpu.synthesis import TritonEngine, denormalise
 from histocodec.formats.container.layout import BACKGROUND, CODED
 from histocodec.formats.decode.chunks import ChunkReader
 from histocodec.geometry import ChunkKey, Region, ceil_div
@@ -30,7 +30,7 @@ from histocodec.slide import Pixels
 MAX_STRIP = 1024  # chunks of a strip at most: a warp decodes each, and a GPU runs thousands of warps
 MAX_BAND = 256  # chunks of a band at most
 CHUNK_BYTES = 16 << 20  # GPU memory that a chunk of a strip takes at most
-PLACES, CHANNELS = 32, 64  # of a program
+POSITIONS, CHANNELS = 32, 64  # of a program
 
 
 class GpuRegions:
@@ -111,7 +111,7 @@ class GpuRegions:
             window, margin = reader.window_of(level, area)
             first = window.y - strip_window.y // side * side, window.x - strip_window.x // side * side
             planes = self.synthesis.window(self._canvas(latents.y, slots, gains, first, window), margin)
-            decoded = pixels(planes, reader.stats.channels)[0]
+            decoded = denormalise(planes, reader.stats.channels)[0]
             out[band.within(strip)] = decoded[band.within(Region(area.x * stride, area.y * stride, 0, 0))]
 
     def _canvas(self, y: Tensor, slots: Tensor, gains: Tensor, first: tuple[int, int], window: Region) -> Tensor:
@@ -119,10 +119,10 @@ class GpuRegions:
         the first latent of the chunks in `slots`."""
         channels, count = self.config.latent_channels, window.area
         out = torch.empty((1, window.height, window.width, channels), dtype=torch.float32, device=y.device)
-        grid = triton.cdiv(count, PLACES), triton.cdiv(channels, CHANNELS)
+        grid = triton.cdiv(count, POSITIONS), triton.cdiv(channels, CHANNELS)
         launch(
-            kernels.canvas, grid, y, slots, gains, self.background_latent, out, *first, window.width, count,
-            self.reader.side, slots.shape[1], channels // 4, PLACES=PLACES, CHANNELS=CHANNELS,
+            network_kernels.canvas, grid, y, slots, gains, self.background_latent, out, *first, window.width, count,
+            self.reader.side, slots.shape[1], channels // 4, POSITIONS=POSITIONS, CHANNELS=CHANNELS,
         )  # fmt: skip
         return out.permute(0, 3, 1, 2)
 

@@ -17,7 +17,7 @@ import histocodec
 from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.codec.gpu import layers, synthesis
 from histocodec.codec.gpu.chunk import GpuChunkDecoder, Latents
-from histocodec.codec.gpu.synthesis import TritonEngine, kernels_exact, pixels
+from histocodec.codec.gpu.synthesis import TritonEngine, denormalise, kernels_exact
 from histocodec.codec.transform import Transform
 from histocodec.entropy import rans
 from histocodec.formats.decode.chunks import ChunkReader
@@ -47,8 +47,8 @@ def for_an_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rans, "BYTES_PER_LANE", 4)
     if DEVICE.type == "cpu":
         for module in (layers, synthesis):
-            monkeypatch.setattr(module, "PLACES", 1024)
-        monkeypatch.setattr(synthesis, "FEW", 1024)
+            monkeypatch.setattr(module, "POSITIONS", 1024)
+        monkeypatch.setattr(synthesis, "FULL_POSITIONS", 1024)
         monkeypatch.setattr(layers, "ROWS", 2048)
 
 
@@ -110,7 +110,7 @@ def test_the_synthesis_is_that_of_the_cpu(spread: float, margin: Margin) -> None
         found = IntegerSynthesis(config, engine).window(latents.to(DEVICE), margin, seen)
         expected = IntegerSynthesis(config, fastest_engine(config, weights.arrays, CPU)).window(latents, margin, wanted)
     assert torch.equal(found.cpu(), expected)
-    assert np.array_equal(pixels(found, stats).cpu().numpy(), np.stack(Transform.denormalise(expected, stats)))
+    assert np.array_equal(denormalise(found, stats).cpu().numpy(), np.stack(Transform.denormalise(expected, stats)))
     for ours, theirs in zip(chain(*seen), chain(*wanted), strict=True):
         assert np.array_equal(ours.cpu().numpy(), theirs.numpy())
 

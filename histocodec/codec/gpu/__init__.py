@@ -1,2 +1,1 @@
-"""Decoding on an NVIDIA GPU, from compressed bytes to pixels that stay there. Needs Triton, which PyTorch's CUDA builds
-bring along; what is here is imported only where it is."""
+"""Decoding on a GPU with Triton, from bytes to pixels, bit for bit as on a CPU: chunks, and the integer synthesis."""

@@ -1,4 +1,4 @@
-"""`g_s` in whole numbers on a GPU: products of bytes, each layer with what follows it in one kernel."""
+"""The integer synthesis `g_s` on a GPU: int8 products, and each layer in one kernel with what follows it."""
 
 from functools import lru_cache
 
@@ -8,20 +8,21 @@ import triton
 from numpy.typing import NDArray
 from torch import Tensor
 
-from histocodec.codec.gpu import kernels
-from histocodec.codec.gpu.layers import Layer, added_bytes, launch
+from histocodec.codec.gpu import network_kernels as kernels
+from histocodec.codec.gpu.layers import Layer, launch, offset_bias
 from histocodec.geometry import Margin
 from histocodec.models.config import HyperConfig
 from histocodec.models.transforms.exact import extreme_synthesis, synthesised
 from histocodec.models.transforms.integer import PARTS, WIDE_LAYERS, Arrays, factors, synthesis_layers
 from histocodec.normalise import ChannelStats
 
-PLACES, CHANNELS = 32, 64  # of a program
-FEW = 4  # places of one that has all of their channels
+POSITIONS, CHANNELS = 32, 64  # of one program
+FULL_POSITIONS = 4  # of one program that has all channels of its positions
 
 
 class TritonEngine:
-    """An `Engine` whose tensors are channels last; what is seen of a stream is int8, activations 128 too low."""
+    """An `Engine` by Triton kernels. Tensors are channels last in memory; the bytes of the stream are int8, and
+    activations int8 that are held 128 too low."""
 
     zero = -128
 
@@ -36,85 +37,97 @@ class TritonEngine:
         for layer in synthesis_layers(config):
             weight, bias, shift = (arrays[f"g_s.{layer.name}.{part}"] for part in PARTS)
             if not layer.sees_stream:
-                bias = added_bytes(weight, bias)
+                bias = offset_bias(weight, bias)
             self.layers[layer.name] = Layer(weight, bias, factors(shift), device, then=kernels.EVEN)
 
     def stream(self, latents: Tensor) -> Tensor:
-        x = _last(latents)
+        """See `Engine.stream`."""
+        x = _channels_last(latents)
         out = torch.empty_like(x)
         count, channels = x.numel() // x.shape[3], x.shape[3]
-        grid = triton.cdiv(count, PLACES), triton.cdiv(channels, CHANNELS)
-        launch(kernels.entered, grid, x, self.scale, out, count, channels, PLACES=PLACES, CHANNELS=CHANNELS)
-        return _first(out)
+        grid = triton.cdiv(count, POSITIONS), triton.cdiv(channels, CHANNELS)
+        launch(kernels.stream, grid, x, self.scale, out, count, channels, POSITIONS=POSITIONS, CHANNELS=CHANNELS)
+        return _channels_first(out)
 
     def block_input(self, x: Tensor, margin: Margin, needed: int) -> tuple[Tensor, Tensor]:
-        return self._seen(_last(x), margin.beyond(needed), split=False)
+        """See `Engine.block_input`."""
+        return self._block_input(_channels_last(x), margin.beyond(needed), split=False)
 
     def upsampled_block_input(self, x: Tensor, margin: Margin, needed: int) -> tuple[Tensor, Tensor]:
-        return self._seen(_last(x), margin.beyond(needed), split=True)
+        """See `Engine.upsampled_block_input`."""
+        return self._block_input(_channels_last(x), margin.beyond(needed), split=True)
 
     def activation(self, name: str, a: Tensor) -> Tensor:
-        return _first(self.layers[name].activation(_last(a)))
+        """See `Engine.activation`."""
+        return _channels_first(self.layers[name].activation(_channels_last(a)))
 
     def added(self, name: str, x: Tensor, a: Tensor) -> Tensor:
-        return _first(self.layers[name].added(_last(x), _last(a)))
+        """See `Engine.added`."""
+        return _channels_first(self.layers[name].added(_channels_last(x), _channels_last(a)))
 
     def wide(self, name: str, x: Tensor) -> Tensor:
-        seen, coarse, fine = _last(x), self.coarse[name], self.fine[name]
-        batch, rows, columns, channels = seen.shape
+        """See `Engine.wide`."""
+        stream, coarse, fine = _channels_last(x), self.coarse[name], self.fine[name]
+        batch, rows, columns, channels = stream.shape
         count, fines = batch * rows * columns, len(fine)
         parts = torch.empty((batch, rows, columns, 2 * (channels + fines)), dtype=torch.int8, device=x.device)
         launch(
-            kernels.parted, (triton.cdiv(count, FEW),), seen, coarse, fine, parts, count, channels, fines,
-            PLACES=FEW, CHANNELS=triton.next_power_of_2(channels), FINES=triton.next_power_of_2(fines),
+            kernels.wide_input, (triton.cdiv(count, FULL_POSITIONS),), stream, coarse, fine, parts, count, channels,
+            fines, POSITIONS=FULL_POSITIONS, CHANNELS=triton.next_power_of_2(channels),
+            FINES=triton.next_power_of_2(fines),
         )  # fmt: skip
-        return _first(self.layers[name].value(parts, channels))
+        return _channels_first(self.layers[name].value(parts, channels))
 
-    def _seen(self, x: Tensor, cut: tuple[int, int, int, int], *, split: bool) -> tuple[Tensor, Tensor]:
+    def _block_input(self, x: Tensor, cut: tuple[int, int, int, int], *, split: bool) -> tuple[Tensor, Tensor]:
+        """The bytes that a block sees, and the stream trimmed by `cut` (top, left, bottom, right). With `split`, x is
+        the output of `up`, (B, h / 2, w / 2, 4·C)."""
         batch, rows, columns, channels = x.shape
         if split:
             rows, columns, channels = 2 * rows, 2 * columns, channels // 4
         top, left, bottom, right = cut
         keep = split or any(cut)
         low = torch.empty((batch, rows, columns, channels), dtype=torch.int8, device=x.device)
-        kept = x
+        trimmed = x
         if keep:
-            kept = x.new_empty((batch, rows - top - bottom, columns - left - right, channels))
+            trimmed = x.new_empty((batch, rows - top - bottom, columns - left - right, channels))
         count = batch * rows * columns
-        grid = triton.cdiv(count, PLACES), triton.cdiv(channels, CHANNELS)
+        grid = triton.cdiv(count, POSITIONS), triton.cdiv(channels, CHANNELS)
         launch(
-            kernels.seen, grid, x, low, kept, count, rows, columns, channels, top, left, kept.shape[1], kept.shape[2],
-            SPLIT=split, KEEP=keep, PLACES=PLACES, CHANNELS=CHANNELS,
+            kernels.block_input, grid, x, low, trimmed, count, rows, columns, channels, top, left, trimmed.shape[1],
+            trimmed.shape[2], SPLIT=split, KEEP=keep, POSITIONS=POSITIONS, CHANNELS=CHANNELS,
         )  # fmt: skip
-        return _first(low), _first(kept)
+        return _channels_first(low), _channels_first(trimmed)
 
 
-def pixels(blocks: Tensor, stats: ChannelStats) -> Tensor:
-    """Unshuffled pixels (B, 192, h, w) float32, normalised → (B, 8h, 8w, 3) uint8"""
-    x = _last(blocks)
+def denormalise(planes: Tensor, stats: ChannelStats) -> Tensor:
+    """Unshuffled pixels (B, 192, h, w) float32, normalised → pixels (B, 8h, 8w, 3) uint8."""
+    x = _channels_last(planes)
     batch, rows, columns, _ = x.shape
     mean, std = (torch.from_numpy(np.array(v, np.float32)).to(x.device) for v in (stats.mean, stats.std))
     out = torch.empty((batch, 8 * rows, 8 * columns, 3), dtype=torch.uint8, device=x.device)
     count = batch * rows * columns
-    launch(kernels.pixels, (triton.cdiv(count, FEW),), x, mean, std, out, count, columns, PLACES=FEW)
+    grid = (triton.cdiv(count, FULL_POSITIONS),)
+    launch(kernels.pixels, grid, x, mean, std, out, count, columns, POSITIONS=FULL_POSITIONS)
     return out
 
 
 @lru_cache(maxsize=4)
 def kernels_exact(device: torch.device) -> bool:
-    """Whether these kernels compile for a device and are exact there: tried on the largest values there are."""
+    """Whether these kernels compile for a device and are exact there. They are tried on the largest values that there
+    can be, and compared with the oracle."""
     config, arrays, latents = extreme_synthesis()
     try:
-        found = synthesised(config, arrays, latents.to(device), TritonEngine(config, arrays, device))
+        planes = synthesised(config, arrays, latents.to(device), TritonEngine(config, arrays, device))
     except Exception:  # Triton and its compilers raise many kinds
         return False
-    return torch.equal(found.cpu(), synthesised(config, arrays, latents))
+    return torch.equal(planes.cpu(), synthesised(config, arrays, latents))
 
 
-def _last(x: Tensor) -> Tensor:
+def _channels_last(x: Tensor) -> Tensor:
     """(B, C, h, w) → (B, h, w, C), contiguous"""
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def _first(x: Tensor) -> Tensor:
+def _channels_first(x: Tensor) -> Tensor:
+    """(B, h, w, C) → (B, C, h, w), a view"""
     return x.permute(0, 3, 1, 2)
