@@ -1,4 +1,4 @@
-"""The entropy coder: integers and their frequency tables to bytes, and back, the same on every machine."""
+"""The entropy coder: integers and their frequency tables to bytes and back, the same on every machine."""
 
 from histocodec.entropy.rans import RansDecoder, RansEncoder, decode, encode
 from histocodec.entropy.tables import TableSet, fit_tables, gaussian_tables, quantise_pmf

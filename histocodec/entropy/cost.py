@@ -1,4 +1,4 @@
-"""What a symbol costs, in bits, before anything is coded."""
+"""The bits that a symbol costs with a frequency table, without coding it."""
 
 from typing import Any
 
@@ -11,14 +11,17 @@ from histocodec.kernels.jit import jit
 Row = NDArray[Any]  # for the kernels, whose types numba infers
 
 
-def symbol_bits(symbols: NDArray[np.integer[Any]], tables: NDArray[np.integer[Any]], of: TableSet) -> Row:
-    """The length of each symbol with its table, (N,) float32 bits; of one beyond its table about so many."""
-    return _all_bits(symbols, tables, of.low, of.size, of.offset, of.cost)
+def symbol_bits(symbols: NDArray[np.integer[Any]], tables: NDArray[np.integer[Any]], table_set: TableSet) -> Row:
+    """The code length of symbols (N,) with the tables (N,) of a set: (N,) float32 bits. A symbol beyond its table is
+    estimated by that of ESCAPE and `ESCAPE_BITS`."""
+    t = table_set
+    return _all_bits(symbols, tables, t.low, t.size, t.offset, t.cost)
 
 
 @jit
 def bits_of(symbol: Any, table: Any, low: Row, size: Row, offset: Row, cost: Row) -> float:
-    """One symbol's, for other kernels."""
+    """The code length of one symbol in bits, as `symbol_bits`, for other kernels. The arrays are those of a
+    `TableSet`."""
     entry = symbol - low[table]
     if entry < 0 or entry >= size[table]:
         return float(cost[offset[table] + size[table]]) / COST_UNIT + ESCAPE_BITS

@@ -1,4 +1,4 @@
-"""The fast entropy coder: interleaved rANS in one stream that a CPU core or a GPU warp can read.
+"""The entropy coder: interleaved rANS (Duda 2013) in one stream that a CPU core or a GPU warp can read.
 
 The stream
 ----------
@@ -14,25 +14,25 @@ Neither w nor e is stored: words are taken from the front and escape bytes from 
 symbol the two cursors must have met. The shortest stream is 5 bytes.
 
 Symbols come in segments, whose lengths the reader knows. Symbol i of a segment belongs to lane i mod n: each
-segment starts again at lane 0, and lane states carry over. With a table's frequencies f and their running
-sums c (`TableSet`), one symbol is read from a lane's state x so:
+segment starts again at lane 0, and the states of the lanes carry over. With a table's frequencies f and their
+running sums c (`TableSet`), a reader takes one symbol from a lane's state x in this way:
 
     slot = x mod 2^14
     s    = the entry with c[s] <= slot < c[s] + f[s]
     x    = f[s] * floor(x / 2^14) + slot - c[s]
     if x < 2^16:  x = x * 2^16 + next word              (once is always enough)
 
-Lanes take words in the order of the symbols, which within a round of n symbols is lane order. Entry s is the
-value low + s; the last entry is ESCAPE. Its value lies outside [low, high] and follows in the escape bytes
-as an unsigned LEB128 (7 bits a byte, lowest first, bit 7 = more follow; no needless byte, at most 5):
+Lanes take words in the order of the symbols, which within a round of n symbols is lane order. Entry s stands
+for the value low + s; the last entry is ESCAPE. An escaped value lies outside [low, high] and follows in the
+escape bytes as an unsigned LEB128 (7 bits a byte, lowest first, bit 7 = more follow; no needless byte, at most 5):
 
     u even: value = high + 1 + u / 2         u odd: value = low - 1 - (u - 1) / 2
 
-A value that does not fit in int32 is an error. After the last symbol every lane's state must be 2^16, where
+A value that does not fit in int32 is an error. After the last symbol the state of every lane must be 2^16, where
 the writer began: a check on the whole stream that costs nothing.
 
-A lane costs about 3 bytes (16 bits of start, 8 of end), so a writer is free to choose n; this one spends at
-most 0.4 % of the payload on it, which on a CPU makes no difference to the speed.
+A writer is free to choose n. A lane costs about 3 bytes (16 bits at the start, 8 at the end); this writer spends
+at most 0.4 % of the payload on lanes, which on a CPU make no difference to the speed.
 """
 
 from typing import Any
@@ -49,8 +49,8 @@ MAX_LANES = 32  # a GPU warp
 BYTES_PER_LANE = 768  # payload that earns a lane: 3 bytes of overhead are 0.4 % of it
 MAX_ESCAPE_BYTES = 5  # LEB128 of 32 bits
 
-OK, BAD_TABLE, NO_WORD, NO_ESCAPE, BAD_ESCAPE = range(5)  # what a kernel returns
-_COMPLAINT = {
+OK, BAD_TABLE, NO_WORD, NO_ESCAPE, BAD_ESCAPE = range(5)  # the status that a kernel returns
+_MESSAGES = {
     BAD_TABLE: "a symbol names a frequency table that does not exist",
     NO_WORD: "the stream ends before its symbols do",
     NO_ESCAPE: "the stream ends within an escaped value",
@@ -60,16 +60,17 @@ _COMPLAINT = {
 Row = NDArray[Any]  # for the kernels, whose types numba infers
 
 
-# The kernels. numba has no bounds checks: what keeps every index inside is the validation in TableSet, the
-# table number's check, and the two cursors, which stop at each other. Arrays arrive with fixed types and
-# read-only (see `_row`), since each new combination of types would be compiled anew.
+# The kernels. numba checks no bounds: the validation in TableSet, the check of each table number, and the two
+# cursors, which stop at each other, keep every index inside. Arrays arrive with fixed types and read-only (see
+# `_row`), since numba would compile each new combination of types anew.
 
 
 @jit
 def _find_entries(
     symbols: Row, tables: Row, low: Row, size: Row, offset: Row, cost: Row, entries: Row, escapes: Row
 ) -> tuple[int, int, int]:
-    """Fill `entries` with places in `freq` and `escapes` in reading order; (status, cost, escape bytes)."""
+    """Fill `entries` with each symbol's index in `freq`, and `escapes` with the escape bytes in reading order. Returns
+    (status, total cost, number of escape bytes)."""
     total = 0
     used = 0
     for i in range(symbols.size):
@@ -95,7 +96,8 @@ def _find_entries(
 
 @jit
 def _encode(entries: Row, bounds: Row, freq: Row, cdf: Row, states: Row, words: Row) -> int:
-    """Code all segments from the last symbol to the first; words fill from the end. First word's index."""
+    """Code all segments from the last symbol to the first, filling `words` from the end. Returns the first word's
+    index."""
     position = words.size
     mask = states.size - 1
     for segment in range(bounds.size - 2, -1, -1):
@@ -118,7 +120,7 @@ def _decode(
     data: Row, cursors: Row, states: Row, tables: Row,
     mode: Row, low: Row, size: Row, freq: Row, cdf: Row, coarse: Row, out: Row,
 ) -> int:  # fmt: skip
-    """Read one segment into `out`; moves `cursors` (next word, end of escapes) and `states`."""
+    """Read one segment into `out`, moving `cursors` (next word, end of escapes) and `states`. Returns the status."""
     position = cursors[0]
     tail = cursors[1]
     mask = states.size - 1
@@ -174,7 +176,8 @@ def _decode(
 
 
 class RansEncoder:
-    """Collects segments and codes them all at once, since rANS writes from the last symbol to the first.
+    """Writes a stream. It collects the segments and codes them all at once, since rANS goes from the last symbol to the
+    first.
 
     >>> encoder = RansEncoder(table_set)
     >>> encoder.write(z, z_tables)
@@ -187,7 +190,8 @@ class RansEncoder:
         self._segments: list[tuple[NDArray[np.int32], NDArray[np.uint16]]] = []
 
     def write(self, symbols: NDArray[np.integer[Any]], tables: NDArray[np.uint16]) -> None:
-        """Add a segment: symbols (n,), any integers within int32, and the number of each one's table (n,)."""
+        """Add a segment: symbols (n,), any integers within int32, and the number (n,) uint16 of each one's table.
+        Raises UsageError for other shapes or types."""
         if symbols.ndim != 1 or not np.can_cast(symbols.dtype, np.int32):
             raise UsageError(f"symbols must be (n,) int32 or narrower, not {symbols.shape} {symbols.dtype}")
         if tables.shape != symbols.shape or tables.dtype != np.uint16:
@@ -195,7 +199,8 @@ class RansEncoder:
         self._segments.append((symbols.astype(np.int32), tables.copy()))
 
     def finish(self, *, lanes: int | None = None) -> bytes:
-        """The stream of all segments so far. `lanes` overrides the choice that suits the payload's size."""
+        """The stream of all segments so far. `lanes` overrides the number that suits the payload's size. Raises
+        UsageError where a table does not exist, and for a number of lanes that is not 1, 2, 4, 8, 16 or 32."""
         none = (np.empty(0, np.int32), np.empty(0, np.uint16))
         parts = self._segments or [none]
         symbols = _row(np.concatenate([part for part, _ in parts]), np.dtype(np.int32))
@@ -206,7 +211,7 @@ class RansEncoder:
         t = self._tables
         status, cost, used = _find_entries(symbols, tables, t.low, t.size, t.offset, t.cost, entries, escapes)
         if status != OK:
-            raise UsageError(f"cannot encode: {_COMPLAINT[status]} (there are {len(t)})")
+            raise UsageError(f"cannot encode: {_MESSAGES[status]} (there are {len(t)})")
         n = _suitable_lanes(cost // (8 * COST_UNIT) + used) if lanes is None else _checked_lanes(lanes)
         states = np.full(n, LOWER, np.uint32)
         words = np.empty(len(symbols), np.uint16)  # one a symbol at most
@@ -222,10 +227,10 @@ class RansEncoder:
 
 
 class RansDecoder:
-    """Reads the segments of one stream in the order in which they were written. Not for sharing by threads.
+    """Reads the segments of one stream in the order in which they were written. Not thread-safe.
 
-    Every way in which bytes can be broken raises FormatError, here or at `finish` at the latest; what `read`
-    returned before must not be trusted until then.
+    Broken bytes raise FormatError here, in `read`, or in `finish` at the latest. Until `finish` has returned, do not
+    trust what `read` returned.
     """
 
     def __init__(self, data: bytes | bytearray | memoryview, table_set: TableSet) -> None:
@@ -245,7 +250,8 @@ class RansDecoder:
         self._cursors = np.array([front, len(self._data) - 1], np.int64)
 
     def read(self, tables: NDArray[np.uint16]) -> NDArray[np.int32]:
-        """The next segment: one symbol (n,) for each table number (n,)."""
+        """The next segment: one symbol (n,) int32 for each table number (n,) uint16. Raises FormatError where the
+        stream is broken, and UsageError for other shapes or types."""
         if tables.ndim != 1 or tables.dtype != np.uint16:
             raise UsageError(f"tables must be (n,) uint16, not {tables.shape} {tables.dtype}")
         numbers = _row(tables, np.dtype(np.uint16))
@@ -256,27 +262,28 @@ class RansDecoder:
             t.mode, t.low, t.size, t.freq, t.cdf, t.coarse, out,
         )  # fmt: skip
         if status != OK:
-            raise FormatError(f"cannot decode: {_COMPLAINT[status]}")
+            raise FormatError(f"cannot decode: {_MESSAGES[status]}")
         return out
 
     def finish(self) -> None:
-        """Check that the stream ends where its symbols do, and that every lane is back at its start."""
-        left = int(self._cursors[1] - self._cursors[0])
-        if left:
-            raise FormatError(f"an entropy-coded stream has {left} bytes left after its last symbol")
+        """Check that the stream ends where its symbols do and that every lane is back at its start. Raises FormatError
+        otherwise."""
+        unread = int(self._cursors[1] - self._cursors[0])
+        if unread:
+            raise FormatError(f"an entropy-coded stream has {unread} bytes left after its last symbol")
         if (self._states != LOWER).any():
             raise FormatError("an entropy-coded stream was altered: its states do not end where they began")
 
 
 def encode(symbols: NDArray[np.integer[Any]], tables: NDArray[np.uint16], table_set: TableSet) -> bytes:
-    """One segment as a whole stream."""
+    """The stream of one segment; see `RansEncoder.write`."""
     encoder = RansEncoder(table_set)
     encoder.write(symbols, tables)
     return encoder.finish()
 
 
 def decode(data: bytes | bytearray | memoryview, tables: NDArray[np.uint16], table_set: TableSet) -> NDArray[np.int32]:
-    """The symbols of a stream of one segment."""
+    """The symbols of a stream of one segment; see `RansDecoder`."""
     decoder = RansDecoder(data, table_set)
     symbols = decoder.read(tables)
     decoder.finish()
@@ -295,7 +302,7 @@ def _checked_lanes(lanes: int) -> int:
 
 
 def _row(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The array as the kernels were compiled for: contiguous, aligned, native and read-only."""
+    """The array as the kernels were compiled for: contiguous, aligned, of native byte order and read-only."""
     row = np.require(array, dtype, ["C", "A"]).view()
     row.setflags(write=False)
     return row

@@ -1,6 +1,6 @@
-"""The same stream, slowly: the layout in `rans` written out in plain Python, for tests to compare with.
+"""The oracle of the entropy coder: the stream of `rans` written out in plain Python, for tests to compare with.
 
-It uses nothing but the three stored fields of a `TableSet`, and none of the fast coder's code.
+It uses only the three stored fields of a `TableSet`, and no code of the fast coder.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ Segment = tuple[NDArray[np.integer[Any]], NDArray[np.uint16]]  # symbols (n,), t
 
 
 def encode(segments: Sequence[Segment], table_set: TableSet, *, lanes: int) -> bytes:
-    """The stream of the segments with the given number of lanes, which a writer may choose."""
+    """The stream of the segments with this number of lanes: 1, 2, 4, 8, 16 or 32."""
     states = [1 << 16] * lanes
     words: list[int] = []  # last word first
     escapes: list[int] = []  # last byte first
@@ -41,7 +41,8 @@ def encode(segments: Sequence[Segment], table_set: TableSet, *, lanes: int) -> b
 
 
 def decode(data: bytes, segments: Sequence[NDArray[np.uint16]], table_set: TableSet) -> list[NDArray[np.int32]]:
-    """The symbols of each segment, given the table numbers of each segment."""
+    """The symbols (n,) int32 of each segment, given the table numbers of each segment. Raises FormatError for a stream
+    that is broken."""
     if not data or data[-1] > 5 or len(data) <= 4 << data[-1]:
         raise FormatError("not an entropy-coded stream")
     lanes = 1 << data[-1]
@@ -80,7 +81,7 @@ def _table(table_set: TableSet, number: int) -> tuple[int, list[int]]:
 
 
 def _entry(value: int, low: int, size: int) -> tuple[int, list[int]]:
-    """A value's entry in its table, and the bytes that an ESCAPE is followed by, in reading order."""
+    """A value's entry in its table, and the escape bytes that follow where the entry is ESCAPE, in reading order."""
     if low <= value < low + size:
         return value - low, []
     u = 2 * (value - low - size) if value > 0 else 2 * (low - 1 - value) + 1
@@ -93,16 +94,16 @@ def _entry(value: int, low: int, size: int) -> tuple[int, list[int]]:
 
 def _unescape(body: list[int], low: int, size: int) -> int:
     u = 0
-    for place in range(5):
+    for byte_number in range(5):
         if not body:
             raise FormatError("no escape byte is left")
         byte = body.pop()
-        u += byte % 128 << (7 * place)
+        u += byte % 128 << (7 * byte_number)
         if byte < 128:
             break
     else:
         raise FormatError("an escaped value has more than 5 bytes")
-    if byte == 0 and place > 0:
+    if byte == 0 and byte_number > 0:
         raise FormatError("an escaped value has a needless byte")
     value = low + size + u // 2 if u % 2 == 0 else low - 1 - u // 2
     if not -(1 << 31) <= value < 1 << 31:

@@ -1,8 +1,8 @@
 """Integer frequency tables: the only probabilities that the entropy coder ever sees.
 
-A table gives every symbol in [low, low + size) and one final ESCAPE a frequency of at least 1; the
-frequencies sum to 2^14. Tables are made in floating point once, when a model is exported, and are stored
-as integers ever after, so that two machines cannot disagree about them.
+A table gives every symbol in [low, low + size) and a final ESCAPE a frequency of at least 1; the frequencies sum to
+2^14. Tables are made in floating point once, when a model is exported. From then on they are stored as integers, so
+that two machines cannot disagree about them.
 """
 
 import heapq
@@ -33,7 +33,8 @@ class TableSet:
         freq:   | table 0: size[0] symbols, ESCAPE | table 1: size[1] symbols, ESCAPE | …
         symbol:   low[0], low[0] + 1, …              low[1], …
 
-    The arrays are copied and made read-only. Raises FormatError for anything that is no such set.
+    The arrays are copied and made read-only. Raises FormatError for arrays that are not such a set. The other fields
+    are derived, for fast look-ups.
     """
 
     low: NDArray[np.int16]  # (T,) the smallest regular symbol; 0 is always regular
@@ -41,10 +42,10 @@ class TableSet:
     freq: NDArray[np.uint16]  # (sum(size + 1),)
 
     offset: NDArray[np.int32] = field(init=False, repr=False)  # (T,) where a table starts in `freq`
-    cdf: NDArray[np.uint16] = field(init=False, repr=False)  # like freq: the sum of what stands before
+    cdf: NDArray[np.uint16] = field(init=False, repr=False)  # like freq: the sum of the frequencies before it
     cost: NDArray[np.uint16] = field(init=False, repr=False)  # like freq: code length in 1/1024 bit
-    mode: NDArray[np.int32] = field(init=False, repr=False)  # (T, 4) likeliest: cdf, freq, value, offset
-    coarse: NDArray[np.uint16] = field(init=False, repr=False)  # (T, 256) first entry that ends above slot
+    mode: NDArray[np.int32] = field(init=False, repr=False)  # (T, 4) likeliest symbol: cdf, freq, value, offset
+    coarse: NDArray[np.uint16] = field(init=False, repr=False)  # (T, 256) first entry that ends above 64 slots each
 
     def __post_init__(self) -> None:
         for name, dtype in (("low", np.int16), ("size", np.uint16), ("freq", np.uint16)):
@@ -112,10 +113,12 @@ def _refuse(broken: NDArray[np.bool_], values: NDArray[Any], what: str) -> None:
 
 
 def quantise_pmf(pmf: NDArray[np.floating[Any]]) -> NDArray[np.uint16]:
-    """Frequencies in proportion to the weights `pmf` (any positive sum): each at least 1, together 2^14.
+    """Frequencies (N,) uint16 in proportion to the weights `pmf` (N,) of any positive sum: each at least 1, together
+    2^14.
 
-    Rounded down first; the remainder then goes, unit by unit, where it shortens the code most, or is taken
-    where that lengthens it least. Ties go to the lower index, so the same weights give the same table.
+    They are rounded down first. The remainder then goes, unit by unit, where it shortens the code most, or is taken
+    where that lengthens it least. Ties go to the lower index, so that the same weights give the same table. Raises
+    UsageError for weights that are negative, not finite or all zero.
     """
     weight = np.asarray(pmf, dtype=np.float64)
     if weight.ndim != 1 or not 1 <= len(weight) <= TOTAL:
@@ -141,10 +144,11 @@ def quantise_pmf(pmf: NDArray[np.floating[Any]]) -> NDArray[np.uint16]:
 
 
 def gaussian_tables(scales: Iterable[float], phases: int, *, smallest: float = 2.0**-15) -> TableSet:
-    """Tables of an integer-rounded normal: number `i * phases + p` has standard deviation `scales[i]` and
-    mean `p / phases`, for a caller who subtracts the mean's integer part from the symbol.
+    """The tables of normal distributions, rounded to integers. Table `i * phases + p` has standard deviation
+    `scales[i]` and mean `p / phases`, for a caller that subtracts the integer part of the mean from the symbol.
 
-    Symbols less likely than `smallest` are left to ESCAPE, which gets their mass.
+    Symbols less likely than `smallest` are left to ESCAPE, which gets their probability. Raises UsageError for a scale
+    that is not positive and finite, and where there is no scale or phase.
     """
     if phases < 1:
         raise UsageError(f"{phases} phases; at least 1 is needed")
@@ -173,9 +177,10 @@ def _gaussian(sigma: float, mean: float, smallest: float) -> tuple[int, NDArray[
 
 
 def fit_tables(base: TableSet, counts: NDArray[np.integer[Any]], *, strength: float = 1024.0) -> TableSet:
-    """`base` refined by `counts`, how often each entry of `base.freq` was coded (ESCAPE included).
+    """The tables `base`, refitted to `counts`: how often each entry of `base.freq` was coded, ESCAPE included.
 
-    Each table is the posterior mean under a Dirichlet prior: `base` counts for `strength` symbols.
+    Each table is the posterior mean under a Dirichlet prior, in which `base` counts for `strength` symbols. Raises
+    UsageError for counts of another shape or below 0, and for a strength that is not above 0.
     """
     if counts.shape != base.freq.shape or (counts < 0).any():
         raise UsageError(f"counts must be {base.freq.shape} and not negative, not {counts.shape}")
