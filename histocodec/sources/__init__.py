@@ -1,4 +1,4 @@
-"""Where slides come from: `open_slide` finds the reader for a file or folder."""
+"""Sources of slides: `open_slide` finds the reader for a file or folder."""
 
 from pathlib import Path
 
@@ -24,38 +24,40 @@ ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
 def open_slide(
     path: str | Path, *, mpp: float | tuple[float, float] | None = None, background: Colour | None = None
 ) -> Slide:
-    """Open a slide of any kind. `mpp` and `background` overrule what the file says, and are recorded as
-    given. Raises UsageError where there is no such file, UnsupportedError where nothing can read it."""
+    """Open a slide of any kind. `mpp` (microns per pixel of level 0) and `background` take the place of what the file
+    says. Raises UsageError where the path does not exist, and UnsupportedError where no source reads it."""
     path = Path(path)
-    size = None if mpp is None else checked_mpp(mpp)
+    stated = None if mpp is None else checked_mpp(mpp)
     if not path.exists():
         raise UsageError(f"{path}: does not exist")
     if path.is_dir():
         if any((path / name).exists() for name in ZARR_FILES):
-            return open_zarr(path, mpp=size, background=background)
+            return open_zarr(path, mpp=stated, background=background)
         path = _slide_in(path)
     if path.stat().st_size == 0:
-        raise UnsupportedError(f"{path}: is empty. What can be read: {READABLE}")
+        raise UnsupportedError(f"{path}: is empty. Readable are: {READABLE}")
     vendor = OpenSlideSlide.detect(path)
     if vendor is not None and not (vendor == "generic-tiff" and not is_plain(path)):
-        return OpenSlideSlide(path, mpp=size, background=background)
+        return OpenSlideSlide(path, mpp=stated, background=background)
     if _starts_as_tiff(path):
-        return TiffSlide(path, mpp=size, background=background)
+        return TiffSlide(path, mpp=stated, background=background)
     try:
-        return open_image(path, mpp=size, background=background)
+        return open_image(path, mpp=stated, background=background)
     except UnidentifiedError as exc:
-        raise UnsupportedError(f"{path}: is no slide or image. What can be read: {READABLE}") from exc
+        raise UnsupportedError(f"{path}: is no slide or image. Readable are: {READABLE}") from exc
 
 
 def _slide_in(folder: Path) -> Path:
-    """The file to open for a folder: the .mrxs beside its data, or one DICOM file of its series."""
-    beside = folder.with_name(folder.name + ".mrxs")
-    if beside.is_file():
-        return beside
+    """The file to open for a folder: the .mrxs file beside its data, or one DICOM file of its series."""
+    mrxs = folder.with_name(folder.name + ".mrxs")
+    if mrxs.is_file():
+        return mrxs
     for file in sorted(folder.glob("*.dcm")):
         if OpenSlideSlide.detect(file) == "dicom":
             return file
-    raise UnsupportedError(f"{folder}: is a directory and no slide: no Zarr metadata, no DICOM. Read are: {READABLE}")
+    raise UnsupportedError(
+        f"{folder}: is a folder without Zarr metadata or DICOM files, and no slide. Readable are: {READABLE}"
+    )
 
 
 def _starts_as_tiff(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Pixels that are an array already: numpy, Zarr, and OME-Zarr multiscale groups."""
+"""Slides whose pixels are arrays already: numpy, Zarr, and OME-Zarr multiscale groups."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,20 +21,24 @@ Node = TypeVar("Node")
 
 
 class ArrayLike(Protocol):
-    """What a numpy array and a zarr array share."""
+    """What a numpy array and a Zarr array have in common."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """The length of each axis."""
+        ...
 
     @property
-    def dtype(self) -> np.dtype[np.generic]: ...
+    def dtype(self) -> np.dtype[np.generic]:
+        """The type of an element."""
+        ...
 
     def __getitem__(self, selection: tuple[int | slice, ...], /) -> object: ...
 
 
 @dataclass(frozen=True)
 class _Plane:
-    """One level: an array and the meaning of its axes. Axes other than y, x and c have length 1."""
+    """One level: an array and the names of its axes. Axes other than y, x and c have length 1."""
 
     array: ArrayLike
     axes: str
@@ -50,17 +54,21 @@ class _Plane:
             "c": slice(None),
         }
         pixels: NDArray[np.uint8] = np.asarray(self.array[tuple(cuts.get(axis, 0) for axis in self.axes)])
-        left = [axis for axis in self.axes if axis in "yxc"]
-        if "c" not in left:
-            pixels, left = pixels[..., np.newaxis], [*left, "c"]
-        pixels = pixels.transpose([left.index(axis) for axis in "yxc"])
+        axes = [axis for axis in self.axes if axis in "yxc"]
+        if "c" not in axes:
+            pixels, axes = pixels[..., np.newaxis], [*axes, "c"]
+        pixels = pixels.transpose([axes.index(axis) for axis in "yxc"])
         return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 
 class ArraySlide(BaseSlide):
-    """One array, or several from large to small, as a slide. The arrays are not copied: whoever made them
-    must leave them alone while the slide is in use. `axes` is a string of y, x and, where there are
-    channels, c; found from the shape where it is not given."""
+    """A slide of one array, or of several from large to small, uint8 with one or three channels.
+
+    The arrays are not copied, so leave them alone while the slide is in use. `axes` names the axes of all arrays by
+    the letters y, x and, where there are channels, c ("yxc"); by default it is guessed from the shape. `mpp` is in
+    microns per pixel of level 0; one number means square pixels. Raises UnsupportedError for arrays that are no image,
+    and UsageError for a size or colour that is none.
+    """
 
     def __init__(
         self,
@@ -101,12 +109,12 @@ def _checked_plane(array: ArrayLike, axes: str | None, name: str) -> _Plane:
     shape = tuple(array.shape)
     axes = _guessed_axes(shape) if axes is None else axes
     sizes = dict(zip(axes, shape, strict=False))
-    others = {axis: size for axis, size in sizes.items() if axis not in "yxc"}
+    further_sizes = [size for axis, size in sizes.items() if axis not in "yxc"]
     if array.dtype != np.uint8:
         raise UnsupportedError(f"{name}: the samples are {array.dtype}; only uint8 is read")
     if len(axes) != len(shape) or len(sizes) != len(axes) or not {"y", "x"} <= set(axes) or 0 in shape:
         raise UnsupportedError(f"{name}: shape {shape} with axes {axes!r} is no image; (height, width, 3) is")
-    if sizes.get("c", 1) not in (1, 3) or any(size != 1 for size in others.values()):
+    if sizes.get("c", 1) not in (1, 3) or any(size != 1 for size in further_sizes):
         raise UnsupportedError(f"{name}: shape {shape} with axes {axes!r}; one or three channels of one image are read")
     return _Plane(array, axes)
 
@@ -118,7 +126,8 @@ def _guessed_axes(shape: tuple[int, ...]) -> str:
 
 
 def open_zarr(path: Path, *, mpp: Mpp | None = None, background: Colour | None = None) -> ArraySlide:
-    """A Zarr array, or a group that follows OME-NGFF 0.4 or 0.5."""
+    """Open a Zarr array, or a Zarr group that follows OME-NGFF 0.4 or 0.5. `mpp` and `background` take the place of
+    what the group says. Raises UnsupportedError for anything else."""
     import zarr  # a heavy import that no other source needs
 
     name = str(path)
@@ -135,18 +144,18 @@ def open_zarr(path: Path, *, mpp: Mpp | None = None, background: Colour | None =
         if "bioformats2raw.layout" in _ome(node.attrs):
             group = _child(node, "0", zarr.Group)
         multiscale = _ome(group.attrs)["multiscales"][0]
-        axes = [one if isinstance(one, dict) else {"name": one} for one in multiscale["axes"]]
+        axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale["axes"]]
         datasets = multiscale["datasets"]
         arrays = [_child(group, dataset["path"], zarr.Array) for dataset in datasets]
-        own = _scale_mpp(axes, [datasets[0], multiscale])
+        stated = _scale_mpp(axes, [datasets[0], multiscale])
         letters = "".join(str(axis["name"]) for axis in axes)
     except (KeyError, IndexError, TypeError, ValueError) as exc:
         raise UnsupportedError(f"{name}: a Zarr group, but no OME-NGFF 0.4 or 0.5 image: {exc!r}") from exc
-    return ArraySlide(arrays, axes=letters, name=name, mpp=mpp or own, background=background)
+    return ArraySlide(arrays, axes=letters, name=name, mpp=mpp or stated, background=background)
 
 
 def _ome(attributes: Mapping[str, Any]) -> Mapping[str, Any]:  # JSON; checked where it is used
-    """0.5 keeps its metadata under "ome", 0.4 at the top."""
+    """The OME-NGFF metadata: version 0.5 keeps it under "ome", 0.4 at the top."""
     nested = attributes.get("ome")
     return nested if isinstance(nested, Mapping) else attributes
 
@@ -159,7 +168,7 @@ def _child(group: "zarr.Group", path: str, kind: type[Node]) -> Node:
 
 
 def _scale_mpp(axes: Sequence[Mapping[str, Any]], holders: Sequence[Mapping[str, Any]]) -> Mpp | None:
-    """The product of the scales of a dataset and its multiscale, in the axes' units."""
+    """Microns per pixel: the product of the scales of a dataset and of its multiscale, in the units of the axes."""
     sizes: dict[str, float | None] = {}
     for index, axis in enumerate(axes):
         size = 1.0

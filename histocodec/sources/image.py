@@ -1,9 +1,8 @@
-"""Ordinary images through Pillow: PNG, JPEG, WebP, AVIF, BMP and the like, held in memory whole.
+"""Ordinary images through Pillow: PNG, JPEG, WebP, AVIF, BMP and the like. The whole image is held in memory.
 
-Pixels come as the file stores them: an EXIF orientation is not applied, as no slide reader turns a slide,
-and coordinates would no longer be the file's. It is kept in the properties as `exif.Orientation`. The dots
-per inch that such files carry are a printer's or a default, so `mpp` is None unless the user says. Of an
-animation the first frame is read.
+Pixels are as the file stores them. An EXIF orientation is not applied, since no slide reader turns a slide and
+coordinates would no longer be the file's; the properties have it as `exif.Orientation`. The dots per inch in such files
+are a printer's or a default, so that `mpp` is None unless the user gives it. Of an animation, the first frame is read.
 """
 
 import warnings
@@ -21,10 +20,15 @@ ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
 class UnidentifiedError(UnsupportedError):
-    """The file is none of the kinds of image that Pillow knows."""
+    """Pillow does not recognise the file as an image."""
 
 
 def open_image(path: Path, *, mpp: Mpp | None = None, background: Colour | None = None) -> ArraySlide:
+    """Open an image as a slide of one level. Transparent pixels are laid over `background`, or over white.
+
+    Raises UnidentifiedError where Pillow does not recognise the file, UnsupportedError for an image that is too large
+    or not 8-bit RGB, grey or palette, and SourceError where it cannot be read to its end.
+    """
     try:
         with warnings.catch_warnings():
             # Between one and two times Pillow's limit it only warns; ours is where it raises.
@@ -32,11 +36,11 @@ def open_image(path: Path, *, mpp: Mpp | None = None, background: Colour | None 
             image = Image.open(path)
     except Image.DecompressionBombError as exc:
         raise UnsupportedError(
-            f"{path}: too large to be held in memory whole ({exc}). Save it as a tiled TIFF, "
+            f"{path}: the image is too large to be held in memory ({exc}). Save it as a tiled TIFF, "
             "or raise PIL.Image.MAX_IMAGE_PIXELS"
         ) from exc
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as exc:
-        raise UnidentifiedError(f"{path}: no image that Pillow reads: {exc}") from exc
+        raise UnidentifiedError(f"{path}: is no image that Pillow reads: {exc}") from exc
     with image:
         pixels = _pixels(image, path, background or WHITE)
         orientation = image.getexif().get(ExifTags.Base.Orientation)
@@ -57,10 +61,12 @@ def open_image(path: Path, *, mpp: Mpp | None = None, background: Colour | None 
 
 def _pixels(image: Image.Image, path: Path, fill: Colour) -> Pixels:
     if image.mode not in OPAQUE_MODES + ALPHA_MODES:
-        raise UnsupportedError(f"{path}: Pillow's mode {image.mode}; 8-bit RGB, grey and palette are read")
+        raise UnsupportedError(
+            f"{path}: the image has Pillow's mode {image.mode}; 8-bit RGB, grey and palette are read"
+        )
     bits = _bits_per_sample(image, path)
     if bits > 8:
-        raise UnsupportedError(f"{path}: {bits} bits a sample; only 8 (uint8) are read")
+        raise UnsupportedError(f"{path}: the image has {bits} bits a sample; only 8 (uint8) are read")
     try:
         image.load()
     except (OSError, ValueError, SyntaxError) as exc:
@@ -71,7 +77,7 @@ def _pixels(image: Image.Image, path: Path, fill: Colour) -> Pixels:
 
 
 def _bits_per_sample(image: Image.Image, path: Path) -> int:
-    """What the file holds; Pillow hands out deeper samples cut to 8 bits without saying so."""
+    """The bits per sample in the file. Pillow cuts deeper samples to 8 bits without saying so."""
     if image.format == "PNG":
         return 16 if "16" in str(getattr(image, "tile", "")) else 8
     with path.open("rb") as file:

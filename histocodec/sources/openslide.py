@@ -16,37 +16,47 @@ from histocodec.sources.microns import printed_mpp, stated_mpp
 from histocodec.sources.pages import PageReader, SegmentCache
 from histocodec.sources.tiff import open_tiff, tiled_pages
 
-# Where OpenSlide has to be given level-0 coordinates and a level's downsample is no integer, most of the
-# level's pixels have no integer address, and OpenSlide interpolates between its neighbours. Cairo rounds
-# positions to 1/256 pixel, so an address this close is exact.
+# OpenSlide takes level-0 coordinates. Where a level's downsample is not an integer, most of the level's pixels have no
+# integer address, and OpenSlide interpolates between neighbours. Cairo rounds positions to 1/256 pixel, so that an
+# address this close is exact.
 EXACT = 1 / 512
-BLOCK = 512  # the unit in which such levels are read, so that a region never depends on how it was asked for
-REACH = 1024  # how far before a block an exact address is looked for, in the level's pixels
-PROBE = 256  # side of the corner in which tifffile has to agree with OpenSlide
+SQUARE = (
+    512  # pixels: such levels are read in fixed squares, so that pixels never depend on the region they are read in
+)
+REACH = 1024  # pixels of the level: how far before a square an exact address is looked for
+PROBE = 256  # pixels: side of the corner in which tifffile has to agree with OpenSlide
 
 
 class OpenSlideSlide(BaseSlide):
-    """A slide that OpenSlide opens. Any region equals the crop of the whole level, bit for bit: directly
-    where the level's downsample is an integer; by decoding the level's TIFF page where it is not (TIFF
-    pyramids of 9271 and 2317 pixels); else in fixed blocks, each from the address nearest to whole pixels."""
+    """A slide that OpenSlide opens. Any region equals the crop of the whole level, bit for bit.
+
+    Where the level's downsample is an integer, OpenSlide reads it so. Where it is not (TIFF pyramids of 9271 and 2317
+    pixels), the level's TIFF page is decoded instead; where there is no such page, the level is read in fixed squares,
+    each from the address that is nearest to integer pixels.
+
+    `mpp` and `background` take the place of what the file says. Raises UnsupportedError where OpenSlide cannot open
+    the file.
+    """
 
     def __init__(self, path: Path, *, mpp: Mpp | None = None, background: Colour | None = None) -> None:
         self._path = path
         self._handle = self._opened()
         self._handle_lock = threading.Lock()
-        handle, stated = self._handle, dict(self._handle.properties)
-        own = stated_mpp(_number(stated, openslide.PROPERTY_NAME_MPP_X), _number(stated, openslide.PROPERTY_NAME_MPP_Y))
-        if stated.get(openslide.PROPERTY_NAME_VENDOR) == "generic-tiff":
-            own = printed_mpp(own)  # OpenSlide reports the resolution tags, 72 dpi included
+        handle, properties = self._handle, dict(self._handle.properties)
+        stated = stated_mpp(
+            _number(properties, openslide.PROPERTY_NAME_MPP_X), _number(properties, openslide.PROPERTY_NAME_MPP_Y)
+        )
+        if properties.get(openslide.PROPERTY_NAME_VENDOR) == "generic-tiff":
+            stated = printed_mpp(stated)  # OpenSlide reports the resolution tags, 72 dpi included
         profile = handle.color_profile
         super().__init__(
             name=str(path),
             levels=pyramid_levels(list(handle.level_dimensions)),
-            mpp=mpp or own,
-            objective_power=_number(stated, openslide.PROPERTY_NAME_OBJECTIVE_POWER),
-            properties=stated,
+            mpp=mpp or stated,
+            objective_power=_number(properties, openslide.PROPERTY_NAME_OBJECTIVE_POWER),
+            properties=properties,
             icc_profile=None if profile is None else profile.tobytes(),
-            background=background or _declared_background(stated),
+            background=background or _declared_background(properties),
             associated=LazyImages({key: self._associated_loader(key) for key in handle.associated_images}),
         )
         self._downsamples = handle.level_downsamples
@@ -54,7 +64,7 @@ class OpenSlideSlide(BaseSlide):
 
     @staticmethod
     def detect(path: Path) -> str | None:
-        """OpenSlide's name for the format, or None where it is none of its own."""
+        """OpenSlide's name for the file's format, or None where OpenSlide does not read it."""
         try:
             return OpenSlide.detect_format(path)
         except (OpenSlideError, OSError):
@@ -73,24 +83,25 @@ class OpenSlideSlide(BaseSlide):
         page = self._pages.get(level)
         if page is not None:
             return page.read(region)
-        return self._read_blocks(region, level)
+        return self._read_squares(region, level)
 
-    def _read_blocks(self, region: Region, level: int) -> Pixels:
+    def _read_squares(self, region: Region, level: int) -> Pixels:
         pixels = np.empty((region.height, region.width, 3), np.uint8)
         size, downsample = self.levels[level], self._downsamples[level]
-        grid = Grid(size.height, size.width, BLOCK)
-        for row, col in grid.squares_in(region):
-            block = grid.region(row, col)
-            x, y = _address(block.x, downsample), _address(block.y, downsample)
-            widened = Region(x.pixel, y.pixel, block.x_end - x.pixel, block.y_end - y.pixel)
-            part = block.intersect(region)
-            found = self._read_at(x.level0, y.level0, widened, level)
-            pixels[part.within(region)] = found[part.within(widened)]
+        grid = Grid(size.height, size.width, SQUARE)
+        for row, column in grid.squares_in(region):
+            square = grid.region(row, column)
+            x, y = _address(square.x, downsample), _address(square.y, downsample)
+            widened = Region(x.pixel, y.pixel, square.x_end - x.pixel, square.y_end - y.pixel)
+            part = square.intersect(region)
+            pixels[part.within(region)] = self._read_at(x.level0, y.level0, widened, level)[part.within(widened)]
         return pixels
 
     def _read_at(self, x_level0: int, y_level0: int, region: Region, level: int) -> Pixels:
-        """One call of OpenSlide. An error makes its handle useless for good, and perhaps it was another
-        thread's error, so the second try has a handle of its own."""
+        """The pixels of `region` by one call of OpenSlide, which gets level-0 coordinates.
+
+        An error makes an OpenSlide handle useless for good, and it may have been another thread's error. Therefore a
+        second attempt is made with a handle of its own."""
         request = ((x_level0, y_level0), level, (region.width, region.height))
         try:
             image = self._handle.read_region(*request)
@@ -102,25 +113,25 @@ class OpenSlideSlide(BaseSlide):
                 fresh.close()
                 raise SourceError(f"{self.name}: level {level}, region {region} cannot be read: {exc}") from exc
             with self._handle_lock:
-                self._handle = fresh  # the broken one is freed when no thread uses it any more
+                self._handle = fresh  # the broken handle is freed when no thread uses it any more
         return composited(np.asarray(image), self.fill)
 
     def _exact_pages(self) -> dict[int, PageReader]:
-        """For each level without an integer downsample: the TIFF page that holds it, if tifffile shows the
-        same pixels there as OpenSlide."""
-        wanted = [level for level, step in enumerate(self._downsamples) if not step.is_integer()]
+        """For each level without an integer downsample, the TIFF page that holds it, if tifffile gives the same pixels
+        as OpenSlide."""
+        fractional = [level for level, step in enumerate(self._downsamples) if not step.is_integer()]
         self._tiff = None
-        if not wanted:
+        if not fractional:
             return {}
         try:
             self._tiff = open_tiff(self._path)
             candidates = tiled_pages(self._tiff)
-        except Exception:  # MRXS, DICOM or a broken directory: OpenSlide alone will do
+        except Exception:  # MRXS, DICOM or a broken directory: OpenSlide alone reads it
             return {}
         pages, cache = {}, SegmentCache()
-        for level in wanted:
+        for level in fractional:
             corner = self.levels[level].region.intersect(Region(0, 0, PROBE, PROBE))
-            truth = self._read_at(0, 0, corner, level)  # the origin is exact whatever the downsample
+            expected = self._read_at(0, 0, corner, level)  # the origin is exact whatever the downsample
             for page in candidates:
                 if (page.imagewidth, page.imagelength) != (
                     self.levels[level].width,
@@ -129,7 +140,7 @@ class OpenSlideSlide(BaseSlide):
                     continue
                 try:
                     reader = PageReader(self._tiff, page, name=self.name, fill=self.fill, cache=cache)
-                    agrees = np.array_equal(reader.read(corner), truth)
+                    agrees = np.array_equal(reader.read(corner), expected)
                 except (SourceError, UnsupportedError):
                     continue
                 if agrees:
@@ -148,6 +159,7 @@ class OpenSlideSlide(BaseSlide):
         return load
 
     def close(self) -> None:
+        """See `Slide.close`."""
         self._handle.close()
         if self._tiff is not None:
             self._tiff.close()
@@ -155,14 +167,14 @@ class OpenSlideSlide(BaseSlide):
 
 @dataclass(frozen=True)
 class _Address:
-    """A pixel of a level, on one axis, and the level-0 coordinate that OpenSlide is given for it."""
+    """A pixel of a level on one axis, and the level-0 coordinate by which OpenSlide is asked for it."""
 
     pixel: int
     level0: int
 
 
 def _address(pixel: int, downsample: float) -> _Address:
-    """The nearest address at or before `pixel` that is exact, else the best one within reach."""
+    """The nearest exact address at or before `pixel`, else the most exact one within `REACH`."""
     best, smallest = _Address(pixel, round(pixel * downsample)), 1.0
     for candidate in range(pixel, max(-1, pixel - REACH), -1):
         level0 = round(candidate * downsample)
@@ -174,16 +186,16 @@ def _address(pixel: int, downsample: float) -> _Address:
     return best
 
 
-def _number(stated: Mapping[str, str], key: str) -> float | None:
+def _number(properties: Mapping[str, str], key: str) -> float | None:
     try:
-        return float(stated[key])
+        return float(properties[key])
     except (KeyError, ValueError):
         return None
 
 
-def _declared_background(stated: Mapping[str, str]) -> Colour | None:
-    """OpenSlide writes it as RRGGBB."""
-    text = stated.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "")
+def _declared_background(properties: Mapping[str, str]) -> Colour | None:
+    """The background colour, which OpenSlide writes as RRGGBB."""
+    text = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "")
     try:
         red, green, blue = bytes.fromhex(text)
     except ValueError:

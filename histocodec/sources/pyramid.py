@@ -1,4 +1,4 @@
-"""Reduced levels for slides that have none, averaged from level 0 on demand."""
+"""Derived levels for slides that have only one, averaged from level 0 on demand."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,14 +7,16 @@ from histocodec.geometry import Level, Region, ceil_div
 from histocodec.slide import BaseSlide, Pixels, Slide
 
 STEP = 4  # between levels, as most scanners do
-LONGEST = 1024  # the last level's longer side is at most this
-PIECE = 2048  # level-0 pixels read at once, on a side: 12 MiB
+LONGEST = 1024  # pixels: the last level's longer side is at most this
+PIECE = 2048  # level-0 pixels on a side that are read at once: 12 MiB
 
 
 class DerivedPyramid(BaseSlide):
-    """A slide's level 0 and levels of 1/4, 1/16, … of its size. Each of their pixels is the mean of the
-    level-0 pixels that exist under it, rounded half up, so a region is the crop of the whole. Nothing is
-    kept: a derived level is computed at each reading, in pieces."""
+    """A slide's level 0, and levels of 1/4, 1/16, … of its size.
+
+    Each pixel of a derived level is the mean of the level-0 pixels that exist under it, rounded half up, so that a
+    region is the crop of the whole level. Nothing is cached: a derived level is computed at each reading, in pieces.
+    """
 
     def __init__(self, slide: Slide) -> None:
         full = slide.levels[0]
@@ -49,11 +51,12 @@ class DerivedPyramid(BaseSlide):
         return pixels
 
     def close(self) -> None:
+        """See `Slide.close`."""
         self._slide.close()
 
 
 def with_pyramid(slide: Slide) -> Slide:
-    """The slide itself where it has reduced levels or needs none, else with derived ones."""
+    """The slide with derived levels, or the slide itself where it has reduced levels or is too small to need any."""
     full = slide.levels[0]
     if len(slide.levels) > 1 or max(full.width, full.height) <= LONGEST:
         return slide
@@ -61,16 +64,16 @@ def with_pyramid(slide: Slide) -> Slide:
 
 
 def box_mean(pixels: Pixels, factor: int) -> Pixels:
-    """Means of factor x factor boxes, rounded half up; boxes at the far edges average what is there.
-    (H, W, 3) -> (ceil(H/factor), ceil(W/factor), 3)."""
+    """The means of boxes of `factor` × `factor` pixels, rounded half up: (H, W, 3) uint8 → (⌈H / factor⌉, ⌈W / factor⌉,
+    3) uint8. A box that reaches beyond the edge averages the pixels that exist."""
     height, width = pixels.shape[:2]
     rows = np.arange(0, height, factor)
-    cols = np.arange(0, width, factor)
+    columns = np.arange(0, width, factor)
     sums: NDArray[np.uint32] = np.add.reduceat(pixels, rows, axis=0, dtype=np.uint32)
-    sums = np.add.reduceat(sums, cols, axis=1, dtype=np.uint32)
+    sums = np.add.reduceat(sums, columns, axis=1, dtype=np.uint32)
     tall = np.minimum(factor, height - rows).astype(np.uint32)
-    wide = np.minimum(factor, width - cols).astype(np.uint32)
+    wide = np.minimum(factor, width - columns).astype(np.uint32)
     count = (tall[:, np.newaxis] * wide)[..., np.newaxis]
-    # A box has at most 2048² pixels while 2 * 255 * 2048² stays below 2^32, so slides up to a million wide.
+    # Sums fit in uint32 for boxes up to 2048² pixels (2 · 255 · 2048² < 2^32): for slides up to a million pixels wide.
     means: Pixels = ((sums * 2 + count) // (count * 2)).astype(np.uint8)
     return means

@@ -1,7 +1,7 @@
-"""A made-up H&E section, for demonstrations and tests: no patient, no licence, any size, any seed.
+"""An invented H&E section, for demonstrations and tests: no patient, no licence, any size, any seed.
 
-It is drawn in two stains, as optical densities, and turned to light by Beer-Lambert's law, band by band, so
-that a large slide needs little more memory than its pixels.
+It is drawn as the optical densities of two stains, which the Beer–Lambert law turns into light. This happens band by
+band, so that a large slide needs little more memory than its pixels.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ Plane = NDArray[np.float32]
 HAEMATOXYLIN = (0.74, 0.72, 0.36)
 EOSIN = (0.08, 0.78, 0.27)
 PEN = (1.30, 0.45, 0.95)  # a green marker
-GLASS = (243.0, 241.0, 244.0)
+BACKGROUND = (243.0, 241.0, 244.0)  # bare glass
 
 BAND = 256  # rows drawn at once
 HALO = 2  # rows that the blur needs above and below a band
@@ -33,7 +33,7 @@ SENSOR_NOISE = 1.6  # grey values
 
 @dataclass(frozen=True, eq=False)
 class _Noise:
-    """Smooth noise of mean 0 and deviation about 1, evaluated for any band of rows."""
+    """Smooth noise of mean 0 and standard deviation about 1, which any band of rows can be computed of."""
 
     grid: Plane
     cell: float
@@ -85,6 +85,8 @@ class _Glands:
 
 @dataclass(frozen=True)
 class _Nuclei:
+    """Where nuclei lie, in order of y, which stamp each has, and how strongly it is stained."""
+
     x: NDArray[np.int64]
     y: NDArray[np.int64]
     stamp: NDArray[np.int64]
@@ -92,7 +94,7 @@ class _Nuclei:
 
 
 class _Scene:
-    """All that is decided before drawing starts: the same for every band."""
+    """Everything that is decided before drawing starts, and that all bands share."""
 
     def __init__(self, width: int, height: int, seed: int) -> None:
         self.width, self.height = width, height
@@ -116,7 +118,7 @@ class _Scene:
         self.nuclei = self._place_nuclei(rng)
 
     def inside(self, y: Plane, x: Plane) -> Plane:
-        """How deep in the tissue scattered points lie: below 0 is glass."""
+        """How deep in the tissue scattered points lie; below 0 is background."""
         large, medium, _, _ = self.coast
         return np.asarray(self._shore(y, x) + 0.34 * large.at(y, x) + 0.16 * medium.at(y, x), np.float32)
 
@@ -125,7 +127,7 @@ class _Scene:
         return (0.72 - (across**2 + down**2) * 0.95).astype(np.float32)
 
     def tissue(self, y: Plane) -> Plane:
-        """0 on glass to 1 in tissue, for whole rows, with a ragged edge a few pixels wide."""
+        """From 0 on background to 1 in tissue, for whole rows, with a ragged edge a few pixels wide."""
         x = np.arange(self.width, dtype=np.float32)
         depth = self._shore(y[:, np.newaxis], x[np.newaxis])
         for weight, noise in zip((0.34, 0.16, 0.02, 0.008), self.coast, strict=True):
@@ -133,25 +135,26 @@ class _Scene:
         return np.asarray(np.clip(depth * 40, 0, 1), np.float32)
 
     def potential(self, y: Plane, x: Plane) -> Plane:
+        """The field at scattered points; fibres run along its level lines."""
         a, b, c = self.field
         bends = 3.2 * a.at(y, x) + 1.1 * b.at(y, x) + 0.16 * c.at(y, x)
         return np.asarray(bends + x * self.drift[0] + y * self.drift[1], np.float32)
 
     def _place_glands(self, rng: np.random.Generator) -> _Glands:
-        rows, cols = self.height // PERIOD + 2, self.width // PERIOD + 2
-        row, col = np.mgrid[0:rows, 0:cols].reshape(2, -1)
-        x = ((col + 0.5 * (row % 2) + rng.uniform(-0.33, 0.33, row.size) - 0.25) * PERIOD).astype(np.float32)
+        rows, columns = self.height // PERIOD + 2, self.width // PERIOD + 2
+        row, column = np.mgrid[0:rows, 0:columns].reshape(2, -1)
+        x = ((column + 0.5 * (row % 2) + rng.uniform(-0.33, 0.33, row.size) - 0.25) * PERIOD).astype(np.float32)
         y = ((row + rng.uniform(-0.33, 0.33, row.size)) * PERIOD).astype(np.float32)
         crowded = _Noise.create(rng, self.height, self.width, PERIOD * 3.5)
         limit_y, limit_x = np.clip(y, 0, self.height - 1), np.clip(x, 0, self.width - 1)
-        kept = (self.inside(limit_y, limit_x) > 0.16) & (crowded.at(limit_y, limit_x) > -0.45)
-        x, y = x[kept], y[kept]
+        in_tissue = (self.inside(limit_y, limit_x) > 0.16) & (crowded.at(limit_y, limit_x) > -0.45)
+        x, y = x[in_tissue], y[in_tissue]
         radius = rng.uniform(75, 165, x.size).astype(np.float32)
-        apart = np.ones(x.size, bool)
+        separate = np.ones(x.size, bool)
         for index in range(x.size):  # of two glands that would overlap, the first stays
             distance = np.hypot(x[:index] - x[index], y[:index] - y[index])
-            apart[index] = not (apart[:index] & (distance < 1.05 * (radius[:index] + radius[index]))).any()
-        x, y, radius = x[apart], y[apart], radius[apart]
+            separate[index] = not (separate[:index] & (distance < 1.05 * (radius[:index] + radius[index]))).any()
+        x, y, radius = x[separate], y[separate], radius[separate]
         n = x.size
         return _Glands(
             x=x,
@@ -198,9 +201,9 @@ class _Scene:
         y = np.sort(rng.uniform(0, self.height - 1, count).astype(np.float32))
         heat = self.inflamed.at(y, x)
         lymphocyte = heat > 0.9
-        kept = rng.uniform(0, 1, count) < np.where(lymphocyte, np.clip(heat - 0.8, 0.15, 0.9), 0.19)
-        kept &= self.inside(y, x) > 0.03
-        x, y, lymphocyte = x[kept], y[kept], lymphocyte[kept]
+        placed = rng.uniform(0, 1, count) < np.where(lymphocyte, np.clip(heat - 0.8, 0.15, 0.9), 0.19)
+        placed &= self.inside(y, x) > 0.03
+        x, y, lymphocyte = x[placed], y[placed], lymphocyte[placed]
         outside = np.ones(x.size, bool)
         for index in range(len(self.glands.x)):  # stroma stops where a gland begins
             reach = 1.5 * self.glands.radius[index]
@@ -209,8 +212,8 @@ class _Scene:
             outside[near] &= np.hypot(dx, dy) > 1.02 * self.glands.outline(index, np.arctan2(dy, dx))
         x, y, lymphocyte = x[outside], y[outside], lymphocyte[outside]
         # Along a level line means across the gradient.
-        here = self.potential(y, x)
-        slope_x, slope_y = self.potential(y, x + 4) - here, self.potential(y + 4, x) - here
+        centre = self.potential(y, x)
+        slope_x, slope_y = self.potential(y, x + 4) - centre, self.potential(y + 4, x) - centre
         angle = np.asarray(np.arctan2(slope_x, -slope_y) + rng.normal(0, 0.2, x.size), np.float32)
         stamp = np.where(lymphocyte, _stamp_index(rng, 2, angle), _stamp_index(rng, 1, angle))
         strength = rng.uniform(0.7, 1.1, x.size) + 0.25 * lymphocyte
@@ -218,8 +221,9 @@ class _Scene:
 
 
 def synthetic_slide(width: int, height: int, *, seed: int = 0, pen: bool = False) -> Pixels:
-    """An H&E section of the given size on glass, as at 0.5 microns per pixel. The same arguments give the
-    same pixels. `pen` adds a marker's arc, which no stain model explains."""
+    """The pixels (height, width, 3) uint8 of an invented H&E section, as at 0.5 microns per pixel. The same arguments
+    give the same pixels. `pen` adds a marker's arc, which no stain model explains. Raises UsageError for a size below
+    1."""
     if width < 1 or height < 1:
         raise UsageError(f"a slide needs at least one pixel, found {width}x{height}")
     scene = _Scene(width, height, seed)
@@ -232,7 +236,7 @@ def synthetic_slide(width: int, height: int, *, seed: int = 0, pen: bool = False
 
 
 def _band(scene: _Scene, top: int, rows: int, rng: np.random.Generator, *, pen: bool) -> Pixels:
-    """Some rows of the slide, (rows, width, 3)."""
+    """The rows of the slide from `top` on, (rows, width, 3)."""
     y = np.arange(top - HALO, top + rows + HALO, dtype=np.float32)
     clipped = np.clip(y, 0, scene.height - 1)
     haematoxylin, eosin = _stroma(scene, clipped)
@@ -250,7 +254,7 @@ def _band(scene: _Scene, top: int, rows: int, rng: np.random.Generator, *, pen: 
         if ink is not None:
             density += ink * PEN[channel]
         light = np.exp2(density * np.float32(-np.log2(10)))
-        light *= GLASS[channel]
+        light *= BACKGROUND[channel]
         light += rng.standard_normal(light.shape, dtype=np.float32) * np.float32(SENSOR_NOISE)
         pixels[..., channel] = np.clip(np.rint(light), 0, 255)
     return pixels
@@ -275,7 +279,7 @@ def _stroma(scene: _Scene, y: Plane) -> tuple[Plane, Plane]:
 
 
 def _draw_glands(scene: _Scene, haematoxylin: Plane, eosin: Plane, top: int) -> None:
-    """Into both stains, in place; `top` is the slide's row of the arrays' first."""
+    """Draw the glands into both stains, in place. `top` is the row of the slide that the arrays begin with."""
     glands = scene.glands
     bottom, width = top + haematoxylin.shape[0], scene.width
     reach = glands.radius * 1.45
@@ -306,7 +310,7 @@ def _draw_glands(scene: _Scene, haematoxylin: Plane, eosin: Plane, top: int) -> 
 
 
 def _draw_nuclei(scene: _Scene, haematoxylin: Plane, eosin: Plane, top: int) -> None:
-    """Stamp every nucleus that touches the arrays, in place."""
+    """Stamp every nucleus that touches the arrays into both stains, in place."""
     nuclei, half = scene.nuclei, STAMP // 2
     rows, width = haematoxylin.shape
     first, last = np.searchsorted(nuclei.y, [top - half, top + rows + half])
@@ -321,16 +325,16 @@ def _draw_nuclei(scene: _Scene, haematoxylin: Plane, eosin: Plane, top: int) -> 
         x0, x1 = max(0, x - half), min(width, x + half)
         if y0 >= y1 or x0 >= x1:
             continue
-        rows_cut, cols_cut = slice(y0 - y + half, y1 - y + half), slice(x0 - x + half, x1 - x + half)
-        body, chromatin = scene.stamps[index, :, rows_cut, cols_cut]
+        row_slice, column_slice = slice(y0 - y + half, y1 - y + half), slice(x0 - x + half, x1 - x + half)
+        body, chromatin = scene.stamps[index, :, row_slice, column_slice]
         part = haematoxylin[y0:y1, x0:x1]
         np.maximum(part, chromatin * strength, out=part)
         eosin[y0:y1, x0:x1] *= 1 - 0.45 * body
 
 
 def _nucleus_stamps(rng: np.random.Generator) -> Plane:
-    """(STAMPS, 2, STAMP, STAMP): outline and chromatin of epithelial, spindle and round nuclei, a third
-    each, every third in order of its angle from 0 to pi."""
+    """(STAMPS, 2, STAMP, STAMP): outline and chromatin of epithelial, spindle and round nuclei. A third of the stamps
+    is of each kind, in order of the angle from 0 to pi."""
     y, x = np.mgrid[0:STAMP, 0:STAMP].astype(np.float32) - (STAMP - 1) / 2
     stamps = np.empty((STAMPS, 2, STAMP, STAMP), np.float32)
     third = STAMPS // 3
@@ -377,7 +381,7 @@ def _steps(coordinates: Plane, cell: float) -> tuple[NDArray[np.int64], Plane]:
 
 
 def _profile(table: Plane, phase: Plane) -> Plane:
-    """A random curve through `table`, periodic, at the given places."""
+    """A periodic random curve through `table`, at the given phases."""
     line = np.floor(phase)
     share = phase - line
     index = line.astype(np.int32) & (len(table) - 1)
@@ -386,7 +390,7 @@ def _profile(table: Plane, phase: Plane) -> Plane:
 
 
 def _blurred(plane: Plane) -> Plane:
-    """The optics: 1 4 6 4 1 in both directions. The halo's rows are gone afterwards."""
+    """The blur of the optics: 1 4 6 4 1 in both directions. It consumes the rows of the halo."""
     down = (plane[:-4] + plane[4:] + 4 * (plane[1:-3] + plane[3:-1]) + 6 * plane[2:-2]) / 16
     wide = np.pad(down, ((0, 0), (2, 2)), mode="edge")
     across = wide[:, :-4] + wide[:, 4:] + 4 * (wide[:, 1:-3] + wide[:, 3:-1]) + 6 * wide[:, 2:-2]
@@ -404,8 +408,9 @@ def write_pyramidal_tiff(
     step: int = 4,
     smallest: int = 512,
 ) -> None:
-    """A tiled TIFF with levels of 1/step, 1/step², … until the longer side is at most `smallest`: what
-    OpenSlide calls generic-tiff. `quality` is JPEG's; other compressions are written at their defaults."""
+    """Write pixels (H, W, 3) as a tiled TIFF that OpenSlide calls generic-tiff, with levels of 1/step, 1/step², … until
+    the longer side is at most `smallest`. `mpp` is in microns per pixel. `quality` is JPEG's; other compressions use
+    their defaults."""
     import tifffile  # only writing needs it
 
     jpeg = compression == "jpeg"
@@ -426,6 +431,7 @@ def write_pyramidal_tiff(
 
 
 def _reductions(image: Pixels, step: int, smallest: int) -> Iterator[Pixels]:
+    """The image, then ever smaller means of it."""
     yield image
     while max(image.shape[:2]) > smallest:
         image = box_mean(image, step)

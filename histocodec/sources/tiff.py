@@ -1,4 +1,4 @@
-"""TIFF and OME-TIFF through tifffile: tiled, stripped or flat, with pyramids however they are stored."""
+"""TIFF and OME-TIFF through tifffile: tiled, in strips or flat, with any way of storing a pyramid."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from histocodec.sources.pages import RGB, YCBCR, PageReader, SegmentCache
 
 TEXT_TAGS = ("ImageDescription", "Make", "Model", "Software", "DateTime", "Artist", "Copyright")
 ASSOCIATED_NAMES = ("label", "macro", "thumbnail", "overview")
-SMALLEST_STEP = 1.2  # of a pyramid; two series nearer in size are two images
+SMALLEST_STEP = 1.2  # between levels of a pyramid; two series that are nearer in size are two images
 
 
 @dataclass(frozen=True)
 class _Planes:
-    """One level: one page, or one page for each of three channels."""
+    """One level: one page, or a page for each of three channels."""
 
     pages: tuple[PageReader, ...]
 
@@ -36,7 +36,11 @@ class _Planes:
 
 
 class TiffSlide(BaseSlide):
-    """The largest image in the file and its pyramid. Only the tiles or strips under a region are decoded."""
+    """The largest image in the file and its pyramid. Only the tiles or strips under a region are decoded.
+
+    `mpp` and `background` take the place of what the file says. Raises UnsupportedError for a file that is no TIFF, or
+    whose pixels are not 8-bit RGB, grey or palette.
+    """
 
     def __init__(self, path: Path, *, mpp: Mpp | None = None, background: Colour | None = None) -> None:
         name, self._file = str(path), open_tiff(path)
@@ -51,9 +55,9 @@ class TiffSlide(BaseSlide):
             first = _page(main.levels[0])
             self._planes = [_planes(level, reader, name) for level in _pyramid(main, series)]
             loaders = {
-                other.name.lower(): _loader(other, reader, name)
-                for other in series
-                if other is not main and other.name.lower() in ASSOCIATED_NAMES
+                image.name.lower(): _loader(image, reader, name)
+                for image in series
+                if image is not main and image.name.lower() in ASSOCIATED_NAMES
             }
             ome = _ome_facts(self._file.ome_metadata, series.index(main)) if self._file.is_ome else _OmeFacts()
             super().__init__(
@@ -69,7 +73,7 @@ class TiffSlide(BaseSlide):
         except HistocodecError:
             self._file.close()
             raise
-        except Exception as exc:  # tifffile meets a broken header in many ways
+        except Exception as exc:  # a broken header makes tifffile raise many kinds
             self._file.close()
             raise UnsupportedError(f"{path}: the TIFF's structure cannot be read: {exc}") from exc
 
@@ -77,22 +81,24 @@ class TiffSlide(BaseSlide):
         return self._planes[level].read(region)
 
     def close(self) -> None:
+        """See `Slide.close`."""
         self._file.close()
 
 
 def open_tiff(path: Path) -> TiffFile:
+    """The file, opened for reading on several threads. Raises UnsupportedError where tifffile cannot open it."""
     try:
         file = TiffFile(path)
         len(file.pages)
-        file.filehandle.set_lock(True)  # seek and read must stay together; by default nothing guards them
+        file.filehandle.set_lock(True)  # seek and read must stay together; by default nothing locks them
     except Exception as exc:  # TiffFileError, struct.error, OSError, ValueError, …
         raise UnsupportedError(f"{path}: looks like a TIFF but cannot be opened as one: {exc}") from exc
     return file
 
 
 def is_plain(path: Path) -> bool:
-    """True for the TIFFs that OpenSlide's generic reader shows whole: it ignores OME-XML and SubIFDs and
-    turns 16-bit samples into 8 without a word."""
+    """Whether OpenSlide's generic reader shows all of this TIFF. It ignores OME-XML and SubIFDs, and cuts 16-bit
+    samples to 8 bits without saying so. Raises UnsupportedError where tifffile cannot open the file."""
     with open_tiff(path) as file:
         page = file.pages.first
         return (
@@ -105,7 +111,7 @@ def is_plain(path: Path) -> bool:
 
 
 def tiled_pages(file: TiffFile) -> list[TiffPage]:
-    """Every tiled page of the file that can be read as a level, SubIFDs left out."""
+    """The tiled 8-bit pages of the file, without SubIFDs."""
     pages = [page.aspage() for page in file.pages]
     return [page for page in pages if page.is_tiled and page.dtype == np.uint8]
 
@@ -121,34 +127,37 @@ def _size(series: TiffPageSeries) -> tuple[int, int]:
 def _largest(series: list[TiffPageSeries], name: str) -> TiffPageSeries:
     if not series:
         raise UnsupportedError(f"{name}: the TIFF holds no image")
-    return max(series, key=lambda one: _size(one)[0] * _size(one)[1])
+    return max(series, key=lambda image: _size(image)[0] * _size(image)[1])
 
 
 def _pyramid(main: TiffPageSeries, series: list[TiffPageSeries]) -> list[TiffPageSeries]:
-    """The levels that the series itself has, else other series that are its reductions by their shape."""
+    """The levels that the series `main` itself has, else the other series whose shape shows that they are its
+    reductions."""
     if len(main.levels) > 1:
         return list(main.levels)
-    chosen, (width, height) = [main], _size(main)
-    for other in sorted(series, key=lambda one: _size(one)[0], reverse=True):
-        w, h = _size(other)
-        smaller = w * SMALLEST_STEP < _size(chosen[-1])[0]
+    levels, (width, height) = [main], _size(main)
+    for image in sorted(series, key=lambda image: _size(image)[0], reverse=True):
+        w, h = _size(image)
+        smaller = w * SMALLEST_STEP < _size(levels[-1])[0]
         # Level sizes are rounded either way, so the aspect may be off by a pixel of the smaller image.
         same_shape = abs(w * height - h * width) <= max(width, height)
-        like_main = _page(other).is_tiled == _page(main).is_tiled and other.axes == main.axes
-        if smaller and same_shape and like_main and other.name.lower() not in ASSOCIATED_NAMES:
-            chosen.append(other)
-    return chosen
+        like_main = _page(image).is_tiled == _page(main).is_tiled and image.axes == main.axes
+        if smaller and same_shape and like_main and image.name.lower() not in ASSOCIATED_NAMES:
+            levels.append(image)
+    return levels
 
 
 def _planes(level: TiffPageSeries, reader: Callable[[TiffPage], PageReader], name: str) -> _Planes:
-    """A flat image: one page, or three grey pages that are its channels."""
+    """The planes of a flat image: one page, or three grey pages that are its channels."""
     pages = [page.aspage() for page in level.pages if page is not None]
     stacked = {axis: size for axis, size in zip(level.axes, level.shape, strict=True) if axis not in "YXS"}
-    found = " ".join(f"{axis}={size}" for axis, size in stacked.items())
+    described = " ".join(f"{axis}={size}" for axis, size in stacked.items())
     if any(size != 1 for axis, size in stacked.items() if axis not in "CQI") or len(pages) not in (1, 3):
-        raise UnsupportedError(f"{name}: {len(pages)} pages ({found or 'no axes'}); one RGB image is read, not a stack")
+        raise UnsupportedError(
+            f"{name}: {len(pages)} pages ({described or 'no axes'}); one RGB image is read, not a stack"
+        )
     if len(pages) == 3 and (pages[0].samplesperpixel != 1 or stacked.get("C") != 3):
-        raise UnsupportedError(f"{name}: three pages that are not the channels of one image ({found})")
+        raise UnsupportedError(f"{name}: three pages that are not the channels of one image ({described})")
     return _Planes(tuple(reader(page) for page in pages))
 
 
@@ -162,12 +171,14 @@ def _loader(series: TiffPageSeries, reader: Callable[[TiffPage], PageReader], na
 
 @dataclass(frozen=True)
 class _OmeFacts:
+    """What OME-XML says about one image."""
+
     mpp: Mpp | None = None
     objective_power: float | None = None
 
 
 def _ome_facts(xml: str | None, image_index: int) -> _OmeFacts:
-    """Pixel size and magnification of one image of an OME-XML block; nothing where it does not parse."""
+    """The facts about one image in OME-XML; none where it does not parse."""
     try:
         root = ElementTree.fromstring(xml or "")
     except ElementTree.ParseError:
@@ -177,7 +188,8 @@ def _ome_facts(xml: str | None, image_index: int) -> _OmeFacts:
     if image_index < len(pixels):
         x, y = (_physical_size(pixels[image_index], axis) for axis in "XY")
         mpp = stated_mpp(x, y)
-    powers = {one.get("NominalMagnification") for one in root.findall("{*}Instrument/{*}Objective")} - {None}
+    objectives = root.findall("{*}Instrument/{*}Objective")
+    powers = {objective.get("NominalMagnification") for objective in objectives} - {None}
     return _OmeFacts(mpp, _number(powers.pop()) if len(powers) == 1 else None)
 
 
@@ -194,7 +206,7 @@ def _number(text: str | None) -> float | None:
 
 
 def _tag_mpp(page: TiffPage) -> Mpp | None:
-    """From XResolution and YResolution, which count pixels per inch or centimetre."""
+    """Microns per pixel by XResolution and YResolution, which count pixels per inch or centimetre."""
     unit_tag = page.tags.get("ResolutionUnit")
     microns = MICRONS_PER_TIFF_UNIT.get(2 if unit_tag is None else int(unit_tag.value))
     sizes = []
@@ -206,17 +218,19 @@ def _tag_mpp(page: TiffPage) -> Mpp | None:
 
 
 def _properties(page: TiffPage) -> dict[str, str]:
-    """The text and resolution tags, named as OpenSlide names them."""
-    found = {}
+    """The text and resolution tags, by the names that OpenSlide gives them."""
+    properties = {}
     for tag_name in TEXT_TAGS:
         tag = page.tags.get(tag_name)
         if tag is not None and isinstance(tag.value, str):
-            found[f"tiff.{tag_name}"] = tag.value
+            properties[f"tiff.{tag_name}"] = tag.value
     for tag_name in ("XResolution", "YResolution"):
         tag = page.tags.get(tag_name)
         if tag is not None and tag.value[1]:
-            found[f"tiff.{tag_name}"] = repr(tag.value[0] / tag.value[1])
+            properties[f"tiff.{tag_name}"] = repr(tag.value[0] / tag.value[1])
     unit = page.tags.get("ResolutionUnit")
     if unit is not None:
-        found["tiff.ResolutionUnit"] = {1: "none", 2: "inch", 3: "centimeter"}.get(int(unit.value), str(unit.value))
-    return found
+        properties["tiff.ResolutionUnit"] = {1: "none", 2: "inch", 3: "centimeter"}.get(
+            int(unit.value), str(unit.value)
+        )
+    return properties

@@ -173,7 +173,7 @@ def test_empty_and_broken_files_are_unsupported(tmp_path: Path, name: str, conte
 
 def test_a_folder_that_is_no_slide_is_unsupported(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(UnsupportedError, match="is a directory and no slide"):
+    with pytest.raises(UnsupportedError, match="and no slide"):
         open_slide(tmp_path)
 
 

@@ -22,7 +22,7 @@ from histocodec.models.config import ModelConfig
 from histocodec.normalise import ChannelStats, tissue_stats
 from histocodec.slide import Slide
 from histocodec.sources.array import ArraySlide
-from histocodec.sources.synthetic import GLASS, synthetic_slide
+from histocodec.sources.synthetic import BACKGROUND, synthetic_slide
 from histocodec.threads import Workers
 from tests.support.tiny import tiny_model, tiny_weights
 
@@ -44,7 +44,7 @@ def transform() -> Transform:
 
 
 def scope_of(slide: ArraySlide) -> Scope:
-    draft = draft_attributes(slide, (0,), GLASS, EncodeOptions(background="code"), tiny_weights())
+    draft = draft_attributes(slide, (0,), BACKGROUND, EncodeOptions(background="code"), tiny_weights())
     return Scope(slide, (0,), draft)
 
 
@@ -91,7 +91,7 @@ def test_a_slide_may_be_coded_as_a_fainter_one_or_a_stronger_one(workers: Worker
     found = []
     for factor in (0.4, 2.5):  # of what statistics should be
         slide = ArraySlide(pixels)
-        start = OperatingPoint(tissue_stats(slide).fainter(GLASS, factor), QUALITY)
+        start = OperatingPoint(tissue_stats(slide).fainter(BACKGROUND, factor), QUALITY)
         point = search_statistics(scope_of(slide), start, transform(), codec, workers, effort=1)
         found.append(point.quality)
     assert found[1] <= QUALITY <= found[0]
@@ -102,7 +102,7 @@ def test_without_effort_only_a_large_slide_is_taken_for_another(
     workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slide, codec = ArraySlide(synthetic_slide(256, 256, seed=2)), HyperChunkCodec(tiny_weights())
-    scope, start = scope_of(slide), OperatingPoint(tissue_stats(slide).fainter(GLASS, 2.5), QUALITY)
+    scope, start = scope_of(slide), OperatingPoint(tissue_stats(slide).fainter(BACKGROUND, 2.5), QUALITY)
     assert search_statistics(scope, start, transform(), codec, workers, effort=0) == start
     monkeypatch.setattr("histocodec.formats.encode.statistics.LARGE", 0.2)  # chunks: a quarter of one is this slide
     found = search_statistics(scope, start, transform(), codec, workers, effort=0)
@@ -145,13 +145,13 @@ def test_a_slide_of_one_colour_is_coded(tmp_path: Path) -> None:
 
 
 def test_glass_alone_keeps_its_statistics(workers: Workers) -> None:
-    slide = ArraySlide(np.full((600, 600, 3), GLASS, np.uint8), background=GLASS)
+    slide = ArraySlide(np.full((600, 600, 3), BACKGROUND, np.uint8), background=BACKGROUND)
     start, codec = OperatingPoint(tissue_stats(slide), 50), HyperChunkCodec(tiny_weights())
     assert search_statistics(scope_of(slide), start, transform(), codec, workers, effort=2) == start
 
 
 def test_glass_is_exact_at_the_quality_that_a_target_leads_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels = np.full((512, 1024, 3), GLASS, np.uint8)
+    pixels = np.full((512, 1024, 3), BACKGROUND, np.uint8)
     pixels[:, 256:768] = synthetic_slide(512, 512, seed=3)
     qualities = iter([40, 40, 60, 60])  # at first, aligned, refined, aligned again
     monkeypatch.setattr("histocodec.formats.encode.plan.choose_quality", lambda *_: next(qualities))
@@ -172,9 +172,9 @@ def test_the_mean_under_which_glass_came_out_best_is_taken(monkeypatch: pytest.M
     monkeypatch.setattr(
         Transform,
         "synthesise_unrounded",
-        lambda *_: torch.tensor(GLASS)[None, :, None, None].expand(1, 3, 16, 16) + next(off),
+        lambda *_: torch.tensor(BACKGROUND)[None, :, None, None].expand(1, 3, 16, 16) + next(off),
     )
-    assert np.allclose(transform().aligned(stats, GLASS, 60).mean, stats.mean - 3)
+    assert np.allclose(transform().aligned(stats, BACKGROUND, 60).mean, stats.mean - 3)
 
 
 def test_only_effort_looks_for_them(tmp_path: Path) -> None:
