@@ -6,7 +6,7 @@
     with histocodec.open("slide.zarr") as slide:
         pixels = slide.read_array(10_000, 8_000, 1024, 1024)  # (1024, 1024, 3) uint8
 
-Importing this loads nothing else; each name is fetched from its module when it is first used.
+Importing the package loads nothing else; each name is loaded from its module when it is first used.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ _HOMES = {
 
 
 class EncodeChoices(TypedDict, total=False):
-    """The keywords of `encode`: the fields of `EncodeOptions`."""
+    """The keywords of `encode`: the fields of `EncodeOptions`, which says what each means."""
 
     quality: float | None
     target_psnr: float | None
@@ -101,8 +101,12 @@ class EncodeChoices(TypedDict, total=False):
 
 
 def open(path: str | Path, *, device: str = "auto", cache_bytes: int = 256 << 20) -> CompressedSlide:
-    """A compressed slide, ready to be read. Pixels are decoded on `device`; at most `cache_bytes` of what was
-    decoded are kept."""
+    """Open a compressed slide.
+
+    `device` is "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:N". At most `cache_bytes` of decoded pixels
+    and latents are cached. Raises UsageError where the path does not exist, UnsupportedError where it is no container
+    of this version, MissingModelError where the model is not installed, and FormatError where the container is broken.
+    """
     from histocodec.formats.decode.slide import open_compressed
 
     return open_compressed(path, device=device, cache_bytes=cache_bytes)
@@ -115,8 +119,13 @@ def encode(
     progress: Callable[[EncodeProgress], None] | None = None,
     **options: Unpack[EncodeChoices],
 ) -> EncodeReport:
-    """Compress a slide, given by its path or opened, into a new container `dst`. The options are those of
-    `histocodec encode`. A slide that the caller opened stays open."""
+    """Compress a slide, given by its path or already open, into a new container `dst`.
+
+    The options are those of `histocodec encode` and the fields of `EncodeOptions`. `progress` is called from time to
+    time. A slide that the caller opened stays open. Raises UsageError for options that make no sense, SourceError where
+    the slide cannot be read, UnsupportedError where it is no slide, MissingModelError where the model is not installed,
+    and OutputError where `dst` cannot be written or exists already.
+    """
     from histocodec.formats.encode.encode import encode_slide
     from histocodec.formats.encode.options import EncodeOptions
 
@@ -131,13 +140,13 @@ def encode(
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        found: object = import_module("histocodec.version").VERSION
+        value: object = import_module("histocodec.version").VERSION
     elif name in _HOMES:
-        found = getattr(import_module(_HOMES[name]), name)
+        value = getattr(import_module(_HOMES[name]), name)
     else:
         raise AttributeError(f"module 'histocodec' has no attribute {name!r}")
-    globals()[name] = found
-    return found
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -99,8 +99,8 @@ class LatentSearch:
         cost = first_cost = self._bits(current, quality, z) + weight * error
         for remaining in reversed(range(steps)):
             prices = _Prices(scaled_y, np.float32(weight) * slope, np.float32(weight) * curvature, damping)
-            wanted = np.where(flat, 0, self._moves(current, quality, z, prices)).astype(np.int32)  # cannot overflow
-            trial = (current + wanted).clip(limits.min, limits.max).astype(current.dtype)
+            promised = np.where(flat, 0, self._moves(current, quality, z, prices)).astype(np.int32)  # cannot overflow
+            trial = (current + promised).clip(limits.min, limits.max).astype(current.dtype)
             moves = trial - current
             if not moves.any():
                 break

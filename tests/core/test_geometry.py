@@ -40,32 +40,32 @@ def test_a_level_without_pixels_or_scale_is_refused(wrong: tuple[int, int, float
         Level(*wrong)
 
 
-def test_the_last_blocks_are_cut_at_the_edge() -> None:
+def test_the_last_squares_are_cut_at_the_edge() -> None:
     grid = Grid(height=10, width=17, side=8)
     assert (grid.rows, grid.columns) == (2, 3)
     assert grid.region(1, 2) == Region(16, 8, 1, 2)
 
 
-def test_blocks_cover_the_plane_once() -> None:
+def test_squares_cover_the_plane_once() -> None:
     grid = Grid(height=21, width=13, side=4)
     seen = [
         (y, x)
-        for row, col in grid.squares_in(Region(0, 0, 13, 21))
-        for region in [grid.region(row, col)]
+        for row, column in grid.squares_in(Region(0, 0, 13, 21))
+        for region in [grid.region(row, column)]
         for y in range(region.y, region.y_end)
         for x in range(region.x, region.x_end)
     ]
     assert sorted(seen) == [(y, x) for y in range(21) for x in range(13)]
 
 
-def test_only_blocks_that_share_a_pixel_are_listed() -> None:
+def test_only_squares_that_share_a_pixel_are_listed() -> None:
     grid = Grid(height=16, width=16, side=4)
     assert list(grid.squares_in(Region(3, 4, 2, 4))) == [(1, 0), (1, 1)]
     assert list(grid.squares_in(Region(-9, -9, 9, 9))) == []
     assert list(grid.squares_in(Region(12, 12, 99, 99))) == [(3, 3)]
 
 
-def test_blocks_outside_the_grid_are_refused() -> None:
+def test_squares_outside_the_grid_are_refused() -> None:
     with pytest.raises(UsageError, match="outside"):
         Grid(8, 8, 4).region(2, 0)
     with pytest.raises(UsageError, match="squares"):

@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 SIDE = 8
 SHAPE = (TINY.latent_channels, SIDE, SIDE)
 SIZE = (544, 528)
-GLASS = (240, 241, 239)
+BACKGROUND = (240, 241, 239)
 
 
 @pytest.fixture(autouse=True)
@@ -64,13 +64,13 @@ def decoder() -> GpuChunkDecoder:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two by two chunks: tissue, a chunk of bare glass at (0, 0), and one stored losslessly at (1, 0)."""
+    """Two by two chunks: tissue, a background chunk at (0, 0), and one stored losslessly at (1, 0)."""
     folder = tmp_path_factory.mktemp("gpu")
     model = folder / "integer.safetensors"
     model.write_bytes(tiny_integer_weights().data)
     image = synthetic_slide(*SIZE, seed=6)
-    image[:512, :512] = GLASS
-    source = ArraySlide(image, background=GLASS)
+    image[:512, :512] = BACKGROUND
+    source = ArraySlide(image, background=BACKGROUND)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rans, "BYTES_PER_LANE", 4)
         histocodec.encode(
@@ -186,7 +186,7 @@ def test_broken_streams_are_told_from_sound_ones(cpu_codec: HyperChunkCodec, dec
         pytest.param(Region(0, 0, *SIZE), id="all"),
         pytest.param(Region(500, 490, 44, 38), id="where four meet"),
         pytest.param(Region(520, 5, 20, 40), id="inside a block"),
-        pytest.param(Region(10, 20, 30, 40), id="glass alone"),
+        pytest.param(Region(10, 20, 30, 40), id="background alone"),
         pytest.param(Region(10, 20, 0, 40), id="nothing"),
     ],
 )

@@ -77,11 +77,11 @@ def test_a_position_that_shows_nothing_is_left_alone() -> None:
     assert not changed[:, 5:9].any()
 
 
-def test_glass_is_right_at_the_quality_below_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    transform, glass = Transform(tiny_weights(), torch.device("cpu"), dtype=torch.float32), (243, 240, 244)
-    stats = transform.aligned(STATS, glass, 60)
+def test_the_background_is_right_at_the_quality_below_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    transform, background = Transform(tiny_weights(), torch.device("cpu"), dtype=torch.float32), (243, 240, 244)
+    stats = transform.aligned(STATS, background, 60)
     pixels = synthetic_slide(160, 160, seed=3)
-    pixels[:, 80:] = glass
+    pixels[:, 80:] = background
     window = Window(transform.analyse(pixels, Margin(), stats), Margin(), pixels)
     asked: list[tuple[int, float]] = []
 
@@ -92,12 +92,12 @@ def test_glass_is_right_at_the_quality_below_too(monkeypatch: pytest.MonkeyPatch
 
     _rounded_cost = LatentSearch._rounded_cost
     monkeypatch.setattr(LatentSearch, "_rounded_cost", rounded)
-    for known in (glass, None):
-        LatentSearch(transform, HyperChunkCodec(tiny_weights()), stats, known).measure(window, 60)
+    for exact in (background, None):
+        LatentSearch(transform, HyperChunkCodec(tiny_weights()), stats, exact).measure(window, 60)
     (below, error), here, (_, wrong), again = asked
     assert below < 60
     assert here == again == (60, pytest.approx(here[1]))
-    assert error < 0.7 * wrong  # far from tissue: what is left is a pattern that the tiny model draws on any glass
+    assert error < 0.7 * wrong  # far from tissue: what is left is a pattern that the tiny model draws on any background
 
 
 def test_a_search_never_ends_dearer_than_it_began() -> None:

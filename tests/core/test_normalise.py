@@ -35,7 +35,7 @@ def test_statistics_are_checked_and_cannot_be_changed() -> None:
         stats().mean[0] = 1
 
 
-def test_tissue_counts_and_glass_does_not() -> None:
+def test_tissue_counts_and_background_does_not() -> None:
     rng = np.random.default_rng(0)
     image = np.full((1024, 1024, 3), 245, np.uint8)
     image[256:768, 256:768] = np.clip(rng.normal((170, 100, 160), 20, (512, 512, 3)), 0, 255)
@@ -57,9 +57,9 @@ def test_a_blank_slide_has_the_statistics_of_a_faint_one() -> None:
 
 
 def test_of_a_fainter_slide_every_pixel_has_the_same_scores() -> None:
-    pixels, glass = np.array([[243, 241, 244], [143, 41, 184]], np.float32), (243, 241, 244)
-    fainter = np.array(glass) + 0.25 * (pixels - glass)
-    assert np.allclose(stats().fainter(glass, 0.25).normalise(fainter), stats().normalise(pixels), atol=1e-5)
+    pixels, background = np.array([[243, 241, 244], [143, 41, 184]], np.float32), (243, 241, 244)
+    fainter = np.array(background) + 0.25 * (pixels - background)
+    assert np.allclose(stats().fainter(background, 0.25).normalise(fainter), stats().normalise(pixels), atol=1e-5)
 
 
 def test_a_slide_of_one_colour_has_finite_scores() -> None:

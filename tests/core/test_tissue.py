@@ -1,4 +1,4 @@
-"""What is glass and what is tissue."""
+"""What is background and what is tissue."""
 
 from pathlib import Path
 
@@ -11,45 +11,45 @@ from histocodec.sources import ArraySlide, open_slide
 from histocodec.sources.synthetic import synthetic_slide
 from histocodec.tissue import background_share, estimate_background, is_background, stained, tissue_mask
 
-GLASS: Colour = (240, 236, 242)
+BACKGROUND: Colour = (240, 236, 242)
 
 
-def glass(height: int = 200, width: int = 200, noise: float = 2.0) -> Pixels:
-    pixels = np.random.default_rng(0).normal(GLASS, noise, (height, width, 3))
+def bare_glass(height: int = 200, width: int = 200, noise: float = 2.0) -> Pixels:
+    pixels = np.random.default_rng(0).normal(BACKGROUND, noise, (height, width, 3))
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 
 def test_the_background_is_the_commonest_bright_colour() -> None:
-    pixels = glass()
+    pixels = bare_glass()
     pixels[:80] = (180, 90, 150)
     found = estimate_background(ArraySlide(pixels))
-    assert np.abs(np.array(found) - GLASS).max() <= 1
+    assert np.abs(np.array(found) - BACKGROUND).max() <= 1
 
 
 def test_a_declared_background_is_believed() -> None:
-    assert estimate_background(ArraySlide(glass(), background=(250, 250, 250))) == (250, 250, 250)
+    assert estimate_background(ArraySlide(bare_glass(), background=(250, 250, 250))) == (250, 250, 250)
 
 
-def test_without_glass_the_background_is_white() -> None:
+def test_without_bare_glass_the_background_is_white() -> None:
     assert estimate_background(ArraySlide(np.full((64, 64, 3), (150, 60, 140), np.uint8))) == (255, 255, 255)
 
 
-def test_noisy_glass_is_background() -> None:
-    assert is_background(glass(), GLASS)
+def test_noisy_bare_glass_is_background() -> None:
+    assert is_background(bare_glass(), BACKGROUND)
 
 
 def test_one_speck_makes_a_tile_worth_keeping() -> None:
-    pixels = glass()
+    pixels = bare_glass()
     pixels[100, 100] = (200, 236, 242)
-    assert not is_background(pixels, GLASS)
+    assert not is_background(pixels, BACKGROUND)
 
 
 def test_the_distance_is_the_largest_that_still_counts() -> None:
-    pixels = np.full((8, 8, 3), GLASS, np.uint8)
+    pixels = np.full((8, 8, 3), BACKGROUND, np.uint8)
     pixels[3, 3, 1] -= 12
-    assert is_background(pixels, GLASS)
+    assert is_background(pixels, BACKGROUND)
     pixels[3, 3, 1] -= 1
-    assert not is_background(pixels, GLASS)
+    assert not is_background(pixels, BACKGROUND)
     assert is_background(np.full((4, 4, 3), 255, np.uint8), (250, 250, 250))
 
 
@@ -62,7 +62,7 @@ def test_the_mask_finds_the_section() -> None:
 
 
 def test_a_blank_slide_has_no_tissue() -> None:
-    assert not tissue_mask(ArraySlide(glass())).any()
+    assert not tissue_mask(ArraySlide(bare_glass())).any()
 
 
 def test_a_slide_full_of_tissue_is_all_tissue() -> None:
@@ -89,8 +89,8 @@ def whole(image: np.ndarray) -> Level:
     return ArraySlide(image).levels[0]
 
 
-def test_glass_counts_where_it_is_coded() -> None:
-    """Squares of nothing but glass are left out; of the others, this is how much is glass."""
+def test_background_counts_where_it_is_coded() -> None:
+    """Squares of background alone are left out; of the others, this is how much is background."""
     image = np.full((256, 512, 3), 244, np.uint8)
     image[:, :64] = (150, 80, 150)
     assert background_share(image, whole(image), (244, 244, 244), side=128) == pytest.approx(0.5)
