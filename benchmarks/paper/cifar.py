@@ -1,10 +1,10 @@
-"""CIFAR-10 against H&E at the same ratio; images of little and of much entropy; colour against grey.
+"""Compare CIFAR-10 with H&E at the same ratio, images of little with images of much entropy, and colour with grey.
 
     python -m histocodec.benchmarks.paper.cifar DATA --out benchmarks/paper/results
 
-All sets have equally many 32×32 images, equally many of them held out (of H&E by case), one latent dimension, and
-equally many steps. H&E patches are cut at random from DATA/train and DATA/val. Entropy is Shannon's, of an image's
-grey-level histogram; the folds are split at its median.
+All sets have equally many 32×32 images, equally many of them held out (of H&E by case), the same latent dimension and
+the same number of steps. H&E patches are cut at random from DATA/train and DATA/val. Entropy is Shannon's, of the
+grey-level histogram of an image; CIFAR-10 is split at its median.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from histocodec.benchmarks.paper.training_runs import RATE, Results, Setup, bits_of, curves, images_of
-from histocodec.errors import HistocodecError, UnsupportedError
+from histocodec.benchmarks.studies.run_command import run_command
+from histocodec.errors import UnsupportedError
 from histocodec.fidelity import mean_squared_error
 from histocodec.formats.container.files import write_atomically
 from histocodec.train.data.patches import TrainingImage
@@ -34,7 +35,10 @@ Split = tuple[list[TrainingImage], list[TrainingImage]]
 
 
 def cifar_images(path: Path) -> Tensor:
-    """(N, 3, 32, 32) uint8: a lossless grid of images, row by row. Raises UnsupportedError."""
+    """Cut a lossless grid of images, row by row, into (N, 3, 32, 32) uint8.
+
+    Raises UnsupportedError where the file cannot be read.
+    """
     try:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
@@ -44,7 +48,7 @@ def cifar_images(path: Path) -> Tensor:
 
 
 def entropy(image: Tensor) -> float:
-    """Bits of the grey-level histogram of one image (3, H, W) uint8."""
+    """The entropy of the grey-level histogram of one image (3, H, W) uint8, in bits."""
     grey = image.float().mean(dim=0).round().to(torch.int64).flatten()
     shares: NDArray[np.float64] = np.bincount(grey.numpy(), minlength=256) / grey.numel()
     used = shares[shares > 0]
@@ -52,33 +56,36 @@ def entropy(image: Tensor) -> float:
 
 
 def by_entropy(images: Tensor) -> tuple[Tensor, Tensor]:
-    """The halves of less and of more than the median."""
+    """Split images (N, 3, H, W) uint8 at the median of their entropy: the lower half, then the upper."""
     order = torch.from_numpy(np.argsort([entropy(image) for image in images], kind="stable"))
     half = len(images) // 2
     return images[order[:half]], images[order[half:]]
 
 
 def split(images: Tensor, *, seed: int = 0) -> Split:
-    """A set of independent images, all normalised by the statistics of those that are trained on."""
+    """Split independent images (N, 3, H, W) uint8 at random into training and validation; both are normalised by the
+    statistics of the training images."""
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(images)))
     count = round(HELD_OUT * len(images))
-    kept, apart = images[order[count:]], images[order[:count]]
-    values = kept.float().transpose(0, 1).flatten(1)
-    return tuple(  # type: ignore[return-value]  # of two
-        [TrainingImage(image, values.mean(1), values.std(1), "cifar") for image in part] for part in (kept, apart)
+    training, validation = images[order[count:]], images[order[:count]]
+    values = training.float().transpose(0, 1).flatten(1)
+    mean, std = values.mean(1), values.std(1)
+    return (
+        [TrainingImage(image, mean, std, "cifar") for image in training],
+        [TrainingImage(image, mean, std, "cifar") for image in validation],
     )
 
 
 def tissue(images: Sequence[TrainingImage], count: int, *, seed: int = 0) -> list[TrainingImage]:
-    """`count` patches that are not blank, at random from all images, with the statistics of their own."""
-    cuts = [(image, grid_patches(image.pixels, SIDE)) for image in images]
-    patches = [(image, patch) for image, cut in cuts for patch in cut[non_blank(cut)]]
+    """Choose `count` patches that are not blank at random from all images, each with its image's statistics."""
+    grids = [(image, grid_patches(image.pixels, SIDE)) for image in images]
+    patches = [(image, patch) for image, grid in grids for patch in grid[non_blank(grid)]]
     chosen = np.random.default_rng(seed).permutation(len(patches))[:count]
     return [replace(patches[i][0], pixels=patches[i][1]) for i in chosen]
 
 
 def grey(images: Sequence[TrainingImage]) -> list[TrainingImage]:
-    """The same without colour: the mean of the channels in each of them, and of their statistics."""
+    """The same images without colour: each channel is the mean of all, and so are the statistics."""
     return [
         TrainingImage(
             image.pixels.float().mean(0).round().to(torch.uint8).expand_as(image.pixels).contiguous(),
@@ -91,7 +98,8 @@ def grey(images: Sequence[TrainingImage]) -> list[TrainingImage]:
 
 
 def kept_variance(psnr: float, images: Sequence[TrainingImage]) -> float:
-    """The share of the held-out pixels' variance, each channel's over the whole set, that an error leaves."""
+    """The share of the images' variance that an error of this PSNR, in dB, leaves; the variance is each channel's over
+    the whole set."""
     values = torch.stack([image.pixels for image in images]).float().transpose(0, 1).flatten(1)
     return 1 - mean_squared_error(psnr) / float(values.var(dim=1).mean())
 
@@ -99,16 +107,17 @@ def kept_variance(psnr: float, images: Sequence[TrainingImage]) -> float:
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the JSON and the figure.")
-@click.option("--steps", type=click.IntRange(min=1), default=600, show_default=True)
-@click.option("--rate", type=float, default=RATE, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), default=600, show_default=True, help="Of training.")
+@click.option("--rate", type=float, default=RATE, show_default=True, help="Learning rate.")
 def main(data: Path, *, out: Path, steps: int, rate: float) -> None:
-    """Trains on each set, and validates on what is held out of it."""
+    """Train on each set of images in DATA, and validate on what is held out of it."""
     natural = cifar_images(data / CIFAR)
     low, high = by_entropy(natural)
-    apart = round(HELD_OUT * len(natural))
+    held_out = round(HELD_OUT * len(natural))
     stained: Split = (
-        tissue(images_of(data / "train"), len(natural) - apart), tissue(images_of(data / "val"), apart)
-    )  # fmt: skip
+        tissue(images_of(data / "train"), len(natural) - held_out),
+        tissue(images_of(data / "val"), held_out),
+    )
     colourful = split(natural)
     sets: dict[str, Callable[[], Split]] = {
         "H&E": lambda: stained,
@@ -142,7 +151,4 @@ def main(data: Path, *, out: Path, steps: int, rate: float) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except HistocodecError as exc:
-        raise SystemExit(f"error: {exc}") from exc
+    run_command(main)

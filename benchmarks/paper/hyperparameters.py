@@ -1,4 +1,4 @@
-"""Batch size and latent dimension: validation loss and PSNR over the same number of patches.
+"""Vary batch size and latent dimension: validation loss and PSNR over the same number of patches.
 
 python -m histocodec.benchmarks.paper.hyperparameters DATA --out benchmarks/paper/results
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from histocodec.benchmarks.paper.training_runs import RATE, Results, Setup, bits_of, curves, images_of
-from histocodec.errors import HistocodecError
+from histocodec.benchmarks.studies.run_command import run_command
 from histocodec.formats.container.files import write_atomically
 
 BATCHES = (32, 64, 128, 256)
@@ -21,9 +21,9 @@ BATCH, DIMENSION = 128, 64  # while the other is varied
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the JSON and the figure.")
 @click.option("--steps", type=click.IntRange(min=1), default=400, show_default=True, help="Of a batch of 128.")
-@click.option("--rate", type=float, default=RATE, show_default=True)
+@click.option("--rate", type=float, default=RATE, show_default=True, help="Learning rate.")
 def main(data: Path, *, out: Path, steps: int, rate: float) -> None:
-    """Trains on DATA/train with each setting, and validates on DATA/val."""
+    """Train on DATA/train with each setting, and validate on DATA/val."""
     training, validation = images_of(data / "train"), images_of(data / "val")
     results = Results(out, "hyperparameters")
     sized = [
@@ -32,22 +32,22 @@ def main(data: Path, *, out: Path, steps: int, rate: float) -> None:
     ]
     wide = [Setup(f"dimension {dimension}", dimension, batch=BATCH, steps=steps, rate=rate) for dimension in DIMENSIONS]
     by_batch = [results.run(setup, training, validation) for setup in sized]
-    both = by_batch[BATCHES.index(BATCH)]  # the same run but for its name
+    shared = by_batch[BATCHES.index(BATCH)]  # the same run but for its name
     by_dimension = [
-        replace(both, setup=setup) if setup.latent_dim == DIMENSION else results.run(setup, training, validation)
+        replace(shared, setup=setup) if setup.latent_dim == DIMENSION else results.run(setup, training, validation)
         for setup in wide
     ]
     panels = {"batch size, latent dimension 64": by_batch, "latent dimension, batch 128": by_dimension}
     for outcome in (outcome for outcomes in panels.values() for outcome in outcomes):
         last = outcome.last
-        click.echo(f"{outcome.setup.name}: validation loss {last.validation_loss:.4f}, {last.validation_psnr:.2f} dB, "
-                   f"{bits_of(last.divergence, outcome.setup):.0f} bits a patch by the divergence")  # fmt: skip
+        bits = bits_of(last.divergence, outcome.setup)
+        click.echo(
+            f"{outcome.setup.name}: validation loss {last.validation_loss:.4f}, {last.validation_psnr:.2f} dB, "
+            f"{bits:.0f} bits a patch by the divergence"
+        )
     figure = curves(panels, value="validation_loss", label="validation loss")
     write_atomically(out / "hyperparameters.png", figure)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except HistocodecError as exc:
-        raise SystemExit(f"error: {exc}") from exc
+    run_command(main)

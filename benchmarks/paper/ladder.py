@@ -1,9 +1,9 @@
-"""The ratio ladder: the autoencoder, the flagship and JPEG 2000 on the same images in the same bytes, 1:32 to 1:512.
+"""The ratio ladder: compare the autoencoder, the flagship and JPEG 2000 in the same bytes, 1:32 to 1:512.
 
     python -m histocodec.benchmarks.paper.ladder DATA --models DIR --out benchmarks/paper/results
 
-DIR has `vae-32.safetensors` … `vae-512.safetensors`. Bytes of an image are those that it adds to a slide (chunks,
-checksums, index entries); those of a whole container are compared with the ratio on DATA's slides, one `encode` each.
+DIR holds `vae-32.safetensors` … `vae-512.safetensors`. The bytes of an image are those that it adds to a slide (chunks,
+checksums, index entries). Those of a whole container are compared with the ratio on DATA's slides, one `encode` each.
 """
 
 import io
@@ -25,7 +25,7 @@ from histocodec.benchmarks.measure.nuclei import agreement
 from histocodec.benchmarks.measure.provenance import Machine, Model
 from histocodec.benchmarks.peers.codecs import JPEG2000
 from histocodec.benchmarks.peers.contender import code_at_bytes
-from histocodec.errors import HistocodecError
+from histocodec.benchmarks.studies.run_command import run_command
 from histocodec.extras import requires_extra
 from histocodec.formats.container.files import write_atomically
 from histocodec.formats.decode.open import open_slide
@@ -42,17 +42,17 @@ VAE, FLAGSHIP, PEER = "vae", DEFAULT_MODEL, "jpeg2000"
 NAMES = {VAE: "VAE", FLAGSHIP: "flagship", PEER: "JPEG 2000"}
 METRICS = {"psnr": "PSNR, dB", "ssim": "SSIM", "ms_ssim_db": "MS-SSIM, dB", "nuclei_f1": "F1 of nuclei"}
 SHOWN = 160  # pixels a side of the picture's panels
-PICTURE = (1024, 1024)  # made-up tissue, of which the panels show the middle
+PICTURE = (1024, 1024)  # synthetic tissue, of which the panels show the middle
 
 
 @dataclass(frozen=True)
-class Step:
-    """One image by one codec at one ratio. `fits` is false where even the coarsest has more bytes than wanted."""
+class LadderRow:
+    """One image by one codec at one ratio. `fits` is false where even the coarsest setting exceeds the budget."""
 
     image: str
     codec: str
     ratio: int
-    wanted: int
+    budget: int  # bytes
     bytes: int
     fits: bool
     psnr: float
@@ -62,8 +62,8 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Whole:
-    """A slide's container, all levels: bytes of its files, and how they compare with level 0's raw RGB."""
+class WholeSlide:
+    """A slide's container, all levels: the bytes of its files, and their ratio to the raw RGB of level 0."""
 
     slide: str
     model: str
@@ -73,36 +73,38 @@ class Whole:
     psnr: float
 
 
-def decoded_at(pixels: Pixels, codec: str, model: str, wanted: int) -> tuple[int, Pixels]:
-    """Bytes and pixels of the finest that a codec has within so many bytes, its coarsest where it has none."""
+def decoded_at(pixels: Pixels, codec: str, model: str, budget: int) -> tuple[int, Pixels]:
+    """The bytes and the pixels of the finest coding of at most `budget` bytes; of the coarsest where none fits."""
     if codec == PEER:
-        one = code_at_bytes(JPEG2000, pixels, wanted)
-        return len(one.data), JPEG2000.decode(one.data)
-    return ours_within(pixels, wanted, model=model, device="cpu", threads=1, effort=None)
+        coded = code_at_bytes(JPEG2000, pixels, budget)
+        return len(coded.data), JPEG2000.decode(coded.data)
+    return ours_within(pixels, budget, model=model, device="cpu", threads=1, effort=None)
 
 
-def steps(pixels: Pixels, image: str, ratio: int) -> Iterator[Step]:
-    wanted = raw_bytes_over(ratio, pixels.shape[0] * pixels.shape[1])
+def ladder_rows(pixels: Pixels, image: str, ratio: int) -> Iterator[LadderRow]:
+    """Measure every codec on pixels (H, W, 3) uint8 at one ratio."""
+    budget = raw_bytes_over(ratio, pixels.shape[0] * pixels.shape[1])
     for codec in NAMES:
-        size, decoded = decoded_at(pixels, codec, model_of(codec, ratio), wanted)
-        found = fidelity(pixels, decoded)
+        size, decoded = decoded_at(pixels, codec, model_of(codec, ratio), budget)
+        kept = fidelity(pixels, decoded)
         f1 = agreement(pixels, decoded).f1
-        yield Step(image, codec, ratio, wanted, size, size <= wanted, found.psnr, found.ssim, found.ms_ssim_db, f1)
+        yield LadderRow(image, codec, ratio, budget, size, size <= budget, kept.psnr, kept.ssim, kept.ms_ssim_db, f1)
 
 
 def model_of(codec: str, ratio: int) -> str:
+    """The id of the model: the autoencoder has one for each ratio."""
     return f"vae-{ratio}" if codec == VAE else codec
 
 
-def whole(path: Path, ratio: int) -> Whole:
-    """One encode of a slide with the autoencoder of a ratio, which is what it aims at unasked."""
+def whole_slide(path: Path, ratio: int) -> WholeSlide:
+    """Encode a slide with the autoencoder of a ratio, which aims at that ratio unless told otherwise."""
     with TemporaryDirectory(prefix="histocodec-ladder-") as folder, open_slide(path) as slide:
         report = encode_slide(slide, Path(folder) / "a.zarr", EncodeOptions(model=f"vae-{ratio}"))
-    return Whole(path.stem, f"vae-{ratio}", ratio, report.bytes, report.ratio_raw, report.psnr)
+    return WholeSlide(path.stem, f"vae-{ratio}", ratio, report.bytes, report.ratio_raw, report.psnr)
 
 
-def figure(rows: list[Step]) -> bytes:
-    """A PNG: each metric against the ratio, means over the images in which all codecs fit."""
+def figure(rows: list[LadderRow]) -> bytes:
+    """Draw a PNG: each metric against the ratio, as the mean over the images on which all codecs fit."""
     with requires_extra("bench"):
         from matplotlib.figure import Figure
     drawn = Figure(figsize=(10, 2.8), dpi=160, layout="constrained")
@@ -123,27 +125,25 @@ def figure(rows: list[Step]) -> bytes:
     return file.getvalue()
 
 
-def mean_of(rows: list[Step], codec: str, ratio: int, metric: str) -> float:
-    fitting = {one.image for one in rows if one.ratio == ratio} - {
-        one.image for one in rows if one.ratio == ratio and not one.fits
-    }
-    values = [
-        float(getattr(one, metric)) for one in rows if (one.codec, one.ratio) == (codec, ratio) and one.image in fitting
-    ]
+def mean_of(rows: list[LadderRow], codec: str, ratio: int, metric: str) -> float:
+    """The mean of a metric over the images on which all codecs fit; NaN where there is none."""
+    at_ratio = [row for row in rows if row.ratio == ratio]
+    too_large = {row.image for row in at_ratio if not row.fits}
+    values = [float(getattr(row, metric)) for row in at_ratio if row.codec == codec and row.image not in too_large]
     return fmean(values) if values else float("nan")
 
 
 def picture() -> bytes:
-    """A PNG: the middle of made-up tissue, a row a codec, a column a ratio."""
+    """Draw a PNG: the middle of synthetic tissue, with a row per codec and a column per ratio."""
     pixels = synthetic_slide(*PICTURE, seed=11)
     top, left = ((side - SHOWN) // 2 for side in PICTURE)
     middle = slice(top, top + SHOWN), slice(left, left + SHOWN)
     panels = []
     for codec, name in NAMES.items():
-        panels.append(Panel(pixels[middle], "original", "made-up tissue"))
+        panels.append(Panel(pixels[middle], "original", "synthetic tissue"))
         for ratio in RATIOS:
-            wanted = raw_bytes_over(ratio, PICTURE[0] * PICTURE[1])
-            _, decoded = decoded_at(pixels, codec, model_of(codec, ratio), wanted)
+            budget = raw_bytes_over(ratio, PICTURE[0] * PICTURE[1])
+            _, decoded = decoded_at(pixels, codec, model_of(codec, ratio), budget)
             panels.append(Panel(decoded[middle], f"{name} 1:{ratio}", f"{fidelity(pixels, decoded).psnr:.1f} dB"))
     file = io.BytesIO()
     Image.fromarray(in_rows(panels, 1 + len(RATIOS))).save(file, "PNG")
@@ -155,22 +155,22 @@ def picture() -> bytes:
 @click.option("--models", type=click.Path(path_type=Path), required=True, help="Folder with vae-32 … vae-512.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for ladder.json and the figures.")
 def main(data: Path, *, models: Path, out: Path) -> None:
-    """The ladder on the images of DATA/val and the slides of DATA/slides."""
+    """Measure the ladder on the images of DATA/val and the slides of DATA/slides."""
     os.environ[MODELS_VARIABLE] = str(models)
     images = sorted((data / "val").glob("*.webp"))
     slides = sorted(path for path in (data / "slides").iterdir() if path.suffix in (".svs", ".tif"))
-    rows: list[Step] = []
+    rows: list[LadderRow] = []
     with progress_bar("ladder") as bar:
         total = len(images) + len(slides) + 1
         for done, path in enumerate(images):
             bar(done, total, path.stem)
             with Image.open(path) as opened:
                 pixels = np.asarray(opened.convert("RGB"))
-            rows += [step for ratio in RATIOS for step in steps(pixels, path.stem, ratio)]
+            rows += [row for ratio in RATIOS for row in ladder_rows(pixels, path.stem, ratio)]
         containers = []
         for done, path in enumerate(slides, len(images)):
             bar(done, total, path.stem)
-            containers += [whole(path, ratio) for ratio in RATIOS]
+            containers += [whole_slide(path, ratio) for ratio in RATIOS]
         bar(total - 1, total, "picture")
         shown = picture()
     used = [Model.of(find_model(f"vae-{ratio}")) for ratio in RATIOS]
@@ -179,19 +179,16 @@ def main(data: Path, *, models: Path, out: Path) -> None:
         for codec in NAMES
         for ratio in RATIOS
     ]
-    found = {"machine": Machine.here(), "models": used, "means": means, "containers": containers, "rows": rows}
+    result = {"machine": Machine.here(), "models": used, "means": means, "containers": containers, "rows": rows}
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "ladder.json", f"{json_text(found, indent=1)}\n".encode())
+    write_atomically(out / "ladder.json", f"{json_text(result, indent=1)}\n".encode())
     write_atomically(out / "ladder.png", figure(rows))
     write_atomically(out / "ladder-picture.png", shown)
     for mean in means:
         click.echo(json.dumps(mean))
-    for one in containers:
-        click.echo(f"{one.slide} {one.model}: 1:{one.reached:.1f}, {one.psnr:.2f} dB")
+    for slide in containers:
+        click.echo(f"{slide.slide} {slide.model}: 1:{slide.reached:.1f}, {slide.psnr:.2f} dB")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except HistocodecError as exc:
-        raise SystemExit(f"error: {exc}") from exc
+    run_command(main)

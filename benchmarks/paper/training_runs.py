@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +29,8 @@ RATE = 1e-3  # ten times the paper's: these runs have hundreds of steps, not day
 
 @dataclass(frozen=True)
 class Setup:
-    """One run. All numbers of dimensions, patches and steps; the learning rate falls to zero over the last half."""
+    """One run: how many dimensions, pixels a side, patches a batch and steps. The learning rate falls to zero over the
+    last half."""
 
     name: str
     latent_dim: int = 64
@@ -42,12 +44,13 @@ class Setup:
 
     @property
     def config(self) -> VaeConfig:
+        """The configuration of the model."""
         return VaeConfig(latent_channels=self.latent_dim, stride=self.side, widths=WIDTHS, ratio=None)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run: every epoch, and how many patches the training had seen at its end."""
+    """A finished run: every epoch, and how many patches the training had seen at the end of each."""
 
     setup: Setup
     epochs: tuple[EpochResult, ...]
@@ -55,11 +58,12 @@ class Outcome:
 
     @property
     def last(self) -> EpochResult:
+        """The last epoch."""
         return self.epochs[-1]
 
 
 def train(setup: Setup, training: Sequence[TrainingImage], validation: Sequence[TrainingImage]) -> VaeTrainer:
-    """A trained model; its last state, since runs that are compared have equally many steps."""
+    """Train a model and return its last state, because runs that are compared have the same number of steps."""
     torch.manual_seed(setup.seed)
     epochs = PatchEpochs(
         training, batch=setup.batch, side=setup.side, seed=setup.seed, normalise=setup.normalise, augment=setup.augment
@@ -75,39 +79,44 @@ def train(setup: Setup, training: Sequence[TrainingImage], validation: Sequence[
 
 
 class Results:
-    """`<out>/<name>.json`: one entry a run. Runs whose setup is there already are not made again. `trainer` is that of
-    the last run, None where that was there."""
+    """`<out>/<name>.json`, with one entry per run. A run whose setup is there already is not repeated. `trainer` is
+    that of the last run; None where the run was there."""
 
     trainer: VaeTrainer | None = None
 
     def __init__(self, out: Path, name: str) -> None:
         self.path = out / f"{name}.json"
-        self.found: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {"runs": {}}
+        self.content: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {"runs": {}}
 
     def run(self, setup: Setup, training: Sequence[TrainingImage], validation: Sequence[TrainingImage]) -> Outcome:
-        known, self.trainer = self.found["runs"].get(setup.name), None
-        if known is None or known["setup"] != asdict(setup):
+        """Train by a setup, or return the outcome of the run that is stored."""
+        entry, self.trainer = self.content["runs"].get(setup.name), None
+        if entry is None or entry["setup"] != asdict(setup):
             self.trainer = train(setup, training, validation)
-            known = {"setup": asdict(setup), "epochs": [asdict(result) for result in self.trainer.history]}
-            self.found["runs"][setup.name] = known
+            entry = {"setup": asdict(setup), "epochs": [asdict(result) for result in self.trainer.history]}
+            self.content["runs"][setup.name] = entry
             self.write()
-        epochs = tuple(EpochResult(**result) for result in known["epochs"])
+        epochs = tuple(EpochResult(**result) for result in entry["epochs"])
         return Outcome(setup, epochs, tuple(result.step * setup.batch for result in epochs))
 
-    def write(self, **more: object) -> None:
-        """Adds members beside the runs."""
-        self.found = {"machine": jsonable(Machine.here()), **self.found, **{k: jsonable(v) for k, v in more.items()}}
+    def write(self, **members: object) -> None:
+        """Write the file, with more members beside the runs."""
+        more = {name: jsonable(value) for name, value in members.items()}
+        self.content = {"machine": jsonable(Machine.here()), **self.content, **more}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, f"{json.dumps(self.found, indent=1)}\n".encode())
+        write_atomically(self.path, f"{json.dumps(self.content, indent=1)}\n".encode())
 
 
 def images_of(folder: Path) -> list[TrainingImage]:
-    """All images and slides of a folder."""
+    """Load all images and slides of a folder."""
     return list(load_images(training_files([folder]), device=torch.device("cpu"), seed=0))
 
 
 def curves(panels: Mapping[str, Sequence[Outcome]], *, value: str, label: str) -> bytes:
-    """A PNG: for each panel, a validation figure of `EpochResult` against the patches that training has seen."""
+    """Draw a PNG: in each panel, the field `value` of every epoch's result against the patches that training has seen.
+
+    Raises UnsupportedError without matplotlib.
+    """
     with requires_extra("bench"):
         from matplotlib.figure import Figure
     drawn = Figure(figsize=(4.6 * len(panels), 3.4), dpi=160, layout="constrained")
@@ -128,5 +137,5 @@ def curves(panels: Mapping[str, Sequence[Outcome]], *, value: str, label: str) -
 
 
 def bits_of(divergence: float, setup: Setup) -> float:
-    """Nats a dimension → bits a patch."""
-    return divergence * setup.latent_dim / 0.6931471805599453
+    """Convert a divergence from nats per dimension to bits per patch."""
+    return divergence * setup.latent_dim / math.log(2)

@@ -14,9 +14,10 @@ from PIL import Image
 
 from histocodec.benchmarks.paper import cifar, hyperparameters, ladder, normalisation, training_runs
 from histocodec.benchmarks.paper.cifar import by_entropy, cifar_images, entropy, grey, kept_variance, split, tissue
-from histocodec.benchmarks.paper.ladder import Step, mean_of
-from histocodec.benchmarks.paper.organs import Patches, precision, share_between
+from histocodec.benchmarks.paper.ladder import LadderRow, mean_of
+from histocodec.benchmarks.paper.organs import label_precision, share_between
 from histocodec.benchmarks.paper.training_runs import Results, Setup, curves
+from histocodec.benchmarks.studies.patch_retrieval import Patches
 from histocodec.sources.synthetic import synthetic_slide
 from histocodec.train.data.patches import TrainingImage, training_image
 
@@ -139,27 +140,28 @@ def test_one_command_leaves_numbers_and_pictures(
             assert drawn.format == "PNG"
 
 
-def patches() -> Patches:
-    vectors = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]], np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return Patches(vectors, np.array(["a", "a", "b", "b"]), np.array(["s", "t", "s", "t"]), np.array(list("1234")))
+VECTORS = np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1]], np.float32)
+
+
+def patches(cases: str = "1234") -> Patches:
+    """The first two vectors are near each other, and so are the last two."""
+    return Patches(np.array(list("aabb")), np.array(list(cases)), np.array(list("stst")))
 
 
 def test_precision_leaves_the_case_out() -> None:
-    assert precision(patches(), "organ", "all").precision == 100
-    assert precision(patches(), "source", "all").precision == 0
-    assert precision(patches(), "organ", "all").chance == pytest.approx(100 / 3)
-    alone = Patches(patches().vectors, patches().organ, patches().source, np.array(["1", "1", "2", "2"]))
-    assert precision(alone, "organ", "all").queries == 0  # no other case has it
+    assert label_precision(patches(), VECTORS, "organ", "all").precision == 100
+    assert label_precision(patches(), VECTORS, "source", "all").precision == 0
+    assert label_precision(patches(), VECTORS, "organ", "all").chance == pytest.approx(100 / 3)
+    assert label_precision(patches("1122"), VECTORS, "organ", "all").queries == 0  # no other case has it
 
 
 def test_variance_between_groups() -> None:
-    assert share_between(patches().vectors, patches().organ) > 0.9
-    assert share_between(patches().vectors, patches().source) < 0.1
+    assert share_between(VECTORS, patches().organ) > 0.9
+    assert share_between(VECTORS, patches().source) < 0.1
 
 
-def step(image: str, codec: str, *, fits: bool, psnr: float) -> Step:
-    return Step(image, codec, 512, 100, 90, fits, psnr, 0.5, 5.0, 0.5)
+def step(image: str, codec: str, *, fits: bool, psnr: float) -> LadderRow:
+    return LadderRow(image, codec, 512, 100, 90, fits, psnr, 0.5, 5.0, 0.5)
 
 
 def test_means_are_over_images_in_which_all_codecs_fit() -> None:
