@@ -226,7 +226,7 @@ def test_a_codec_that_is_not_there_is_told_before_anything_is_measured(
         (["--variant", "sharpened"], 2, "sharpened"),
         (["--qualities", "50"], 2, "two or more"),
         (["--qualities", "50,101"], 2, "0 to 100"),
-        (["--ratios", "half"], 2, "whole numbers"),
+        (["--ratios", "half"], 2, "not a list of integers"),
         (["--speed", "gone.svs"], 2, "gone.svs"),
         (["--model", "nothing"], 4, "nothing"),
         (["gone.png"], 2, "gone.png"),
