@@ -46,7 +46,7 @@ def register() -> None:
 
 
 @lru_cache(maxsize=4)
-def _coder(model: str, sha256: str) -> "ChunkCodec":
+def _chunk_codec(model: str, sha256: str) -> "ChunkCodec":
     from histocodec.codec.chunk import chunk_codec  # here, so that reading an array's metadata stays fast
     from histocodec.models.weights import find_model
 
@@ -123,16 +123,16 @@ class LatentCodec(ArrayBytesCodec):
         """The bytes of a chunk of latents (C, n, n) int8 or int16. Raises UsageError for another shape, and
         MissingModelError."""
         _check_shape(values.shape)
-        return _coder(self.model, self.sha256).encode(np.ascontiguousarray(values), self.quality)
+        return _chunk_codec(self.model, self.sha256).encode(np.ascontiguousarray(values), self.quality)
 
     def decode_chunk(self, data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[np.integer[Any]]:
         """The inverse of `encode_chunk`: the latents (C, n, n) of `dtype` in the bytes of a chunk. Raises FormatError
         where the bytes are damaged or hold values beyond `dtype`, and MissingModelError."""
-        coder = _coder(self.model, self.sha256)
-        channels = coder.weights.config.latent_channels
+        codec = _chunk_codec(self.model, self.sha256)
+        channels = codec.weights.config.latent_channels
         if _check_shape(shape)[0] != channels:
             raise FormatError(f"{CODEC_NAME}: chunks of {shape[0]} channels; model {self.model} has {channels}")
-        values = coder.decode(data, shape)  # int16
+        values = codec.decode(data, shape)  # int16
         limits = np.iinfo(dtype)
         low, high = int(values.min()), int(values.max())
         if low < limits.min or high > limits.max:

@@ -139,8 +139,8 @@ def test_a_run_from_files_ends_in_a_model_that_codes(tmp_path: Path, monkeypatch
     assert weights.id == "hyper-custom"
     assert weights.hyper.integer_synthesis
     y = np.random.default_rng(0).integers(-9, 10, (TINY.latent_channels, 8, 8)).astype(np.int8)
-    coder = HyperChunkCodec(weights)
-    assert np.array_equal(coder.decode(coder.encode(y, 50), y.shape), y)
+    codec = HyperChunkCodec(weights)
+    assert np.array_equal(codec.decode(codec.encode(y, 50), y.shape), y)
     assert json.loads((tmp_path / "run" / "options.json").read_text())["steps"] == 4
     with pytest.raises(UsageError, match="resume"):
         run_training(options, lines.append, config=TINY)
@@ -441,10 +441,10 @@ def test_a_stored_crop_is_what_the_encoder_makes_of_it() -> None:
         if torch.equal(whole[:, :, y : y + found.shape[2], x : x + found.shape[3]], found)
     ]  # fmt: skip
     assert len(places) == 1  # bit for bit, wherever it was cut out
-    counted, coder = tables_of_stored(weights, [plain, sought]), HyperChunkCodec(weights)
+    counted, codec = tables_of_stored(weights, [plain, sought]), HyperChunkCodec(weights)
     y = F.pad(sought.latents, (0, 0, 0, 1)).numpy()
     before, after = (
-        sum(float(symbol_bits(s.values - s.whole_mean, s.tables, tables).sum()) for s in coder.segments(y, 70))
+        sum(float(symbol_bits(s.values - s.whole_mean, s.tables, tables).sum()) for s in codec.segments(y, 70))
         for tables in (weights.tables, counted)
     )
     assert after < before

@@ -32,10 +32,10 @@ def golden(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_golden_chunk_decodes_and_is_written_again_byte_for_byte(golden: tuple[Path, dict]) -> None:
     model, facts = golden
-    coder, chunk = chunk_codec(load_model(model)), bytes.fromhex(facts["chunk"])
-    assert np.array_equal(coder.decode(chunk, (8, 8, 8)), golden_latents())
-    plain = {"z": coder.hyper_latents(golden_latents(), 37, reluctance=0)} if isinstance(coder, HyperChunkCodec) else {}
-    assert coder.encode(golden_latents(), 37, **plain) == chunk
+    codec, chunk = chunk_codec(load_model(model)), bytes.fromhex(facts["chunk"])
+    assert np.array_equal(codec.decode(chunk, (8, 8, 8)), golden_latents())
+    plain = {"z": codec.hyper_latents(golden_latents(), 37, reluctance=0)} if isinstance(codec, HyperChunkCodec) else {}
+    assert codec.encode(golden_latents(), 37, **plain) == chunk
 
 
 def test_a_golden_container_has_its_latents_and_its_pixels(golden: tuple[Path, dict]) -> None:

@@ -178,14 +178,14 @@ def golden_weights() -> ModelWeights:
 @lru_cache(maxsize=1)
 def sound_chunks() -> tuple[bytes, ...]:
     """Chunks of all qualities and extents, with and without escapes."""
-    coder, chunks = HyperChunkCodec(golden_weights()), []
+    codec, chunks = HyperChunkCodec(golden_weights()), []
     for seed in range(40):
         rng = np.random.default_rng(seed)
         y = np.rint(rng.laplace(0, 10 ** rng.uniform(-1, 3.2), SHAPE)).clip(-(2**15), 2**15 - 1).astype(np.int16)
         ends = rng.integers(1, (*SHAPE[:2], SHAPE[2]), endpoint=True)
         y[ends[0] :], y[:, ends[1] :], y[:, :, ends[2] :] = 0, 0, 0
-        chunks.append(coder.encode(y, int(rng.integers(101))))
-    return (*chunks, coder.encode(np.zeros(SHAPE, np.int16), 3))
+        chunks.append(codec.encode(y, int(rng.integers(101))))
+    return (*chunks, codec.encode(np.zeros(SHAPE, np.int16), 3))
 
 
 def small_container(folder: Path) -> Path:
@@ -226,22 +226,22 @@ class Chunks:
 
     def __init__(self) -> None:
         weights = golden_weights()
-        self.coder = HyperChunkCodec(weights)
+        self.codec = HyperChunkCodec(weights)
         self.oracle = HyperChunkCodec(weights, prior=IntegerPrior(weights.config, weights.arrays, dtype="float64"))
         self.count = 0
 
     def take(self, data: bytes) -> None:
         self.count += 1
-        found = self._decoded(self.coder, data)
+        found = self._decoded(self.codec, data)
         if self.count % 50 == 0:
             assert found == self._decoded(self.oracle, data), "two priors disagree"
         if isinstance(found, HistocodecError):
             raise found
 
     @staticmethod
-    def _decoded(coder: HyperChunkCodec, data: bytes) -> "bytes | Refusal":
+    def _decoded(codec: HyperChunkCodec, data: bytes) -> "bytes | Refusal":
         try:
-            return coder.decode(data, SHAPE).tobytes()
+            return codec.decode(data, SHAPE).tobytes()
         except HistocodecError as exc:
             return Refusal(str(exc))
 

@@ -62,7 +62,7 @@ class Encoder:
 
     def __init__(self, weights: ModelWeights, workers: Workers) -> None:
         self.weights, self.workers = weights, workers
-        self.coder: ChunkCodec = workers.run(lambda: fast_chunk_codec(weights))
+        self.codec: ChunkCodec = workers.run(lambda: fast_chunk_codec(weights))
         self.transform = workers.run(lambda: Transform(weights, torch.device("cpu")))
 
     def stored(self, pixels: Pixels, stats: ChannelStats, quality: int, effort: int) -> Stored:
@@ -74,7 +74,7 @@ class Encoder:
             stats = self.workers.run(lambda: transform.aligned(stats, glass, quality))
         busiest = PixelWindow.read(slide, 0, busiest_region(slide, CHUNK_PIXELS), config)
         quantiser = Quantiser(
-            transform, self.coder, stats, lambda: busiest.analyse(transform, stats),
+            transform, self.codec, stats, lambda: busiest.analyse(transform, stats),
             effort=effort, background=glass if shown else None,
         )  # fmt: skip
         grid = Grid(pixels.shape[0], pixels.shape[1], CHUNK_PIXELS)
@@ -154,10 +154,10 @@ def seen_in_step(crops: Sequence[Stored], weights: ModelWeights, step: int, *, s
 
 def tables_of_stored(weights: ModelWeights, crops: Sequence[Stored]) -> TableSet:
     """The model's tables, refitted to the symbols of these."""
-    coder, tables = fast_chunk_codec(weights), weights.tables
+    codec, tables = fast_chunk_codec(weights), weights.tables
     counts = np.zeros(len(tables.freq), np.int64)
     for crop in crops:
-        for segment in coder.segments(pad_latents(crop.latents.numpy()), crop.quality):
+        for segment in codec.segments(pad_latents(crop.latents.numpy()), crop.quality):
             symbols = segment.values.astype(np.int64) - segment.whole_mean - tables.low[segment.tables]
             size = tables.size[segment.tables].astype(np.int64)
             known = (symbols >= 0) & (symbols < size)

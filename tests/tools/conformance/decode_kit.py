@@ -52,7 +52,7 @@ def unpack(folder: Path) -> None:
         (folder / pixels.name).write_bytes(pixels.read_bytes())
 
 
-def decode_chunks(container: Container, coder: HyperChunkCodec) -> tuple[list[str], bool]:
+def decode_chunks(container: Container, codec: HyperChunkCodec) -> tuple[list[str], bool]:
     """The SHA-256 of each level's latents as int16, and whether every chunk is encoded to the same bytes again."""
     attributes, digests, same = container.attributes, [], True
     for level in range(len(attributes.levels)):
@@ -63,10 +63,10 @@ def decode_chunks(container: Container, coder: HyperChunkCodec) -> tuple[list[st
             path = container.shard_path(ShardKey(level, row // across, column // across))
             data = read_chunk(path, read_index(path, across**2), row % across * across + column % across)
             assert data is not None
-            y = coder.decode(data, shape)
+            y = codec.decode(data, shape)
             quality = quality_of(data)  # the kit's own z are plainly h_a's, as its writer took them
-            plain = coder.encode(y, quality, z=coder.hyper_latents(y, quality, reluctance=0)) if y.any() else data
-            same &= data in (coder.encode(y, quality), plain)
+            plain = codec.encode(y, quality, z=codec.hyper_latents(y, quality, reluctance=0)) if y.any() else data
+            same &= data in (codec.encode(y, quality), plain)
             whole[:, row * side : (row + 1) * side, column * side : (column + 1) * side] = y
         cut = np.ascontiguousarray(whole[:, : grid.latent_rows, : grid.latent_columns])
         digests.append(hashlib.sha256(cut.tobytes()).hexdigest())
