@@ -12,10 +12,12 @@ whole story, with what is on the disk at each moment.
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from histocodec.codec.chunk import fast_chunk_codec
 from histocodec.codec.quantise import Quantiser
@@ -63,34 +65,47 @@ def encode_slide(
     options = replace(options, effort=options.effort_with(weights))
     slide = with_pyramid(slide) if options.levels is None else slide
     fingerprint = _fingerprint(slide, options, weights)
-    workers = Workers(options.workers)
-    try:
-        with Journal.start(dst, fingerprint, resume=options.resume, overwrite=options.overwrite) as journal:
-            try:
-                levels = selected_levels(slide, options)
-                clock = Clock(progress, 2 * sum(slide.levels[number].region.area for number in levels))
-                clock.start()
-                transform = workers.run(lambda: Transform(weights, device))  # on one core, as when decoding
-                codec = workers.run(lambda: fast_chunk_codec(weights))
-                plan = make_plan(slide, levels, options, transform, codec, workers)
-                container = PartialContainer(journal, plan.attributes)
-                encoder = _Encoder(plan, plan.quantiser(transform, codec), container, workers, clock)
-                attributes, outcome = encoder.run()
-                attributes = write_extras(container.root, attributes, slide, options, weights)
-                files.finish(container.root, attributes)
-                if _fingerprint(slide, options, weights) != fingerprint:  # a chunk that Zarr misses reads as zeros
-                    raise SourceError(f"{slide.name}: changed or vanished while it was read")
-                journal.commit(overwrite=options.overwrite)
-            except (OutputError, KeyboardInterrupt):
-                raise  # the partial container stays, for --resume
-            except BaseException as exc:
-                if not (isinstance(exc, SourceError) and journal.records):  # a passing fault costs no finished shard
-                    journal.discard()
-                raise
-    finally:
-        workers.close()
+    with (
+        closing(Workers(options.workers)) as workers,
+        Journal.start(dst, fingerprint, resume=options.resume, overwrite=options.overwrite) as journal,
+    ):
+        try:
+            attributes, outcome = _write_container(slide, options, weights, device, journal, workers, progress)
+            if _fingerprint(slide, options, weights) != fingerprint:  # a chunk that Zarr misses reads as zeros
+                raise SourceError(f"{slide.name}: changed or vanished while it was read")
+            journal.commit(overwrite=options.overwrite)
+        except (OutputError, KeyboardInterrupt):
+            raise  # the partial container stays, for --resume
+        except BaseException as exc:
+            if not (isinstance(exc, SourceError) and journal.records):  # a passing fault costs no finished shard
+                journal.discard()
+            raise
     seconds = time.perf_counter() - began
     return make_report(dst, attributes, outcome, asked_quality=options.quality, seconds=seconds, device=str(device))
+
+
+def _write_container(
+    slide: Slide,
+    options: EncodeOptions,
+    weights: ModelWeights,
+    device: torch.device,
+    journal: Journal,
+    workers: Workers,
+    progress: Callable[[EncodeProgress], None] | None,
+) -> tuple[Attributes, Outcome]:
+    """Writes everything into the journal's partial folder. Returns the final attributes, and what became of the
+    chunks."""
+    source_levels = selected_levels(slide, options)
+    clock = Clock(progress, 2 * sum(slide.levels[number].region.area for number in source_levels))
+    clock.start()
+    transform = workers.run(lambda: Transform(weights, device))  # on one core, as when decoding
+    codec = workers.run(lambda: fast_chunk_codec(weights))
+    plan = make_plan(slide, source_levels, options, transform, codec, workers)
+    container = PartialContainer(journal, plan.attributes)
+    attributes, outcome = _Encoder(plan, plan.quantiser(transform, codec), container, workers, clock).run()
+    attributes = write_extras(container.root, attributes, slide, options, weights)
+    files.finish(container.root, attributes)
+    return attributes, outcome
 
 
 def _fingerprint(slide: Slide, options: EncodeOptions, weights: ModelWeights) -> dict[str, Json]:

@@ -31,10 +31,10 @@ from histocodec.formats.container.layout import CODED, LOSSLESS
 from histocodec.formats.container.read import Container
 from histocodec.formats.decode.chunks import ChunkReader
 from histocodec.formats.decode.fidelity import CACHE_BYTES, Floor, LevelFidelity
-from histocodec.formats.encode.journal import Change, Round
 from histocodec.formats.encode.partial_container import PartialContainer, StoredChunk
 from histocodec.formats.encode.plan import Plan
 from histocodec.formats.encode.progress import Clock
+from histocodec.formats.encode.records import Change, Round
 from histocodec.geometry import ChunkKey
 from histocodec.models.config import QUALITIES
 from histocodec.threads import Workers

@@ -13,7 +13,8 @@ from histocodec.formats.container.attributes import Attributes
 from histocodec.formats.container.files import write_atomically
 from histocodec.formats.container.layout import BACKGROUND, CODED, LOSSLESS, shard_path
 from histocodec.formats.container.shard import pack_shard, read_chunks, read_index
-from histocodec.formats.encode.journal import Journal, ShardRecord
+from histocodec.formats.encode.journal import Journal
+from histocodec.formats.encode.records import ShardRecord
 from histocodec.geometry import ChunkKey, ShardKey
 
 

@@ -16,16 +16,8 @@ from histocodec.formats.container.files import write_atomically
 from histocodec.formats.container.layout import shard_path
 from histocodec.formats.container.read import is_container
 from histocodec.formats.encode import journal as module
-from histocodec.formats.encode.journal import (
-    Change,
-    Journal,
-    Round,
-    ShardRecord,
-    journal_path,
-    old_path,
-    partial_path,
-    source_identity,
-)
+from histocodec.formats.encode.journal import Journal, journal_path, old_path, partial_path, source_identity
+from histocodec.formats.encode.records import Change, Round, ShardRecord
 from histocodec.geometry import ChunkKey, ShardKey
 
 FINGERPRINT: dict[str, module.Json] = {
