@@ -92,7 +92,7 @@ def compare(ours: Sequence[Row], theirs: Sequence[Row]) -> Comparison:
 def of_group(group: Group, compared: Sequence[Comparison]) -> tuple[GroupComparison, ...]:
     """Average over a group's images, against each peer. `compared` holds the comparisons of all images."""
     images = {subject.image for subject in group.subjects}
-    of_images = [one for one in compared if one.image in images and one.variant == group.variant]
+    of_images = [pair for pair in compared if pair.image in images and pair.variant == group.variant]
     groups = []
     for peer in dict.fromkeys(comparison.peer for comparison in of_images):
         peer_rates = [comparison.bd_rate for comparison in of_images if comparison.peer == peer]

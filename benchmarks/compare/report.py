@@ -85,8 +85,10 @@ def headline(result: BenchResult) -> Iterator[str]:
     """The lines for a terminal: rate differences at equal PSNR, and the images on which we lose."""
     yield f"model {result.model.id} ({result.model.sha256[:12]}){_effort(result)}"
     yield "bytes at equal PSNR against each peer, means over the images [or over so many of them]"
-    for title in dict.fromkeys(_title(one.group, one.variant) for one in result.summary.groups):
-        comparisons = [one for one in result.summary.groups if _title(one.group, one.variant) == title]
+    by_title: dict[str, list[GroupComparison]] = {}
+    for group in result.summary.groups:
+        by_title.setdefault(_title(group.group, group.variant), []).append(group)
+    for title, comparisons in by_title.items():
         yield ""
         yield f"{f'{title} ({comparisons[0].images})':<30}" + "".join(f"{band:>14}" for band in ALL_BANDS)
         for comparison in comparisons:

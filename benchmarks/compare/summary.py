@@ -92,7 +92,7 @@ def summarise(rows: Sequence[Row]) -> Summary:
 def at_rates(group: Group) -> tuple[AtRate, ...]:
     """Every codec of a group at each of RATES that its curves reach."""
     curves = [curves_of(group.rows, subject) for subject in group.subjects]
-    found = []
+    rates = []
     for bpp in RATES:
         for codec in dict.fromkeys(name for by_codec in curves for name in by_codec):
             values = [
@@ -100,8 +100,8 @@ def at_rates(group: Group) -> tuple[AtRate, ...]:
             ]
             if values:
                 means = {name: fmean(metrics[name] for metrics in values) for name in SHOWN}
-                found.append(AtRate(group.variant, group.name, bpp, codec, len(values), len(curves), means))
-    return tuple(found)
+                rates.append(AtRate(group.variant, group.name, bpp, codec, len(values), len(curves), means))
+    return tuple(rates)
 
 
 def _interpolated(curve: Sequence[Row], bpp: float) -> dict[str, float]:
@@ -109,13 +109,13 @@ def _interpolated(curve: Sequence[Row], bpp: float) -> dict[str, float]:
     finite = sorted((row for row in curve if np.isfinite(row.fidelity.psnr)), key=lambda row: row.bpp)
     if not finite or not finite[0].bpp <= bpp <= finite[-1].bpp:
         return {}
-    rates = np.log([row.bpp for row in finite])
-    return {name: float(np.interp(np.log(bpp), rates, [row.metric(name) for row in finite])) for name in SHOWN}
+    log_bpp = np.log([row.bpp for row in finite])
+    return {name: float(np.interp(np.log(bpp), log_bpp, [row.metric(name) for row in finite])) for name in SHOWN}
 
 
 def speeds(rows: Sequence[Row]) -> tuple[Speeds, ...]:
     """The speeds of every codec that was timed."""
-    found = []
+    medians = []
     for variant, codec in dict.fromkeys((row.subject.variant, row.coded_by.name) for row in rows):
         timed = [
             row.speed
@@ -125,7 +125,7 @@ def speeds(rows: Sequence[Row]) -> tuple[Speeds, ...]:
         if timed:
             encode_peaks = [speed.encode_peak_bytes for speed in timed if speed.encode_peak_bytes is not None]
             decode_peaks = [speed.decode_peak_bytes for speed in timed if speed.decode_peak_bytes is not None]
-            found.append(
+            medians.append(
                 Speeds(
                     variant,
                     codec,
@@ -138,4 +138,4 @@ def speeds(rows: Sequence[Row]) -> tuple[Speeds, ...]:
                     max(decode_peaks, default=None),
                 )
             )
-    return tuple(found)
+    return tuple(medians)

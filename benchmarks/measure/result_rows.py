@@ -124,8 +124,8 @@ def flat(row: Row) -> dict[str, object]:
     values: dict[str, object] = {"bpp": row.bpp}
     for part, kind, prefix in _PARTS:
         value = getattr(row, part)
-        own = dict.fromkeys(field.name for field in fields(kind)) if value is None else asdict(value)
-        values |= {f"{prefix}{name}": jsonable(field) for name, field in own.items()}
+        by_name = dict.fromkeys(field.name for field in fields(kind)) if value is None else asdict(value)
+        values |= {f"{prefix}{name}": jsonable(field) for name, field in by_name.items()}
     return {name: values[name] for name in COLUMNS}
 
 
@@ -133,10 +133,10 @@ def from_flat(values: Mapping[str, Any]) -> Row:  # JSON
     """Restore the row that `flat` took apart. Raises KeyError or TypeError where the values are not those of a row."""
     parts: dict[str, Any] = {}
     for part, kind, prefix in _PARTS:
-        own = {field.name: values[f"{prefix}{field.name}"] for field in fields(kind)}
+        by_name = {field.name: values[f"{prefix}{field.name}"] for field in fields(kind)}
         if kind is Fidelity:
-            own = {name: math.inf if value is None else value for name, value in own.items()}
-        parts[part] = None if kind is Speed and own["timed_on"] is None else kind(**own)
+            by_name = {name: math.inf if value is None else value for name, value in by_name.items()}
+        parts[part] = None if kind is Speed and by_name["timed_on"] is None else kind(**by_name)
     return Row(bpp=values["bpp"], **parts)
 
 

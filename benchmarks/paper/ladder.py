@@ -86,9 +86,11 @@ def ladder_rows(pixels: Pixels, image: str, ratio: int) -> Iterator[LadderRow]:
     budget = raw_bytes_over(ratio, pixels.shape[0] * pixels.shape[1])
     for codec in NAMES:
         size, decoded = decoded_at(pixels, codec, model_of(codec, ratio), budget)
-        kept = fidelity(pixels, decoded)
+        measured = fidelity(pixels, decoded)
         f1 = agreement(pixels, decoded).f1
-        yield LadderRow(image, codec, ratio, budget, size, size <= budget, kept.psnr, kept.ssim, kept.ms_ssim_db, f1)
+        yield LadderRow(
+            image, codec, ratio, budget, size, size <= budget, measured.psnr, measured.ssim, measured.ms_ssim_db, f1
+        )
 
 
 def model_of(codec: str, ratio: int) -> str:

@@ -124,11 +124,11 @@ def main(containers: tuple[Path, ...], *, repeat: int, device: str, as_json: boo
     machine, chosen = Machine.here(), str(choose_device(device))
     decodings = [decoding(path, device=chosen, repeat=repeat) for path in containers]
     if as_json:
-        print_json({"machine": asdict(machine), "decodings": [asdict(one) for one in decodings]})
+        print_json({"machine": asdict(machine), "decodings": [asdict(result) for result in decodings]})
         return
     click.echo(str(machine))
-    for one in decodings:
-        click.echo(str(one))
+    for result in decodings:
+        click.echo(str(result))
 
 
 if __name__ == "__main__":

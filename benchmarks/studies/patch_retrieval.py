@@ -54,7 +54,7 @@ def precision(patches: Patches, vectors: Vectors | None, fit: Fit, groups: Names
     Queries whose label no other group has are left out.
     """
     labels: Names = getattr(patches, label)
-    at_1, at_5, asked = [], [], []
+    at_1, at_5, asked_labels = [], [], []
     for group in np.unique(groups):
         queries, searched = np.flatnonzero(groups == group), np.flatnonzero(groups != group)
         queries = queries[np.isin(labels[queries], labels[searched])]
@@ -71,13 +71,19 @@ def precision(patches: Patches, vectors: Vectors | None, fit: Fit, groups: Names
             hits = np.take_along_axis(right, nearest, axis=1)
             at_1.append(hits[:, 0].astype(np.float64))
             at_5.append(hits.mean(axis=1))
-        asked.append(labels[queries])
-    if not asked:
+        asked_labels.append(labels[queries])
+    if not asked_labels:
         return Precision(np.nan, np.nan, np.nan, np.nan, 0)
-    one, five, of_query = (np.concatenate(parts) for parts in (at_1, at_5, asked))
-    by_label = [(one[of_query == name].mean(), five[of_query == name].mean()) for name in np.unique(of_query)]
-    one_by_label, five_by_label = np.mean(by_label, axis=0)
-    return Precision(float(one.mean()), float(five.mean()), float(one_by_label), float(five_by_label), len(of_query))
+    first, five, asked = (np.concatenate(parts) for parts in (at_1, at_5, asked_labels))
+    by_label = [(first[asked == name].mean(), five[asked == name].mean()) for name in np.unique(asked)]
+    first_by_label, five_by_label = np.mean(by_label, axis=0)
+    return Precision(
+        at_1=float(first.mean()),
+        at_5=float(five.mean()),
+        at_1_by_label=float(first_by_label),
+        at_5_by_label=float(five_by_label),
+        queries=len(asked),
+    )
 
 
 def as_they_are(searched: Vectors) -> Callable[[Vectors], Vectors]:
