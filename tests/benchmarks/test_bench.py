@@ -1,5 +1,5 @@
-"""`histocodec bench` from end to end, on made-up images, with the tiny model: what it writes, and what it measures
-only once."""
+"""`histocodec bench` from end to end on synthetic images with the tiny model: what it writes and what it measures only
+once."""
 
 import csv
 import json
@@ -33,13 +33,13 @@ def with_image(folder: Path) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """With an image in it."""
+    """A folder with an image in it."""
     return with_image(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path) -> Path:
-    """Where a whole benchmark has been, and its results lie in out/."""
+    """A folder with an image and, in out/, the results of a whole benchmark."""
     folder = with_image(tmp_path_factory.mktemp("bench"))
     assert run(arguments(folder, tiny_file, "--out", str(folder / "out"))) == 0
     return folder
@@ -47,7 +47,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path) -> Path:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """How often something was encoded by us, and how often a peer's curve was measured."""
+    """How often we encoded something, measured a peer's curve, and compared nuclei."""
     counted: Counter[str] = Counter()
     for name, module in (("encode_slide", our_codec), ("code_curve", measure_images), ("agreement", measure_images)):
         own = getattr(module, name)
@@ -114,7 +114,7 @@ def test_a_second_run_measures_and_times_nothing_again(finished: Path, tiny_file
     assert (out / "rows.json").read_bytes() == rows
 
 
-def test_another_model_costs_our_own_rows_alone(
+def test_another_model_costs_only_our_own_rows(
     folder: Path, tiny_file: Path, calls: Counter[str], capsys: Captured
 ) -> None:
     out = ("--out", str(folder / "out"), "--no-crops", "--no-timing")
@@ -144,7 +144,7 @@ def test_a_changed_image_is_measured_again(
     assert len(json.loads((folder / "out" / "rows.json").read_text())) == ROWS
 
 
-def test_an_interrupted_run_goes_on_where_it_was(
+def test_an_interrupted_run_continues(
     folder: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     out = folder / "out"
@@ -170,7 +170,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert len((out / "rows.jsonl").read_text().splitlines()) == ROWS
 
 
-def test_variants_are_recorded_and_kept_apart(folder: Path, tiny_file: Path, capsys: Captured) -> None:
+def test_variants_are_recorded_and_not_mixed(folder: Path, tiny_file: Path, capsys: Captured) -> None:
     more = ("--variant", "native,enlarged", "--variant", "blurred", "--no-timing", "--json", "--ratios", "none")
     assert run(arguments(folder, tiny_file, *more)) == 0
     found = json.loads(capsys.readouterr().out)
@@ -181,7 +181,7 @@ def test_variants_are_recorded_and_kept_apart(folder: Path, tiny_file: Path, cap
     assert at_80["blurred"] > at_80["native"]
 
 
-def test_progress_goes_on_from_nothing_to_all(tmp_path: Path, tiny_file: Path) -> None:
+def test_progress_rises_from_nothing_to_all(tmp_path: Path, tiny_file: Path) -> None:
     for name in ("a-1.png", "a-2.png"):
         Image.fromarray(synthetic_slide(64, 64, seed=6)).save(tmp_path / name)
     subjects = Subjects((tmp_path / "a-1.png", tmp_path / "a-2.png"), ("native",), 1, 64, 0)
@@ -206,7 +206,7 @@ def test_tiles_are_a_peer_of_their_own_where_an_image_is_larger_than_one(
     assert {one["name"] for one in found["rows"] if one["kind"] != "curve"} == {"histocodec", "JPEG 2000"}
 
 
-def test_a_codec_that_is_not_there_is_told_before_anything_is_measured(
+def test_a_missing_codec_is_reported_before_anything_is_measured(
     folder: Path, tiny_file: Path, calls: Counter[str], monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     def absent(pixels: Pixels, setting: float, threads: int) -> bytes:
@@ -233,7 +233,7 @@ def test_a_codec_that_is_not_there_is_told_before_anything_is_measured(
         (["notes.txt"], 4, "notes.txt"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_measured(
+def test_bad_options_are_refused_before_anything_is_measured(
     folder: Path,
     tiny_file: Path,
     calls: Counter[str],

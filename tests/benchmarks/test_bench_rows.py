@@ -1,4 +1,4 @@
-"""What a benchmark measures, and the rows that it keeps."""
+"""What a benchmark measures, and the rows that it stores."""
 
 import csv
 import io
@@ -61,10 +61,10 @@ def test_blurring_keeps_an_even_image_and_spreads_a_point_as_a_gaussian_of_2_pix
     assert found == pytest.approx(np.array(edge) * edge[20], abs=0.01)
 
 
-def test_squares_of_a_slide_are_tissue_do_not_overlap_and_come_again_by_seed() -> None:
+def test_squares_are_tissue_do_not_overlap_and_repeat_with_the_seed() -> None:
     pixels = np.full((1600, 1600, 3), 243, np.uint8)
     pixels[:, 800:] = (180, 90, 160)
-    slide = ArraySlide(pixels, name="half glass")
+    slide = ArraySlide(pixels, name="half background")
     found = tissue_squares(slide, count=5, side=200, seed=1)
     assert found == tissue_squares(slide, count=5, side=200, seed=1)
     assert found != tissue_squares(slide, count=5, side=200, seed=2)
@@ -82,7 +82,7 @@ def test_a_slide_without_enough_tissue_gives_its_fullest_squares() -> None:
     assert found == [Region(300, 300, 300, 300)]
 
 
-def test_a_large_image_gives_regions_and_all_of_it_where_none_are_wanted(tmp_path: Path) -> None:
+def test_a_large_image_gives_regions_or_with_none_all_of_it(tmp_path: Path) -> None:
     path = tmp_path / "wide.png"
     Image.fromarray(np.full((64, 2100, 3), 120, np.uint8)).save(path)
     squares = choose([path], variants=["native"], regions=2, side=64, seed=0)
@@ -140,7 +140,7 @@ def test_a_store_gives_back_what_it_was_given(tmp_path: Path) -> None:
     assert again.curve(rows()[0].subject, rows()[0].coded_by) == rows()[:-1]
 
 
-def test_of_two_lines_about_the_same_the_later_counts(tmp_path: Path) -> None:
+def test_the_later_of_two_lines_about_the_same_thing_counts(tmp_path: Path) -> None:
     store, first = RowStore(tmp_path / "rows.jsonl"), rows()[0]
     store.add(first)
     store.add(replace(first, speed=FAST))

@@ -1,4 +1,4 @@
-"""What is made of a benchmark's rows: rate differences, losses, the paper's ratios, means, and the report."""
+"""What a benchmark's rows come to: rate differences, losses, the paper's ratios, means, and the report."""
 
 import math
 from pathlib import Path
@@ -85,7 +85,7 @@ def test_variants_are_never_put_together() -> None:
     ]
 
 
-def test_a_quality_that_costs_more_and_shows_less_is_told() -> None:
+def test_a_quality_that_costs_more_and_shows_less_is_reported() -> None:
     dip = row(GOOD, OURS, 3.0, 20.0, setting=99.0)
     assert not_monotone(curve(GOOD, OURS)) == ()
     assert not_monotone([*curve(GOOD, OURS), dip]) == ("liver-good.png, native",)
@@ -113,7 +113,7 @@ def test_the_finest_quality_within_so_many_bytes_is_found(wanted: int, quality: 
 
 
 @pytest.mark.parametrize(("wanted", "quality"), [(3700, 33.75), (3699, 33.625), (3400, 30), (9000, 100)])
-def test_so_it_is_between_two_whole_ones(wanted: int, quality: float) -> None:
+def test_the_finest_part_of_a_quality_is_found(wanted: int, quality: float) -> None:
     known = {30.0: 3400, 35.0: 3800}
     assert finest_within(wanted, known, lambda at: int(1000 + 80 * at), parts=8) == quality
     assert all(size == int(1000 + 80 * at) for at, size in known.items())
@@ -192,7 +192,7 @@ def test_the_report_says_of_how_many_images_a_mean_is(result: BenchResult) -> No
     assert line.endswith("| +25.0 % [2] |")
 
 
-def test_the_terminal_shows_the_same_losses(result: BenchResult) -> None:
+def test_the_terminal_shows_the_losses_of_the_report(result: BenchResult) -> None:
     lines = list(headline(result))
     assert any(line.startswith("  liver-bad.png against JPEG 2000") for line in lines)
     assert not any("liver-good.png" in line for line in lines)

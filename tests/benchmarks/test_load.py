@@ -1,6 +1,7 @@
 """Many readers of one container at once get the right pixels.
 
-Speed is for `python -m histocodec.benchmarks.studies.load`."""
+`python -m histocodec.benchmarks.studies.load` measures how fast.
+"""
 
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def test_sixteen_threads_and_two_processes_get_the_right_pixels(source: ArraySli
 def test_a_wrong_region_is_counted(source: ArraySlide, container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from histocodec.benchmarks.studies import load as module
 
-    monkeypatch.setattr(module, "_crop", lambda right, region: np.zeros(3))
+    monkeypatch.setattr(module, "_crop", lambda pixels, region: np.zeros(3))
     processes, threads, _ = load(source, container, threads=2, processes=1, seconds=0.1)
     assert processes.wrong == processes.regions > 0
     assert threads.wrong == threads.regions > 0

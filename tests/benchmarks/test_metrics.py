@@ -1,4 +1,4 @@
-"""What is measured beyond PSNR, against other programs, closed forms and published properties."""
+"""The metrics beyond PSNR, against other programs, closed forms and published properties."""
 
 import math
 import subprocess

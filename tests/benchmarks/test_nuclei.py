@@ -46,7 +46,7 @@ def test_drawn_nuclei_are_counted_exactly_and_lie_where_they_were_drawn() -> Non
         assert area == pytest.approx(np.pi * radius**2, rel=0.2)
 
 
-def test_touching_nuclei_are_parted() -> None:
+def test_touching_nuclei_are_separated() -> None:
     assert segment(section([(60, 60, 10), (60, 77, 10), (150, 150, 8)])).max() == 3
 
 
@@ -61,7 +61,7 @@ def test_long_nuclei_are_left_whole() -> None:
     assert segment(section(spindles)).max() == 16
 
 
-def test_what_is_too_large_is_no_nucleus() -> None:
+def test_something_too_large_is_no_nucleus() -> None:
     assert segment(section([(60, 60, 40), (180, 60, 8), (180, 180, 15)])).max() == 2
 
 

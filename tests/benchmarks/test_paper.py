@@ -1,4 +1,4 @@
-"""The paper's experiments, in miniature: what they compare, and that a finished run is not made again."""
+"""The paper's experiments in miniature: what they compare, and that a finished run is not repeated."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def images(count: int = 2) -> list[TrainingImage]:
     return [image for image in made if image is not None]
 
 
-def test_a_finished_run_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setup = Setup("tiny", latent_dim=8, side=32, batch=4, steps=2)
     first = Results(tmp_path, "some").run(setup, images(), images(1))
     assert first.last.step == 2
@@ -54,7 +54,7 @@ def test_curves_are_a_picture(tmp_path: Path) -> None:
         assert picture.format == "PNG"
 
 
-def test_a_grid_of_images_is_taken_apart(tmp_path: Path) -> None:
+def test_a_grid_of_images_is_cut_up(tmp_path: Path) -> None:
     values = np.arange(6, dtype=np.uint8).reshape(2, 3)
     grid = np.repeat(np.repeat(values, 32, 0), 32, 1)
     Image.fromarray(np.stack([grid] * 3, 2)).save(tmp_path / "grid.png")
@@ -103,7 +103,7 @@ def test_kept_variance_is_none_at_the_variances_own_psnr() -> None:
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Made-up tissue to train on and to validate with, and a grid of 20 images for CIFAR-10; all runs tiny."""
+    """Synthetic tissue to train on and to validate with, and a grid of 20 images for CIFAR-10; all runs are tiny."""
     for folder, seeds in (("train", range(2)), ("val", range(2, 3))):
         (tmp_path / folder).mkdir()
         for seed in seeds:

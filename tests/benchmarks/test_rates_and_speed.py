@@ -1,4 +1,4 @@
-"""The benchmarks' arithmetic against known values, and what is timed and how much memory it takes."""
+"""Rate differences against known values; what is timed, and how much memory it takes."""
 
 import math
 from pathlib import Path

@@ -38,7 +38,7 @@ def row(
 
 
 def curve(about: Subject, codec: str, *, factor: float = 1.0, bpps: Sequence[float] = BPPS) -> list[Row]:
-    """Quality is the same at each point; `factor` scales the bytes."""
+    """A curve whose quality rises from point to point; `factor` scales the bytes."""
     return [
         row(about, codec, bpp * factor, 25 + 2.0 * number, setting=10.0 * number) for number, bpp in enumerate(bpps)
     ]
