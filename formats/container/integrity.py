@@ -34,6 +34,16 @@ def file_digest(path: Path) -> bytes:
         raise FormatError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
 
 
+def file_size(path: Path) -> int:
+    """The size of a file in bytes. Raises FormatError where it is missing or cannot be read."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError as exc:
+        raise FormatError(f"{path}: is missing") from exc
+    except OSError as exc:
+        raise FormatError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+
+
 def write_listing(root: Path) -> None:
     """Writes `integrity/files`: a line with the SHA-256 and the name of every file that is no shard. Raises OutputError
     where it cannot be written."""
@@ -55,6 +65,19 @@ def read_listing(root: Path) -> dict[str, str]:
             raise FormatError(f"{folder}: line {number} is not a SHA-256, two spaces and a file's name")
         listed[name] = digest
     return listed
+
+
+def check_shard(container: Container, shard: ShardKey, digests: NDArray[np.uint8]) -> None:
+    """Raises FormatError unless the file of a shard is the one that was written there. `digests` are those of its
+    level, as `Container.integrity` returns them. Hashes the file, but no more bytes than the level has in all."""
+    path, most = container.shard_path(shard), container.attributes.levels[shard.level].bytes
+    digest = digests[shard.row, shard.column].tobytes()
+    if digest == NO_SHARD:
+        raise FormatError(f"{path}: is there, although all its chunks are background")
+    size = file_size(path)
+    if most is not None and size > most:
+        raise FormatError(f"{path}: has {size} bytes; all shards of level {shard.level} together have {most}")
+    _check_digest(path, digest.hex())
 
 
 def container_problems(container: Container) -> Iterator[FormatError]:
@@ -94,7 +117,7 @@ def _shard_problems(container: Container, level: int) -> Iterator[FormatError]:
             if present[row, column] == (digest == NO_SHARD):
                 raise FormatError(f"{path}: tiles/{level} and integrity/{level} disagree whether it has to be there")
             if digest != NO_SHARD:
-                _check_digest(path, digest.hex())
+                check_shard(container, shard, digests)
                 _check_presence(container, shard, tiles)
             elif path.exists():
                 raise FormatError(f"{path}: is there, although all its chunks are background")
@@ -118,4 +141,6 @@ def _check_presence(container: Container, shard: ShardKey, tiles: NDArray[np.uin
 
 def _check_digest(path: Path, expected: str) -> None:
     if file_digest(path).hex() != expected:
-        raise FormatError(f"{path}: was altered (its SHA-256 is not the one that was written)")
+        raise FormatError(
+            f"{path}: is not the file written here (its SHA-256 differs): altered, or of another place or slide"
+        )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from histocodec.codec.chunk import ChunkCodec, fast_chunk_codec, quality_of
 from histocodec.errors import FormatError
+from histocodec.formats.container.integrity import check_shard
 from histocodec.formats.container.layout import BACKGROUND
 from histocodec.formats.container.read import Container
 from histocodec.formats.container.shard import ShardIndex, read_chunks, read_index
@@ -53,6 +54,7 @@ class ChunkReader:
         self.tiles = [container.tiles(level) for level in levels]  # the tile states (rows, columns) of each level
         self._planes = [container.attributes.grid(level).latents for level in levels]
         self._indices: dict[ShardKey, ShardIndex] = {}
+        self._digests: dict[int, NDArray[np.uint8]] = {}  # the SHA-256 of every shard, by level
         self._cache: Cache[ChunkLatents] = Cache(cache_bytes)
         self._underway = Underway()
 
@@ -95,14 +97,25 @@ class ChunkReader:
         return chunks
 
     def _index(self, shard: ShardKey) -> ShardIndex:
-        """The index of a shard's file, read once."""
+        """The index of a shard's file, read once. The whole file is hashed then: the CRCs inside it cannot tell a shard
+        of another place or slide."""
         index = self._indices.get(shard)
         if index is None:
             index = read_index(self.container.shard_path(shard), self.container.attributes.shard**2)
+            self._check_shard(shard)
             if len(self._indices) >= MAX_INDICES:
                 self._indices.clear()
             self._indices[shard] = index
         return index
+
+    def _check_shard(self, shard: ShardKey) -> None:
+        """Raises FormatError unless a shard of a finished container is the one that was written there. While a
+        container grows, its shards are the encoder's own and have no digests yet."""
+        if self.container.attributes.levels[shard.level].bytes is None:
+            return
+        if shard.level not in self._digests:
+            self._digests[shard.level] = self.container.integrity(shard.level)
+        check_shard(self.container, shard, self._digests[shard.level])
 
     def _number(self, key: ChunkKey) -> int:
         """The place of a chunk in its shard's index."""

@@ -106,6 +106,16 @@ def test_an_absent_chunk_is_missed(capsys: Captured, broken: Path) -> None:
     assert "level 0 chunk (0, 1) is missing from its shard" in line
 
 
+def test_a_sound_shard_of_another_slide_is_refused_when_it_is_read(capsys: Captured, broken: Path) -> None:
+    digests = broken / "integrity/0/c/0/0"
+    of_this_slide = digests.read_bytes()
+    fill_shard(broken, HyperChunkCodec(tiny_weights()).encode(np.zeros((48, 32, 32), np.int8), 50))
+    digests.write_bytes(of_this_slide)
+    code, line = failure(capsys, *decoding(broken))
+    assert code == 3
+    assert "latents/0/c/0/0/0: is not the file written here" in line
+
+
 def test_latents_beyond_their_dtype_are_not_wrapped(capsys: Captured, broken: Path) -> None:
     assert Container.open(broken).attributes.levels[0].dtype == "int8"
     values = np.zeros((48, 32, 32), np.int16)

@@ -33,8 +33,8 @@ def attributes(**changes: Any) -> Attributes:
         generator="histocodec 0.1.0",
         model=ModelReference("tiny", "0" * 64, channels=8),
         levels=(
-            LevelAttributes(150, 100, 1.0, "int8", 50, bytes=0, psnr=math.inf),
-            LevelAttributes(38, 25, 3.97, "int16", 60, bytes=0, psnr=31.25),
+            LevelAttributes(150, 100, 1.0, "int8", 50, bytes=156, psnr=math.inf),
+            LevelAttributes(38, 25, 3.97, "int16", 60, bytes=73, psnr=31.25),
         ),
         background=BackgroundAttributes("skip", (240, 241, 242)),
         source=SourceAttributes("a.svs", 12345, "aperio"),

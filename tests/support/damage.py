@@ -1,10 +1,14 @@
 """Ways to damage a container that carries the tiny model."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
-from histocodec.formats.container.layout import shard_path
+import numpy as np
+
+from histocodec.formats.container.arrays import write_plain
+from histocodec.formats.container.layout import plain_arrays, shard_path
 from histocodec.formats.container.read import Container
 from histocodec.formats.container.shard import pack_shard
 from histocodec.geometry import ShardKey
@@ -17,12 +21,18 @@ def largest_shard(path: Path) -> Path:
 
 
 def fill_shard(path: Path, chunk: bytes, *, absent: tuple[int, int] | None = None) -> None:
-    """Write the only shard of level 0, with the same chunk everywhere but at `absent`."""
+    """Write the only shard of level 0, with the same chunk everywhere but at `absent`, and what is recorded of it, as
+    somebody who forges a container would."""
     attributes = Container.open(path).attributes
     grid, side = attributes.grid(0), range(attributes.shard)
     there = [(r, c) for r in range(grid.chunk_rows) for c in range(grid.chunk_columns) if (r, c) != absent]
     slots = [chunk if (r, c) in there else None for r in side for c in side]
-    shard_path(path, ShardKey(0, 0, 0)).write_bytes(pack_shard(slots))
+    shard = pack_shard(slots)
+    shard_path(path, ShardKey(0, 0, 0)).write_bytes(shard)
+    edited(("attributes.histocodec.levels.0.bytes", len(shard)))(path)
+    form = plain_arrays(attributes)["integrity/0"]
+    digest = np.frombuffer(hashlib.sha256(shard).digest(), np.uint8).reshape(form.shape)
+    write_plain(path / "integrity/0", form, digest)
 
 
 def foreign_weights() -> bytes:
