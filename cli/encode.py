@@ -20,7 +20,7 @@ from histocodec.cli.options import (
     ratio,
     workers_option,
 )
-from histocodec.report import print_facts, print_json, progress_bar
+from histocodec.report import print_facts, print_json, progress_bar, say
 from histocodec.text import count_text, decibel_text, ratio_text, size_text, speed_text, time_text
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ def command(
     from histocodec.formats.decode.open import open_slide
     from histocodec.formats.encode.encode import encode_slide
     from histocodec.formats.encode.options import EncodeOptions
+    from histocodec.slide import notes_of
 
     options = EncodeOptions(
         quality=quality,
@@ -148,6 +149,8 @@ def command(
         embed_model=embed_model,
     )
     with open_slide(src, mpp=mpp, device=device) as slide, progress_bar(src.name) as bar:
+        for note in notes_of(slide):
+            say(f"{src}: {note}")
 
         def show(progress: "EncodeProgress") -> None:
             bar(progress.done, progress.total, progress_note(progress))

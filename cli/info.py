@@ -98,6 +98,8 @@ def draw_map(src: Path, picture: Path) -> None:
 
 def slide_facts(slide: "Slide") -> dict[str, object]:
     """Return what a slide says about itself; associated images are named, not decoded."""
+    from histocodec.slide import notes_of
+
     vendor = slide.properties.get("openslide.vendor")
     return {
         "kind": "slide" if vendor is None else f"slide ({vendor})",
@@ -112,6 +114,7 @@ def slide_facts(slide: "Slide") -> dict[str, object]:
         "background": slide.background,
         "icc_bytes": None if slide.icc_profile is None else len(slide.icc_profile),
         "associated": list(slide.associated),
+        "notes": list(notes_of(slide)),
         "properties": dict(slide.properties),
     }
 
@@ -150,6 +153,8 @@ def as_text(key: str, value: object) -> str:
             return left_out_text([str(name) for name in names])
         case list() | tuple() if key == "levels":
             return "\n".join(_level_text(number, level) for number, level in enumerate(value))
+        case list() | tuple() if key == "notes":
+            return "\n".join(str(note) for note in value) or "-"
         case list() | tuple() if any(isinstance(item, Mapping) for item in value):
             return "\n".join(_shortened(_joined(item, tuple(item))) for item in value)
         case list() | tuple():

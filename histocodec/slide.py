@@ -1,7 +1,7 @@
 """The one idea that holds the package together: a slide is anything that can `read(region, level)`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Protocol, Self, TypeVar, runtime_checkable
 
@@ -97,6 +97,7 @@ class BaseSlide(ABC):
         icc_profile: bytes | None = None,
         background: Colour | None = None,
         associated: Mapping[str, Pixels] | None = None,
+        notes: Iterable[str] = (),
     ) -> None:
         self.name = name
         self.levels = levels
@@ -106,6 +107,7 @@ class BaseSlide(ABC):
         self.icc_profile = icc_profile
         self.background = None if background is None else checked_colour(background)
         self.associated: Mapping[str, Pixels] = {} if associated is None else associated
+        self.notes = tuple(notes)  # see `notes_of`
 
     @property
     def fill(self) -> Colour:
@@ -160,6 +162,12 @@ class LazyImages(Mapping[str, Image]):
 
     def __len__(self) -> int:
         return len(self._loaders)
+
+
+def notes_of(slide: Slide) -> tuple[str, ...]:
+    """What a source did not take or did not believe of its file, a sentence each, such as focal planes that were left
+    out. A reader of other pixels than expected should be told. Empty for slides that keep no notes."""
+    return tuple(getattr(slide, "notes", ()))
 
 
 def checked_colour(colour: Colour) -> Colour:

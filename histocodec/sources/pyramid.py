@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histocodec.geometry import Level, Region, ceil_div
-from histocodec.slide import BaseSlide, Pixels, Slide
+from histocodec.slide import BaseSlide, Pixels, Slide, notes_of
 
 STEP = 4  # between levels, as most scanners do
 LONGEST = 1024  # pixels: the last level's longer side is at most this
@@ -33,6 +33,7 @@ class DerivedPyramid(BaseSlide):
             icc_profile=slide.icc_profile,
             background=slide.background,
             associated=slide.associated,
+            notes=notes_of(slide),
         )
         self._slide = slide
 
