@@ -1,1 +1,1 @@
-"""Slides to containers."""
+"""Encoding: slides to containers. README.md tells the life of an encode."""

@@ -1,10 +1,10 @@
 """A slide into a container, in a stream of shards: read, analyse, quantise and code group by group, then measure.
 
-    prepare   a plan: background, statistics, quality                       a few seconds, a bounded sample
+    prepare   a plan: background, statistics and quality, from a bounded sample in a few seconds
     encode    shard by shard: every worker takes a group of 2 × 2 chunks from its pixels to its bytes
-    measure   every chunk decoded as a reader will decode it, and compared with the source
-    raise     with --min-psnr: chunks below it get more quality, or are stored losslessly; see `minimum_psnr.py`
-    finish    maps, overview, integrity; then the folder gets its name
+    measure   every chunk is decoded as a reader will decode it, and compared with the source
+    raise     with --min-psnr: chunks below it get a higher quality or are stored losslessly; see `minimum_psnr.py`
+    finish    maps, overview and integrity are written; then the folder gets its name
 
 Memory is bounded by the workers' groups and two shards of coded bytes, whatever the slide's size. README.md tells the
 whole story, with what is on the disk at each moment.
@@ -56,7 +56,7 @@ def encode_slide(
     """Encodes `slide` into a new container at `dst`, which is complete or absent.
 
     An interrupt, a full disk or, after the first shard, an unreadable source leaves `<dst>.partial` and
-    `<dst>.journal`, with which `EncodeOptions(resume=True)` goes on. Raises UsageError, SourceError, OutputError,
+    `<dst>.journal`, from which `EncodeOptions(resume=True)` continues. Raises UsageError, SourceError, OutputError,
     MissingModelError.
     """
     began = time.perf_counter()
@@ -109,7 +109,7 @@ def _write_container(
 
 
 def _fingerprint(slide: Slide, options: EncodeOptions, weights: ModelWeights) -> dict[str, Json]:
-    """Everything that the bytes depend on. A resumed encode must agree in all of it."""
+    """Everything that the latents depend on. A resumed encode must agree in all of it."""
     file = Path(slide.name)
     return {
         "generator": f"histocodec {VERSION}",

@@ -1,8 +1,8 @@
 """Groups of 2 × 2 chunks, which the encoder analyses together: from their pixels to their bytes.
 
-    read        the group, the halo of g_s and that of g_a around it        (H, W, 3) uint8
-    analysed    the group and the halo of g_s, which only the latent search looks at     (C, h, w)
-    chunk       its own latents, out of what was analysed
+    read        pixels of the group, and the halos of g_s and g_a around it             (H, W, 3) uint8
+    analysed    latents of the group, and the halo of g_s that the latent search needs  (C, h, w) float32
+    window      the part of these that one chunk needs
 
 The halos are a smaller share of a group's window than of a chunk's. A group is always computed on one thread from the
 same window, so its bytes depend neither on the number of workers nor on resuming.

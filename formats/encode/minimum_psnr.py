@@ -47,7 +47,7 @@ Measure = Callable[[Sequence[ChunkKey], LevelFidelity], LevelFidelity]  # these 
 
 @dataclass(frozen=True)
 class MinimumPsnr:
-    """Raises the levels of a partial container to a floor, as its plan's scope and quantiser see the source."""
+    """Raises the chunks of a partial container to a floor, from the source and with the quantiser of its plan."""
 
     floor: Floor
     plan: Plan

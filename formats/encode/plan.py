@@ -1,12 +1,12 @@
-"""What an encode will do, settled before its first shard is written: the scope, the operating point, the dtype.
+"""What an encode will do, settled before its first shard is written.
 
     background    its colour, from a coarse view of the slide, and whether it is decoded exactly
     statistics    mean and deviation of the tissue
     quality       named, or sought on a sample until it meets the target
-    refinement    `hyper` models: better statistics, and the quality that goes with them
-    dtype         of the latents, by what the brightest and darkest colours take
+    search        `hyper` models: better statistics, and the quality that goes with them
+    dtype         int8 if the latents of the most extreme colours fit, else int16
 
-All of it comes from a bounded sample of the slide, and is the same in every run: a resumed encode makes the same plan.
+All of it comes from a bounded sample of the slide and is the same in every run: a resumed encode makes the same plan.
 """
 
 from dataclasses import dataclass, replace
@@ -33,15 +33,15 @@ from histocodec.tissue import ALIGNED_SHARE, background_share, coarse_view, esti
 
 MOST_ALIGNMENTS = 4  # of the statistics to a quality that changes with them, where a target has to be met
 
-_DTYPES: dict[int, DType] = {1: "int8", 2: "int16"}  # by their bytes
+_DTYPES: dict[int, DType] = {1: "int8", 2: "int16"}  # by bytes per latent
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that the bytes of the latents depend on beside the pixels.
+    """Everything that the bytes of the latents depend on beside the pixels and the model.
 
-    Every chunk gets `quality`, unless the scope's floor needs more of it. `dtype` holds the latents of every quality
-    that a chunk may get.
+    Every chunk gets `quality`, except where the scope's floor needs a higher one. `dtype` holds the latents at every
+    quality that a chunk may get.
     """
 
     scope: Scope
@@ -52,16 +52,16 @@ class Plan:
 
     @property
     def attributes(self) -> Attributes:
-        """The container's, as far as they are known before the first shard."""
+        """The attributes of the container, as far as they are known before the first shard."""
         draft, dtype = self.scope.draft, _DTYPES[self.dtype.itemsize]
         return replace(draft, levels=tuple(replace(x, dtype=dtype, quality=self.quality) for x in draft.levels))
 
     def quantiser(self, transform: Transform, codec: ChunkCodec) -> Quantiser:
-        """What turns the latents of a window into a chunk's bytes."""
+        """The quantiser that turns the latents of a window into the bytes of a chunk, as planned."""
         return _quantiser(self.scope, transform, codec, self.stats, self.effort)
 
     def stored_stats(self, transform: Transform) -> Stats:
-        """What undoes the normalisation, and what the synthesis sees in place of a background chunk."""
+        """The statistics that undo the normalisation, and the latent that the synthesis sees in place of background."""
         weights, colour = transform.weights, self.scope.background
         y = transform.analyse_colour(colour, self.stats)
         scaled = y * weights.gain(self.quality) * weights.inverse_gain(self.quality)
@@ -76,7 +76,7 @@ def make_plan(
     codec: ChunkCodec,
     workers: Workers,
 ) -> Plan:
-    """The plan for these levels of a slide. Raises UsageError where the target cannot be met, SourceError."""
+    """Makes the plan for these levels of a slide. Raises UsageError where the target cannot be met, and SourceError."""
     weights = transform.weights
     view = coarse_view(slide)
     background = estimate_background(slide, view)
@@ -90,12 +90,12 @@ def make_plan(
 
     measured = tissue_stats(slide, background=background, view=view, map_with=workers.map)
     search = _Search(scope, options, transform, codec, workers)
-    point = first = search.met_target(measured, None, effort=0)
+    point = first = search.meet_target(measured, None, effort=0)
     effort = options.effort or 0
     if isinstance(weights.config, HyperConfig):
-        point = search_statistics(scope, point, transform, codec, workers, effort=effort, align=search.aligned)
+        point = search_statistics(scope, point, transform, codec, workers, effort=effort, align=search.align)
     if options.has_target and (effort or point.stats != first.stats):
-        point = search.met_target(point.stats, point.quality, effort=effort)
+        point = search.meet_target(point.stats, point.quality, effort=effort)
     highest = point.quality if floor is None else QUALITIES - 1
     dtype = _latent_dtype(transform, point.stats, highest, workers)
     return Plan(scope, point.stats, point.quality, effort, dtype)
@@ -111,12 +111,13 @@ class _Search:
     codec: ChunkCodec
     workers: Workers
 
-    def met_target(self, stats: ChannelStats, quality: int | None, *, effort: float) -> OperatingPoint:
-        """The quality that the options name or whose sample meets their target, and the statistics that go with it.
+    def meet_target(self, stats: ChannelStats, quality: int | None, *, effort: float) -> OperatingPoint:
+        """The quality that the options name, or the one that meets their target on the sample, and the statistics that
+        go with it. `stats` are already aligned to `quality`, if that is given.
 
-        `stats` are aligned to `quality` already, if that is given. Another quality decodes the background exactly with
-        other statistics. These change rate and PSNR a little, so that the target is sought again. A fraction of a
-        quality becomes the quality below for a slide that is taken for a fainter one.
+        Another quality needs other statistics to decode the background exactly. These change rate and PSNR a little, so
+        the target is then sought again. A quality with a fraction becomes the integer below it, and the slide is taken
+        for a fainter one.
         """
         aligned = stats
         for _ in range(MOST_ALIGNMENTS):
@@ -126,15 +127,15 @@ class _Search:
             quality = int(chosen)
             if self.scope.exact_background is None or quality == before:
                 break
-            aligned = self.aligned(stats, quality)
+            aligned = self.align(stats, quality)
         assert quality is not None  # there is at least one round
         if chosen > quality:
             factor = self.transform.weights.hyper.fainter_by(chosen, quality)
-            aligned = self.aligned(aligned.fainter(self.scope.background, factor), quality)
+            aligned = self.align(aligned.fainter(self.scope.background, factor), quality)
         return OperatingPoint(aligned, quality)
 
-    def aligned(self, stats: ChannelStats, quality: int) -> ChannelStats:
-        """`stats`, moved so that the background is decoded exactly at this quality, if it is to be."""
+    def align(self, stats: ChannelStats, quality: int) -> ChannelStats:
+        """Moves the mean so that the background is decoded exactly at this quality, if the scope wants that."""
         colour = self.scope.exact_background
         if colour is None:
             return stats

@@ -1,6 +1,6 @@
 """What is to be encoded: some levels of a slide, cut into chunks, and which of these are background.
 
-Everything here follows from the slide and the options alone; what has to be tried first is in `plan.py`.
+Everything here follows from the slide and the options alone; `plan.py` settles what has to be tried out.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,8 @@ class Scope:
     """Levels of a slide, numbered as in the container, and the chunks that they are cut into.
 
     `source_levels` are the numbers of these levels in the slide. `draft` holds the attributes as far as they are known
-    before the plan: every level has quality 0 and int8. `floor` is the PSNR that every chunk must have, and
-    `exact_background` the background colour where the statistics have to decode it without error.
+    before the plan: every level has quality 0 and int8. `floor` is the PSNR that every chunk must have, None without
+    one. `exact_background` is the background colour if the statistics must decode it without error, else None.
     """
 
     slide: Slide

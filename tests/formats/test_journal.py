@@ -106,7 +106,7 @@ def test_a_line_cut_short_is_ignored_and_written_over(dst: Path) -> None:
 
 
 def test_a_line_that_was_altered_is_no_promise_nor_is_what_follows(dst: Path) -> None:
-    """A shard of glass has no file that could contradict its line."""
+    """A shard of background has no file that could contradict its line."""
     with Journal.start(dst, FINGERPRINT) as journal:
         for row in range(3):
             record(journal, row, b"")

@@ -11,7 +11,7 @@ REPOSITORY = Path(histocodec.__file__).parents[1]
 LIMIT = 3 << 10  # MiB, whatever the slide
 SIDES = (4096, 8192)  # 48 and 192 MiB of pixels
 
-# A slide of any size that takes no memory: mostly glass, and a patch of tissue in every eighth chunk.
+# A slide of any size that takes no memory: mostly background, and a patch of tissue in every eighth chunk.
 ENCODE = """
 import sys
 import numpy as np

@@ -252,7 +252,7 @@ def test_a_chunk_that_a_neighbours_change_would_lower_is_raised_in_turn(
     assert worst(tmp_path / "a.zarr", narrow) >= FLOOR
 
 
-def test_glass_is_skipped_only_where_it_is_as_true_as_the_rest(tmp_path: Path, tiny_file: Path) -> None:
+def test_background_is_skipped_only_where_it_is_as_true_as_the_rest(tmp_path: Path, tiny_file: Path) -> None:
     rng, pixels = np.random.default_rng(1), np.full((600, 1100, 3), 238, np.uint8)
     pixels[:, :512] = np.clip(238 + rng.normal(0, 4, (600, 512, 3)).round(), 228, 248)  # 36 dB
     source = ArraySlide(pixels, background=(238, 238, 238))

@@ -1,4 +1,4 @@
-"""Statistics found by trying: cheaper than those that were measured, the same in every run, glass still exact."""
+"""The statistics search: cheaper than those that were measured, the same in every run, background still exact."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -73,7 +73,7 @@ def test_they_are_cheaper_at_equal_error(workers: Workers) -> None:
     assert fainter**2 == pytest.approx(weights[0] / weights[1], rel=1e-4)  # bits are worth the same error as before
 
 
-def test_the_mean_that_glass_needs_is_kept(workers: Workers) -> None:
+def test_the_mean_that_background_needs_is_kept(workers: Workers) -> None:
     slide = ArraySlide(synthetic_slide(256, 256, seed=2))
     measured = tissue_stats(slide)
 
@@ -144,13 +144,15 @@ def test_a_slide_of_one_colour_is_coded(tmp_path: Path) -> None:
     assert report.psnr > 30
 
 
-def test_glass_alone_keeps_its_statistics(workers: Workers) -> None:
+def test_background_alone_keeps_its_statistics(workers: Workers) -> None:
     slide = ArraySlide(np.full((600, 600, 3), BACKGROUND, np.uint8), background=BACKGROUND)
     start, codec = OperatingPoint(tissue_stats(slide), 50), HyperChunkCodec(tiny_weights())
     assert search_statistics(scope_of(slide), start, transform(), codec, workers, effort=2) == start
 
 
-def test_glass_is_exact_at_the_quality_that_a_target_leads_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_background_is_exact_at_the_quality_that_a_target_leads_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pixels = np.full((512, 1024, 3), BACKGROUND, np.uint8)
     pixels[:, 256:768] = synthetic_slide(512, 512, seed=3)
     qualities = iter([40, 40, 60, 60])  # at first, aligned, refined, aligned again
@@ -165,7 +167,7 @@ def test_glass_is_exact_at_the_quality_that_a_target_leads_to(tmp_path: Path, mo
     assert not np.allclose(transform().aligned(stats, colour, 40).mean, stats.mean, atol=0.05)
 
 
-def test_the_mean_under_which_glass_came_out_best_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mean_under_which_background_came_out_best_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     stats = tissue_stats(ArraySlide(synthetic_slide(256, 256, seed=2)))
     latents, off = iter((90, 80, 70, 60)), iter((3.0, -1.0, 5.0, 7.0))  # as at a quality whose latents follow the mean
     monkeypatch.setattr(Transform, "analyse_colour", lambda *_: np.full(48, next(latents), np.float32))
@@ -186,5 +188,5 @@ def test_only_effort_looks_for_them(tmp_path: Path) -> None:
         stored.append(Container.open(path).stats().channels)
         with histocodec.open(path, device="cpu") as opened:
             assert opened.read(opened.levels[0].region, 0).shape == (512, 512, 3)
-    assert np.array_equal(stored[0].std, tissue_stats(slide).std)  # the mean is moved for glass
+    assert np.array_equal(stored[0].std, tissue_stats(slide).std)  # the mean is moved for background
     assert not np.array_equal(stored[1].std, stored[0].std)
