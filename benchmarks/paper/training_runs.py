@@ -19,7 +19,7 @@ from histocodec.report import say
 from histocodec.text import jsonable
 from histocodec.train.data.images import load_images, training_files
 from histocodec.train.data.patches import TrainingImage
-from histocodec.train.loop import Schedule
+from histocodec.train.schedule import Schedule
 from histocodec.train.vae.loop import EpochResult, VaeTrainer
 from histocodec.train.vae.patches import Normalise, PatchEpochs
 

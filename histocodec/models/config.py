@@ -3,9 +3,12 @@
 import json
 import math
 from dataclasses import asdict, dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from histocodec.errors import FormatError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 QUALITIES = 101  # quality indices 0 … 100; the command line's --quality is the index itself
 GROUPS = 4  # channel groups, positions and steps of the quadtree context
@@ -18,6 +21,7 @@ MOST_LATENTS = 1020  # channels: a chunk's header has one byte for how many quad
 PATCHES = (32, 64, 128)  # pixels a side of a `vae`'s patch, which is its stride
 BLOCK = 16  # pixels a side of what becomes one position of a `vae`'s bottleneck
 
+Quality = TypeVar("Quality", float, "Tensor")
 Blocks = tuple[bool, ...]  # one residual block each; True where it looks at its neighbours (3×3)
 
 
@@ -76,9 +80,10 @@ class HyperConfig:
         """Latents beyond a block's edge that `g_s` needs to compute its pixels exactly."""
         return sum(self.synthesis16) + -(-sum(self.synthesis8) // 2)
 
-    def rate_weight(self, quality: float) -> float:
-        """λ of the loss λ·MSE + bpp at a quality in 0 … 100."""
-        return float(self.lambda_min * (self.lambda_max / self.lambda_min) ** (quality / (QUALITIES - 1)))
+    def rate_weight(self, quality: Quality) -> Quality:
+        """λ of the loss λ·MSE + bpp, MSE in grey values², at a quality in 0 … 100. Of a tensor, element by element."""
+        weight: Quality = self.lambda_min * (self.lambda_max / self.lambda_min) ** (quality / (QUALITIES - 1))
+        return weight
 
     def fainter_by(self, quality: float, lower: float) -> float:
         """By what factor a slide must be fainter, to be coded at a `lower` quality (or stronger, at a higher one) with

@@ -1,1 +1,1 @@
-"""Training: patches from slides and images, the KLT start, the loss and the loop."""
+"""Training: from slides and images to a model file. README.md beside this file says how a model is made."""

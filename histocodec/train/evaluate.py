@@ -9,13 +9,14 @@ from histocodec.fidelity import psnr
 from histocodec.models.hyper import HyperModel
 from histocodec.train.data.patches import TrainingImage
 
-QUALITIES_TRIED = (0, 20, 40, 60, 80, 100)
-LARGEST = 1024  # pixels a side; the middle of a larger image
+EVALUATED_QUALITIES = (0, 20, 40, 60, 80, 100)
+LARGEST = 1024  # largest side in pixels; of a larger image the middle is taken
+LEAST_MSE = 1e-6  # so that PSNR stays finite
 
 
 @dataclass(frozen=True)
 class Point:
-    """Means over images at one quality."""
+    """Means over images at one quality: bits per pixel, and PSNR in dB."""
 
     quality: int
     bpp: float
@@ -24,11 +25,11 @@ class Point:
 
 @torch.no_grad()
 def rate_distortion_points(model: HyperModel, images: Sequence[TrainingImage]) -> list[Point]:
-    """One point a quality; PSNR of the rounded RGB pixels in dB, averaged over images."""
+    """A point for each of EVALUATED_QUALITIES; PSNR is that of the rounded RGB pixels, averaged over images."""
     model.eval()
     device = next(model.parameters()).device
     points = []
-    for quality in QUALITIES_TRIED:
+    for quality in EVALUATED_QUALITIES:
         rates, fidelities = [], []
         for image in images:
             height, width = (min(LARGEST, side) // 64 * 64 for side in image.pixels.shape[1:])
@@ -39,6 +40,6 @@ def rate_distortion_points(model: HyperModel, images: Sequence[TrainingImage]) -
             decoded = (output.pixels[0] * std + mean).round().clamp(0, 255)
             mse = float((decoded - pixels).square().mean())
             rates.append(float(output.y_bits + output.z_bits) / (height * width))
-            fidelities.append(psnr(max(mse, 1e-6), 1))
+            fidelities.append(psnr(max(mse, LEAST_MSE), 1))
         points.append(Point(quality, sum(rates) / len(rates), sum(fidelities) / len(fidelities)))
     return points

@@ -1,12 +1,11 @@
-"""The training loop: rate–distortion loss, schedule, moving average, checkpoints that resume bit for bit."""
+"""The main stage of training a `hyper` model: everything at once, by the rate–distortion loss, with checkpoints from
+which it resumes bit for bit."""
 
-import csv
-import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,71 +15,23 @@ from histocodec.models.config import QUALITIES, HyperConfig
 from histocodec.models.hyper import HyperModel
 from histocodec.models.weights import ModelWeights
 from histocodec.train.data.patches import Batch, PatchSampler
-from histocodec.train.start.finetune import start_from_model
-from histocodec.train.start.klt import start_from_klt
+from histocodec.train.loss import Loss, rate_distortion
+from histocodec.train.progress import Progress
+from histocodec.train.schedule import Schedule
+from histocodec.train.start.from_klt import BLOCKS, start_from_klt
+from histocodec.train.start.from_model import start_from_model
 
-BALANCE = 0.005  # λ at which the loss has weight 1; see `Loss`
 GAIN_RATE = 10.0  # the gains learn this much faster: their gradients are those of a logarithm
 CLIP_NORM = 2.0
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Warm-up, stable rate, then decay to zero over the last `decay` steps: linear ("wsd") or, over everything
-    after the warm-up, a cosine ("cosine"). The last `enlarged` steps are on larger crops."""
-
-    steps: int
-    warmup: int = 200
-    decay: int = 0
-    kind: str = "wsd"
-    enlarged: int = 0
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("wsd", "cosine"):
-            raise UsageError(f"schedule {self.kind!r}: wsd or cosine is allowed")
-        last = {"decay": self.decay, "enlarged crops": self.enlarged}
-        if self.steps < 1 or self.warmup < 0 or any(not 0 <= count <= self.steps for count in last.values()):
-            raise UsageError(f"schedule: of {self.steps} steps {last} are not possible")
-
-    def factor(self, step: int) -> float:
-        warm = min(1.0, (step + 1) / max(1, self.warmup))
-        if self.kind == "cosine":
-            return warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return warm * (min(1.0, (self.steps - step) / self.decay) if self.decay else 1.0)
-
-
-@dataclass(frozen=True)
-class Loss:
-    """(λ·MSE + bpp)·(BALANCE/λ)^½, averaged over the batch; the weight keeps every quality's gradient alike."""
-
-    total: Tensor
-    mse: Tensor  # (B,) on the 0–255 scale
-    bpp: Tensor  # (B,)
-
-
-def rate_distortion(model: HyperModel, batch: Batch, quality: Tensor) -> Loss:
-    output = model(batch.pixels, quality)
-    difference = (output.pixels - batch.pixels) * batch.std[:, :, None, None]
-    mse = difference.square().flatten(1).mean(1)
-    bpp = (output.y_bits + output.z_bits) / (batch.pixels.shape[2] * batch.pixels.shape[3])
-    config = model.config
-    rate = config.lambda_min * (config.lambda_max / config.lambda_min) ** (quality / (QUALITIES - 1))
-    return Loss(((rate * mse + bpp) * (BALANCE / rate).sqrt()).mean(), mse, bpp)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What the loop reports after a step."""
-
-    step: int
-    loss: float
-    mse: float
-    bpp: float
-    seconds_per_step: float
+KLT = "klt"  # as the start in a checkpoint; of a finished model it is its SHA-256
 
 
 class Trainer:
-    """Model, moving average and optimiser at one step. Everything random is a function of (seed, step)."""
+    """Model, moving average and optimiser at one step. Everything random is a function of seed and step.
+
+    It begins from the KLT of `klt_blocks` 16×16 blocks, or from the finished model `start`. `rate` is the highest
+    learning rate.
+    """
 
     def __init__(
         self,
@@ -89,11 +40,14 @@ class Trainer:
         *,
         rate: float,
         device: torch.device,
+        start: ModelWeights | None = None,
+        klt_blocks: int = BLOCKS,
         ema: float = 0.999,
         compiled: bool = False,
     ) -> None:
         torch.manual_seed(sampler.seed)
         self.sampler, self.rate, self.device, self.ema_decay = sampler, rate, device, ema
+        self.start, self.klt_blocks = start, klt_blocks
         self.model = HyperModel(config).to(device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
         self.average = HyperModel(config).to(device).eval().requires_grad_(False)
@@ -104,16 +58,17 @@ class Trainer:
         self._objective = torch.compile(rate_distortion, dynamic=False) if compiled else rate_distortion
         self.step = 0
 
-    def start(self, model: ModelWeights | None = None) -> None:
-        """From the KLT, or from a finished model."""
-        if model is None:
-            start_from_klt(self.model, self.sampler)
+    def initialise(self) -> None:
+        """Sets the parameters before the first step, from the KLT or from the finished model."""
+        if self.start is None:
+            start_from_klt(self.model, self.sampler, blocks=self.klt_blocks)
         else:
-            start_from_model(self.model, model, self.sampler)
+            start_from_model(self.model, self.start, self.sampler)
         self.average.load_state_dict(self.model.state_dict())
 
     def run(self, schedule: Schedule, *, until: int, report: Callable[[Progress], None]) -> None:
-        """Trains up to step `until` (of `schedule.steps`), calling `report` after every step."""
+        """Trains up to step `until` of the schedule, calling `report` after every step. Raises FormatError where the
+        loss is no longer finite."""
         self.model.train()
         larger = self.sampler.enlarged()
 
@@ -134,14 +89,16 @@ class Trainer:
 
     def _update(self, batch: Batch, factor: float) -> Loss:
         generator = torch.Generator().manual_seed(self.sampler.seed * 1_000_003 + self.step)
-        torch.manual_seed(self.sampler.seed * 1_000_033 + self.step)  # the noise of the rate
+        torch.manual_seed(self.sampler.seed * 1_000_033 + self.step)  # for the uniform noise of the rate
         quality = torch.rand(len(batch.pixels), generator=generator).to(self.device) * (QUALITIES - 1)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * factor * group["scale"]
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             loss = self._objective(self.model, batch, quality)
         if not bool(torch.isfinite(loss.total)):
-            raise FormatError(f"training diverged at step {self.step}: the loss is not finite; lower --rate")
+            raise FormatError(
+                f"training diverged at step {self.step}: the loss is not finite; lower the recipe's [train] rate"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
@@ -153,10 +110,20 @@ class Trainer:
             torch._foreach_lerp_(averages, parameters, 1 - decay)
         return loss
 
+    def _fixed(self) -> dict[str, str | int]:
+        """What a run that resumes must share with the one that wrote the checkpoint, beside the config."""
+        return {
+            "start": KLT if self.start is None else self.start.sha256,
+            "seed": self.sampler.seed,
+            "batch": self.sampler.batch,
+            "size": self.sampler.size,
+        }
+
     def save(self, path: Path) -> None:
-        """Writes beside `path`, then renames: a checkpoint is complete or absent."""
+        """Writes a checkpoint beside `path` and renames it, so that it is complete or absent."""
         partial = path.with_suffix(".partial")
         state = {
+            **self._fixed(),
             "config": self.model.config.to_json(),
             "step": self.step,
             "model": self.model.state_dict(),
@@ -167,38 +134,25 @@ class Trainer:
         partial.replace(path)
 
     def load(self, path: Path) -> None:
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if HyperConfig.from_json(state["config"]) != self.model.config:
-            raise UsageError(f"{path}: the checkpoint is of another model: {state['config']}")
+        """Goes on from a checkpoint. Raises UsageError where it is of another model, start, seed or patches, and
+        FormatError where it is no checkpoint."""
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+            step, config = int(state["step"]), HyperConfig.from_json(state["config"])
+        except Exception as exc:  # torch raises many kinds for a file that is none of its own
+            raise FormatError(f"{path}: is no checkpoint of a hyper model: {exc}") from exc
+        if config != self.model.config:
+            raise UsageError(
+                f"{path}: the checkpoint is of another model: {config.to_json()}; use its recipe, or another --out"
+            )
+        for name, expected in self._fixed().items():
+            found = state.get(name, expected)  # 0.1.0 wrote the config alone
+            if found != expected:
+                raise UsageError(
+                    f"{path}: the checkpoint is of a run whose {name} is {found}, not {expected};"
+                    " use its recipe and --seed, or another --out"
+                )
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = int(state["step"])
-
-
-class TrainingLog:
-    """One CSV row every `every` steps, means over those steps; a resumed run goes on below."""
-
-    COLUMNS = ("step", "loss", "mse", "bpp", "seconds_per_step")
-
-    def __init__(self, path: Path, *, every: int) -> None:
-        self.path, self.every = path, every
-        self._pending: list[Progress] = []
-        if not path.exists():
-            self._append(self.COLUMNS)
-
-    def add(self, progress: Progress) -> Progress | None:
-        """The means when a row was written, else None."""
-        self._pending.append(progress)
-        if progress.step % self.every:
-            return None
-        count = len(self._pending)
-        means = [sum(getattr(p, name) for p in self._pending) / count for name in self.COLUMNS[1:]]
-        self._pending.clear()
-        row = Progress(progress.step, *means)
-        self._append([str(row.step), *(f"{value:.5f}" for value in means)])
-        return row
-
-    def _append(self, row: list[str] | tuple[str, ...]) -> None:
-        with self.path.open("a", newline="") as file:
-            csv.writer(file).writerow(row)
+        self.step = step

@@ -81,10 +81,7 @@ def test_the_examples_of_the_help_are_accepted(name: str) -> None:
             pass
 
 
-TRAIN = pytest.param("train", marks=pytest.mark.xfail(reason="--schedule and --seed of train have no help text yet"))
-
-
-@pytest.mark.parametrize("name", [TRAIN if name == "train" else name for name in EVERY_COMMAND])
+@pytest.mark.parametrize("name", EVERY_COMMAND)
 def test_every_option_has_a_help_text_and_a_section(name: str) -> None:
     command = EVERY_COMMAND[name]
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]

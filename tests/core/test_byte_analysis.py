@@ -14,7 +14,7 @@ from histocodec.models.transforms.fast import int8_products_exact
 from histocodec.models.weights import ModelWeights
 from histocodec.normalise import ChannelStats
 from histocodec.sources.synthetic import synthetic_slide
-from histocodec.train.finish.reaches import analysis_reaches
+from histocodec.train.finish.activation_ranges import analysis_ranges
 from tests.support.tiny import TINY, tiny_network, tiny_sampler
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ def weights() -> ModelWeights:
     with torch.no_grad():
         for block in (*network.g_a.blocks8, *network.g_a.blocks16):
             block.project.weight *= 8
-    return export_model(network, "tiny-reaches", ranges=analysis_reaches(network, tiny_sampler()))
+    return export_model(network, "tiny-reaches", ranges=analysis_ranges(network, tiny_sampler()))
 
 
 def y(dtype: torch.dtype | None, pixels: np.ndarray, margin: Margin | None = None) -> np.ndarray:

@@ -27,8 +27,8 @@ from histocodec.models.weights import DEFAULT_MODEL, MODELS_VARIABLE, ModelWeigh
 from histocodec.normalise import ChannelStats
 from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide
-from histocodec.train.start.balance import balance
-from histocodec.train.start.finetune import start_from_model
+from histocodec.train.start.equalise import equalise
+from histocodec.train.start.from_model import start_from_model
 from tests.support.tiny import (
     TINY,
     tiny_integer_network,
@@ -210,7 +210,7 @@ def test_its_units_are_then_those_in_which_it_can_learn() -> None:
     arrays = float_parameters(replace(TINY, integer_synthesis=True), weights.arrays)
     plain.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
     balanced = copy.deepcopy(plain)
-    balance(balanced, coded())
+    equalise(balanced, coded())
     with torch.no_grad():
         expected, found = plain(coded()), balanced(coded())
         assert float((found - expected).abs().max()) < 1e-4 * float(expected.abs().max())

@@ -12,11 +12,13 @@ from histocodec.models.config import VaeConfig
 from histocodec.models.vae.export import nominal_bits
 from histocodec.models.vae.network import VaeModel
 from histocodec.models.weights import load_model
-from histocodec.train.loop import Schedule
-from histocodec.train.vae.klt import CODED_SHARE, cosine_transform, start_from_klt, water_level
+from histocodec.train.recipe import Model, VaePatches, VaeRecipe, VaeShape, VaeStage, VaeStart
+from histocodec.train.schedule import Schedule
+from histocodec.train.setup import RunOptions
+from histocodec.train.vae.from_klt import CODED_SHARE, cosine_transform, start_from_klt, water_level
 from histocodec.train.vae.loop import LINEAR_RATE, EpochResult, VaeTrainer
 from histocodec.train.vae.patches import PatchEpochs
-from histocodec.train.vae.run import VaeTrainOptions, run_vae_training
+from histocodec.train.vae.run import run_vae_training
 from tests.support.tiny import TINY_VAE
 from tests.support.training import folder_of_images, image
 
@@ -122,16 +124,16 @@ def test_without_patches_there_is_no_start() -> None:
 
 def test_a_run_from_the_linear_start_ends_in_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
-    options = VaeTrainOptions(
-        (folder_of_images(tmp_path / "data"),), tmp_path / "run", steps=2, batch=8, klt=True, device="cpu"
+    recipe = VaeRecipe(
+        model=Model("vae", "mine"),
+        train=VaeStage(2),
+        shape=VaeShape(SMALL.latent_channels, SMALL.stride, SMALL.ratio, SMALL.widths, SMALL.bottleneck),
+        patches=VaePatches(8),
+        start=VaeStart(klt=True),
     )
-    first = load_model(run_vae_training(options, lines.append, config=SMALL))
+    options = RunOptions((folder_of_images(tmp_path / "data"),), tmp_path / "run", device="cpu")
+    first = load_model(run_vae_training(recipe, options, lines.append))
     assert first.config == SMALL
     monkeypatch.setattr("histocodec.train.vae.run.start_from_klt", lambda *_: pytest.fail("it has begun already"))
-    again = load_model(run_vae_training(replace(options, resume=True), lines.append, config=SMALL))
+    again = load_model(run_vae_training(recipe, replace(options, resume=True), lines.append))
     assert all(torch.equal(torch.tensor(again.arrays[name]), torch.tensor(a)) for name, a in first.arrays.items())
-
-
-def test_the_option_gives_the_model_a_shortcut() -> None:
-    assert VaeTrainOptions((), Path("x"), klt=True).config == VaeConfig(shortcut=True)
-    assert VaeTrainOptions((), Path("x")).config == VaeConfig()

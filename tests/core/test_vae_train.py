@@ -11,14 +11,15 @@ import torch
 
 from histocodec.cli.main import run
 from histocodec.errors import FormatError, UsageError
-from histocodec.models.config import VaeConfig
 from histocodec.models.vae.network import VaeModel
 from histocodec.models.weights import load_model
 from histocodec.train.data.patches import TrainingImage
-from histocodec.train.loop import Schedule
+from histocodec.train.recipe import Model, VaePatches, VaeRecipe, VaeShape, VaeStage
+from histocodec.train.schedule import Schedule
+from histocodec.train.setup import RunOptions
 from histocodec.train.vae.loop import DIVERGENCE_WEIGHT, EpochResult, VaeTrainer, validate
 from histocodec.train.vae.patches import FixedPatches, PatchEpochs, grid_patches, non_blank, normalised
-from histocodec.train.vae.run import VaeTrainOptions, fitting_batches, run_vae_training
+from histocodec.train.vae.run import fitting_batches, run_vae_training
 from tests.support.tiny import TINY_VAE
 from tests.support.training import folder_of_images, image
 
@@ -215,28 +216,48 @@ def test_a_run_that_diverges_says_so(images: list[TrainingImage]) -> None:
     assert made.history == []
 
 
+RECIPE = VaeRecipe(
+    model=Model("vae", "mine"),
+    train=VaeStage(4),
+    shape=VaeShape(SMALL.latent_channels, SMALL.stride, SMALL.ratio, SMALL.widths, SMALL.bottleneck),
+    patches=VaePatches(8),
+)
+
+
 def test_a_run_ends_in_a_model_that_codes(tmp_path: Path) -> None:
-    data, lines = folder_of_images(tmp_path / "data"), []
-    options = VaeTrainOptions((data,), tmp_path / "run", steps=4, batch=8, holdout=0.3, model_id="mine", device="cpu")
-    path = run_vae_training(options, lines.append, config=SMALL)
+    data, lines = folder_of_images(tmp_path / "data"), list[str]()
+    options = RunOptions((data,), tmp_path / "run", holdout=0.3, device="cpu")
+    path = run_vae_training(RECIPE, options, lines.append)
     weights = load_model(path)
     assert weights.config == SMALL
-    assert json.loads((tmp_path / "run" / "options.json").read_text())["model_id"] == "mine"
+    assert json.loads((tmp_path / "run" / "options.json").read_text())["recipe"]["model"]["id"] == "mine"
     assert (tmp_path / "run" / "log.csv").read_text().startswith("epoch,step,loss")
     with pytest.raises(UsageError, match="a run is there already"):
-        run_vae_training(options, lines.append, config=SMALL)
-    again = load_model(run_vae_training(replace(options, resume=True), lines.append, config=SMALL))
+        run_vae_training(RECIPE, options, lines.append)
+    again = load_model(run_vae_training(RECIPE, replace(options, resume=True), lines.append))
     assert all(np.array_equal(again.arrays[name], array) for name, array in weights.arrays.items())
+    with pytest.raises(UsageError, match="whose batch is 8, not 4"):
+        run_vae_training(replace(RECIPE, patches=VaePatches(4)), replace(options, resume=True), lines.append)
+    with pytest.raises(UsageError, match="whose seed is 0, not 1"):
+        run_vae_training(RECIPE, replace(options, seed=1, resume=True), lines.append)
 
 
-def test_the_command_line_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = property(lambda self: replace(SMALL, latent_channels=self.latent_dim))
-    monkeypatch.setattr(VaeTrainOptions, "config", small)
+def recipe_file(folder: Path, train: str) -> str:
+    """A recipe for a small model, as a file."""
+    file = folder / "small.toml"
+    file.write_text(
+        '[model]\nfamily = "vae"\nid = "small"\n[shape]\nlatent_channels = 16\nstride = 32\nwidths = [4, 8, 8, 8]\n'
+        f"bottleneck = 8\n[patches]\nbatch = 8\n[train]\n{train}\n"
+    )
+    return str(file)
+
+
+def test_the_command_line_trains(tmp_path: Path) -> None:
     data = folder_of_images(tmp_path / "data")
-    arguments = ["train", str(data), "--out", str(tmp_path / "run"), "--model", "vae", "--latent-dim", "16",
-                 "--steps", "2", "--batch", "8", "--device", "cpu", "--json"]  # fmt: skip
+    arguments = ["train", str(data), "--out", str(tmp_path / "run"), "--recipe", recipe_file(tmp_path, "steps = 2"),
+                 "--device", "cpu", "--json"]  # fmt: skip
     assert run(arguments) == 0
-    assert load_model(tmp_path / "run" / "vae-custom.safetensors").config.latent_channels == 16
+    assert load_model(tmp_path / "run" / "small.safetensors").config.latent_channels == 16
 
 
 def test_the_command_line_says_how_many_steps_were_made(
@@ -244,49 +265,14 @@ def test_the_command_line_says_how_many_steps_were_made(
 ) -> None:
     losses = iter(range(100))
     monkeypatch.setattr("histocodec.train.vae.loop.validate", lambda *_, **__: (next(losses), 20.0))
-    monkeypatch.setattr(VaeTrainOptions, "config", property(lambda _: SMALL))
     data = folder_of_images(tmp_path / "data")
-    arguments = ["train", str(data), "--out", str(tmp_path / "run"), "--model", "vae", "--steps", "1000", "--batch",
-                 "8", "--patience", "1", "--holdout", "0.3", "--device", "cpu", "--json"]  # fmt: skip
+    recipe = recipe_file(tmp_path, "steps = 1000\npatience = 1")
+    arguments = ["train", str(data), "--out", str(tmp_path / "run"), "--recipe", recipe, "--holdout", "0.3",
+                 "--device", "cpu", "--json"]  # fmt: skip
     assert run(arguments) == 0
     log = (tmp_path / "run" / "log.csv").read_text().splitlines()
     assert len(log) == 1 + 2  # the first epoch, which stays the best, and one more
     assert json.loads(capsys.readouterr().out)["steps"] == int(log[-1].split(",")[1]) < 1000
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["--model", "vae", "--size", "128"], "--size is for --model hyper"),
-        (["--model", "vae", "--from", "hyper-6"], "--from is for --model hyper"),
-        (["--latent-dim", "64"], "--latent-dim is for --model vae"),
-        (["--patience", "3"], "--patience is for --model vae"),
-        (["--model", "vae", "--latent-dim", "10"], "--latent-dim 10: a multiple of 4"),
-        (["--model", "vae", "--ratio", "1:20000"], "--ratio 20000: 1 to 10000"),
-        (["--model", "vae", "--ratio", "0"], "--ratio 0: 1 to 10000"),
-        (["--model", "vae", "--ratio", "nan"], "--ratio nan: 1 to 10000"),
-        (["--klt"], "--klt is for --model vae"),
-        (["--model", "vae", "--klt", "--patch", "32", "--latent-dim", "260"], "--klt, 256 are the most for --patch 32"),
-    ],
-)
-def test_options_of_the_other_family_are_refused(
-    arguments: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = folder_of_images(tmp_path / "data")
-    assert run(["train", str(data), "--out", str(tmp_path / "run"), *arguments]) == 2
-    assert complaint in capsys.readouterr().err
-
-
-def test_the_nominal_ratio_follows_from_the_numbers() -> None:
-    def ratio(**options: int) -> int | None:
-        return VaeTrainOptions((), Path("x"), **options).config.ratio  # type: ignore[arg-type]  # numbers only
-
-    assert ratio() == 512
-    assert ratio(latent_dim=256) == 256
-    assert ratio(patch=128) == 2048
-    assert ratio(latent_dim=8, patch=128) == 10_000  # the most that a model may have
-    assert ratio(ratio=100) == 100
-    assert isinstance(VaeTrainOptions((), Path("x")).config, VaeConfig)
 
 
 def test_own_statistics_of_a_flat_patch_do_not_explode() -> None:

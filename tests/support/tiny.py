@@ -13,8 +13,8 @@ from histocodec.models.vae.network import VaeModel
 from histocodec.models.weights import ModelWeights
 from histocodec.sources.synthetic import synthetic_slide
 from histocodec.train.data.patches import PatchSampler, training_image
-from histocodec.train.finish.synthesis import quantised_synthesis
-from histocodec.train.start.klt import start_from_klt
+from histocodec.train.finish.quantise_synthesis import quantise_synthesis
+from histocodec.train.start.from_klt import start_from_klt
 from histocodec.train.vae.patches import FixedPatches
 
 TINY = HyperConfig(
@@ -61,7 +61,7 @@ def tiny_integer_weights() -> ModelWeights:
 def tiny_integer_network() -> HyperModel:
     """The network of `tiny_integer_weights`."""
     network = tiny_network()
-    network.g_s = quantised_synthesis(network, tiny_sampler())
+    network.g_s = quantise_synthesis(network, tiny_sampler())
     return network
 
 

@@ -45,7 +45,7 @@ from histocodec.normalise import DEFAULT_STATS
 from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide
 from histocodec.train.data.patches import PatchSampler, training_image
-from histocodec.train.finish.synthesis import in_whole_numbers
+from histocodec.train.finish.quantise_synthesis import with_integer_synthesis
 from tests.support.peak import peak_memory
 from tests.tools.make_golden import GOLDEN, MODEL_IDS
 
@@ -310,7 +310,7 @@ def integer_weights() -> ModelWeights:
     """The golden model with an integer synthesis."""
     image = training_image(synthetic_slide(256, 256, seed=0), "fuzz", choose_device("cpu"))
     assert image is not None
-    return in_whole_numbers(golden_weights(), PatchSampler([image], batch=2, size=64, seed=0), MODEL_ID)
+    return with_integer_synthesis(golden_weights(), PatchSampler([image], batch=2, size=64, seed=0), MODEL_ID)
 
 
 def make_model(rng: Random) -> bytes:

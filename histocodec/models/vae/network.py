@@ -8,7 +8,7 @@ He et al. 2016, "Deep residual learning for image recognition", and their mirror
 is followed by a batch normalisation; a model file has them folded into the convolutions (`folded`).
 
 With `shortcut`, which neither He et al. nor Nasr et al. have, every 16×16 pixels also reach the bottleneck by a matrix,
-and the pixels from there: the pair can then begin as a linear transform (`histocodec.train.vae.klt`).
+and the pixels from there: the pair can then begin as a linear transform (`histocodec.train.vae.from_klt`).
 """
 
 from typing import cast

@@ -1,1 +1,1 @@
-"""What models are trained on: images, patches of them, and latents as the encoder leaves them."""
+"""What models are trained on: images, patches of them, and their latents, rounded or as a container stores them."""

@@ -1,7 +1,7 @@
-"""Patches harder than the training images: structures on bare glass, and statistics that are off.
+"""Patches harder than the training images: structures on background, and statistics that do not fit.
 
-Few images show what a section's edge shows, thin and even black structures on white, where a transform that learnt
-from dense tissue loses to any wavelet; and none is normalised by the statistics of a larger slide it is a part of.
+Few images show what a section's edge shows: thin and even black structures on white, where a transform that learnt from
+dense tissue does worse than any wavelet. And none is normalised by the statistics of a larger slide that it is part of.
 """
 
 import math
@@ -13,17 +13,17 @@ from torch import Tensor
 from histocodec.normalise import DEFAULT_MEAN, DEFAULT_STD
 from histocodec.tissue import BACKGROUND_DISTANCE
 
-GLASS = 245.0  # grey value of what is bare
-COVER = (0.03, 0.7)  # share of a patch that stays
-LEAST_PIXELS = 2000  # of structure; below, the encoder has no statistics and takes its own
+BACKGROUND = 245.0  # grey value of the background that is put in
+COVER = (0.03, 0.7)  # share of a patch that keeps its structure
+LEAST_PIXELS = 2000  # of structure; with fewer, the encoder has no statistics and takes its defaults
 LEAST_STD = 3.0
 DISTURBED_GAIN, DISTURBED_OFFSET = 0.25, 0.3  # largest change, as a logarithm and in standard deviations
 
-Patch = tuple[Tensor, Tensor]  # (3, S, S) normalised, and the standard deviation (3,) that undoes it
+Patch = tuple[Tensor, Tensor]  # (3, S, S) float, normalised, and the standard deviation (3,) that undoes it
 
 
-def on_glass(patch: Tensor, std: Tensor, rng: np.random.Generator) -> Patch:
-    """The darkest part of a patch, with bare glass in place of the rest, normalised by its own statistics."""
+def on_background(patch: Tensor, std: Tensor, rng: np.random.Generator) -> Patch:
+    """The darkest structures of a patch (3, S, S) on background, normalised by their own statistics."""
     grey = patch * std[:, None, None]  # up to a constant
     light = grey.mean(0)
     sample = light.flatten()[::7]
@@ -36,17 +36,17 @@ def on_glass(patch: Tensor, std: Tensor, rng: np.random.Generator) -> Patch:
     tint = (1 - bleached) * float(rng.uniform(0.3, 1.2)) * (grey - light) * torch.tanh(3 * depth)
     drawn = tint - contrast * colour[:, None, None] * depth ** float(rng.uniform(0.5, 1.2))
     noise = torch.from_numpy(rng.standard_normal(drawn.shape, np.float32)).to(drawn.device) * float(rng.uniform(0, 1))
-    drawn = (drawn.clamp(-GLASS, 255 - GLASS) + noise).round()
+    drawn = (drawn.clamp(-BACKGROUND, 255 - BACKGROUND) + noise).round()
     structure = drawn.abs().amax(0) > BACKGROUND_DISTANCE
     if int(structure.sum()) > LEAST_PIXELS:
         mean, std = drawn[:, structure].mean(1), drawn[:, structure].std(1).clamp(min=LEAST_STD)
     else:
         mean, std = (torch.tensor(values, device=drawn.device) for values in (DEFAULT_MEAN, DEFAULT_STD))
-        mean = mean - GLASS
+        mean = mean - BACKGROUND
     return (drawn - mean[:, None, None]) / std[:, None, None], std
 
 
 def disturbed(patch: Tensor, std: Tensor, rng: np.random.Generator) -> Patch:
-    """The same pixels under the statistics of a slide whose tissue differs."""
+    """The pixels of a patch (3, S, S), normalised by the statistics of a slide whose tissue differs."""
     gain = math.exp(rng.uniform(-DISTURBED_GAIN, DISTURBED_GAIN))
     return patch * gain + float(rng.uniform(-DISTURBED_OFFSET, DISTURBED_OFFSET)), std / gain

@@ -1,4 +1,4 @@
-"""Where training images come from: image files whole, slides as non-blank tiles that do not overlap; split by case."""
+"""Training images from files: images whole, slides as tiles of tissue that do not overlap; split by case."""
 
 import csv
 import hashlib
@@ -15,13 +15,16 @@ from histocodec.train.data.patches import BLANK, TrainingImage, training_image
 
 IMAGES = {".avif", ".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 SLIDES = {".dcm", ".mrxs", ".ndpi", ".scn", ".svs", ".tif", ".tiff", ".vms", ".bif"}
-TILE = 1024  # pixels a side: room for a 256² crop at half size and for every shift of it
-TILES_PER_SLIDE = 64  # a slide of a cohort of thousands must not fill the memory alone
-TISSUE_SHARE = 0.5  # of a tile's pixels, at least
+TILE = 1024  # side in pixels: room for a 256² crop at half size, wherever it lies
+TILES_PER_SLIDE = 64  # so that a cohort of thousands of slides fits into memory
+TISSUE_SHARE = 0.5  # of a tile's pixels that must show tissue
 
 
 def training_files(data: Iterable[Path]) -> list[Path]:
-    """Every image and slide among the paths and in their folders, sorted."""
+    """Every image and slide among these paths and in these folders, sorted.
+
+    Raises UsageError where a path does not exist, UnsupportedError where there is no image or slide.
+    """
     files: list[Path] = []
     for path in data:
         if path.is_dir():
@@ -29,7 +32,7 @@ def training_files(data: Iterable[Path]) -> list[Path]:
         elif path.is_file():
             files.append(path)
         else:
-            raise UsageError(f"{path}: no such file or folder")
+            raise UsageError(f"{path}: no such file or folder; images, slides or folders of them are allowed")
     if not files:
         kinds = " ".join(sorted(IMAGES | SLIDES))
         raise UnsupportedError(f"no images or slides in {', '.join(map(str, data))}; looked for {kinds}")
@@ -37,14 +40,15 @@ def training_files(data: Iterable[Path]) -> list[Path]:
 
 
 def case_of(file: Path) -> str:
-    """The patient or slide that a file belongs to: as an images.csv beside or above it says, else its own name."""
+    """The patient or slide that a file belongs to: the `case` of its `path` in an images.csv beside it or one folder
+    up, else its own name without the suffix."""
     for folder in file.resolve().parents[:2]:
         table = folder / "images.csv"
         if table.is_file():
-            known = _cases(table, table.stat().st_mtime_ns)
+            cases = _cases(table, table.stat().st_mtime_ns)
             relative = file.resolve().relative_to(folder).as_posix()
-            if relative in known:
-                return known[relative]
+            if relative in cases:
+                return cases[relative]
     return file.stem
 
 
@@ -60,12 +64,16 @@ def _cases(table: Path, version: int) -> dict[str, str]:
 
 
 def held_out(case: str, share: float) -> bool:
-    """Whether a case is for validation: decided by its name alone, so that adding data moves no case."""
+    """Whether a case is for validation, at this share (0 … 1) of all cases. Its name alone decides, so that adding data
+    moves no case."""
     return int.from_bytes(hashlib.sha256(case.encode()).digest()[:4], "little") < share * 2**32
 
 
 def load_images(files: Iterable[Path], *, device: torch.device, seed: int) -> Iterator[TrainingImage]:
-    """The training images of files, in their order; those that show only glass are left out."""
+    """The training images of these files, in their order, on `device`. Those that show only background are left out.
+
+    `seed` decides which tiles of a slide are taken. Raises UnsupportedError where a file cannot be read.
+    """
     for file in files:
         case = case_of(file)
         for pixels in _slide_tiles(file, seed) if file.suffix.lower() in SLIDES else [_image(file)]:
@@ -83,23 +91,23 @@ def _image(file: Path) -> NDArray[np.uint8]:
 
 
 def _slide_tiles(file: Path, seed: int) -> Iterator[NDArray[np.uint8]]:
-    """Tiles of level 0 that show tissue, at random places of a grid."""
+    """Tiles of level 0 that show tissue, in random order."""
     from histocodec.geometry import Grid
     from histocodec.sources import open_slide
 
     with open_slide(file) as slide:
         level = slide.levels[0]
         grid = Grid(level.height, level.width, TILE)
-        places = [(row, col) for row in range(grid.rows) for col in range(grid.columns)]
+        squares = [(row, column) for row in range(grid.rows) for column in range(grid.columns)]
         rng = np.random.default_rng([seed, *file.name.encode()])
-        found = 0
-        for index in rng.permutation(len(places)):
-            region = grid.region(*places[index])
+        count = 0
+        for index in rng.permutation(len(squares)):
+            region = grid.region(*squares[index])
             if min(region.width, region.height) < TILE // 2:
                 continue
             pixels = slide.read(region, 0)
             if float((pixels.mean(axis=2) <= BLANK).mean()) >= TISSUE_SHARE:
                 yield pixels
-                found += 1
-                if found == TILES_PER_SLIDE:
+                count += 1
+                if count == TILES_PER_SLIDE:
                     return

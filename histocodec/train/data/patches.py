@@ -13,22 +13,31 @@ from torch.nn import functional as F
 from histocodec.geometry import Region
 from histocodec.normalise import tissue_stats
 from histocodec.slide import BaseSlide, Pixels, pyramid_levels
-from histocodec.train.data.augment import disturbed, on_glass
+from histocodec.train.data.augment import disturbed, on_background
 
-# Scales of a crop. Below 1 the source's own compression is averaged away; above 1 the tissue is smooth, as a
-# blurred or out-of-focus field is, and a block transform must learn not to lose there.
+# Scales of a crop. Below 1 the source's own compression is averaged away. Above 1 tissue is smooth, like a blurred or
+# out-of-focus field, where a block transform must learn not to lose.
 REDUCED, ENLARGED = (0.5, 1.0), (1.0, 2.0)
 SHARE_NATIVE, SHARE_ENLARGED = 0.1, 0.3
-SHARE_ON_GLASS, SHARE_DISTURBED = 0.12, 0.2  # of all patches; see `histocodec.train.data.augment`
-GROUP = 2  # patches that share one scale, and with it one resampling call
-BLANK = 0.82 * 255  # a patch whose mean is brighter shows mostly glass (Nasr et al. 2023)
-KEPT_BLANK = 0.5  # of such patches: a codec that never saw pale tissue and lumen loses there to any other
-LEAST_CONTRAST = 4.0  # standard deviation of an image worth learning from, in grey values
+SHARE_ON_BACKGROUND, SHARE_DISTURBED = 0.12, 0.2  # of all patches; see `histocodec.train.data.augment`
+PATCHES_PER_SCALE = 2  # patches in a row that share one scale, and with it one resampling call
+BLANK = 0.82 * 255  # a patch with a brighter mean shows mostly background (Nasr et al. 2023)
+KEPT_BLANK = 0.5  # share of such patches that stay: a codec that never saw pale tissue and lumina is poor at both
+LEAST_CONTRAST = 4.0  # standard deviation, in grey values, of an image that is worth learning from
+
+# Where each other use of a `PatchSampler` begins among its steps, so that it sees no batch that the main stage sees.
+FROM_MODEL_STEP = 1 << 29
+PRIOR_STEP = 1 << 30
+PRUNE_STEP = 5 << 28
+CALIBRATION_END = 3 << 29  # counted down from here: activation ranges first, then the rounding of weights
+SYNTHESIS_STEP = 7 << 28
+KLT_END = 1 << 32  # counted down from here
 
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """One image: pixels (3, H, W) uint8, its statistics (3,) float32, and the case it belongs to."""
+    """One image: pixels (3, H, W) uint8, its mean and standard deviation (3,) float32 in grey values, and the case it
+    belongs to."""
 
     pixels: Tensor
     mean: Tensor
@@ -38,14 +47,16 @@ class TrainingImage:
 
 @dataclass(frozen=True)
 class Batch:
-    """pixels (B, 3, S, S) float32 normalised by each image's own statistics; std (B, 3) undoes it."""
+    """Patches (B, 3, S, S) float32, each normalised by its image's statistics; `std` (B, 3) turns an error in them into
+    grey values."""
 
     pixels: Tensor
     std: Tensor
 
 
 def training_image(pixels: NDArray[np.uint8], case: str, device: torch.device) -> TrainingImage | None:
-    """(H, W, 3) uint8 → TrainingImage, normalised as the encoder would normalise it; None where it shows nothing."""
+    """An image (H, W, 3) uint8 with the statistics that the encoder would normalise it by. None where it shows
+    nothing."""
     if pixels.std(axis=(0, 1)).max() < LEAST_CONTRAST:
         return None
     stats = tissue_stats(WholeImage(pixels))
@@ -55,7 +66,7 @@ def training_image(pixels: NDArray[np.uint8], case: str, device: torch.device) -
 
 
 class WholeImage(BaseSlide):
-    """An image in memory as a slide of one level."""
+    """An image in memory, (H, W, 3) uint8, as a slide of one level."""
 
     def __init__(self, pixels: Pixels) -> None:
         super().__init__(name="image", levels=pyramid_levels([(pixels.shape[1], pixels.shape[0])]))
@@ -66,8 +77,8 @@ class WholeImage(BaseSlide):
 
 
 class PatchSampler:
-    """Batches by step number: batch `step` is a function of the seed and the step alone, so that a resumed run
-    sees what an undisturbed one would have seen."""
+    """Batches by step number: `batch` patches of `size` × `size` pixels. The batch of a step is a function of images,
+    seed and step alone, so that a resumed run sees what an undisturbed one would have seen."""
 
     def __init__(self, images: Sequence[TrainingImage], *, batch: int, size: int, seed: int) -> None:
         self.images = images
@@ -76,27 +87,28 @@ class PatchSampler:
         self.weights = np.sqrt(areas) / np.sqrt(areas).sum()  # large images more often, but not by their area
 
     def enlarged(self) -> "PatchSampler":
-        """Crops half as wide again, half as many, for the end of a run: there is less edge, and a chunk is larger
-        still."""
+        """A sampler of crops half as wide again, half as many, for the end of a run: they have less edge, and a chunk
+        is larger still."""
         size = max(64, self.size * 3 // 2 // 64 * 64)
         return PatchSampler(self.images, batch=max(1, self.batch // 2), size=size, seed=self.seed + 1)
 
     def __call__(self, step: int) -> Batch:
+        """The batch of a step, 0 … 2³² - 1."""
         rng = np.random.default_rng((self.seed, step))
         pixels: list[Tensor] = []
         stds: list[Tensor] = []
         while len(pixels) < self.batch:
             scale = random_scale(rng)
-            wanted = min(GROUP, self.batch - len(pixels))
-            chosen = [self._crop(rng, scale) for _ in range(wanted)]
-            patches = torch.stack([crop for crop, _ in chosen]).float()
+            count = min(PATCHES_PER_SCALE, self.batch - len(pixels))
+            crops = [self._crop(rng, scale) for _ in range(count)]
+            patches = torch.stack([crop for crop, _ in crops]).float()
             if patches.shape[-1] != self.size:
                 patches = F.interpolate(patches, (self.size,) * 2, mode="bicubic", antialias=True, align_corners=False)
-            for patch, (_, image) in zip(patches, chosen, strict=True):
+            for patch, (_, image) in zip(patches, crops, strict=True):
                 turned = torch.rot90(patch, int(rng.integers(4)), (1, 2))
                 turned = turned.flip(2) if rng.integers(2) else turned
                 made = (turned.clamp(0, 255) - image.mean[:, None, None]) / image.std[:, None, None], image.std
-                made = on_glass(*made, rng) if rng.random() < SHARE_ON_GLASS else made
+                made = on_background(*made, rng) if rng.random() < SHARE_ON_BACKGROUND else made
                 made = disturbed(*made, rng) if rng.random() < SHARE_DISTURBED else made
                 pixels.append(made[0])
                 stds.append(made[1])
@@ -111,14 +123,14 @@ class PatchSampler:
             crop = image.pixels[:, y : y + side, x : x + side]
             if float(crop[:, ::8, ::8].float().mean()) <= BLANK or rng.random() < KEPT_BLANK:
                 break
-        wanted = round(self.size / scale)
-        if side < wanted:  # an image too small for this scale: the largest crop there is, resampled alike
-            crop = F.interpolate(crop[None].float(), (wanted, wanted), mode="bicubic", align_corners=False)[0]
+        scaled_side = round(self.size / scale)
+        if side < scaled_side:  # the image is too small for this scale: its largest crop, resampled alike
+            crop = F.interpolate(crop[None].float(), (scaled_side,) * 2, mode="bicubic", align_corners=False)[0]
         return crop, image
 
 
 def random_scale(rng: np.random.Generator) -> float:
-    """Of a crop, as training wants it."""
+    """The scale of a training crop: most are reduced, some enlarged, a few native."""
     kind = rng.random()
     if kind < SHARE_NATIVE:
         return 1.0

@@ -1,1 +1,1 @@
-"""How training ends: in whole numbers, and with tables fitted to what the coder meets."""
+"""How a trained model is finished: pruned, its synthesis in integers, its frequency tables fitted."""

@@ -1,1 +1,1 @@
-"""Where training starts: at the Karhunen–Loève transform, or from a finished model."""
+"""Where training starts: from the Karhunen–Loève transform, or from a finished model."""

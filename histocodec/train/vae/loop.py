@@ -1,8 +1,8 @@
-"""Training of the paper's variational autoencoder (Nasr et al. 2023): mean squared error + 0.1 · divergence, Adam,
-clipped gradients, early stopping.
+"""Training of the variational autoencoder of Nasr et al. 2023: mean squared error + 0.1 · divergence, Adam, clipped
+gradients, early stopping.
 
-Both terms are means, the error over all values and the divergence over the latent dimensions, as in the VAE of
-PyTorch Lightning Bolts, whose defaults (Adam at 1e-4, 0.1) are the paper's too. An epoch is one pass over the patches.
+Both terms are means, the error over all values and the divergence over the latent dimensions, as in the VAE of PyTorch
+Lightning Bolts, whose defaults (Adam at 1e-4, 0.1) are the paper's, too. An epoch is one pass over the patches.
 """
 
 import json
@@ -21,23 +21,24 @@ from histocodec.errors import FormatError, UsageError
 from histocodec.fidelity import psnr
 from histocodec.models.vae.network import VaeModel
 from histocodec.train.data.patches import TrainingImage
-from histocodec.train.loop import Schedule
+from histocodec.train.schedule import Schedule
 from histocodec.train.vae.patches import FixedPatches, Normalise, PatchEpochs
 
 DIVERGENCE_WEIGHT = 0.1
 LINEAR = ("g_a.shortcut", "g_a.mean", "log_variance", "g_s.dense", "g_s.shortcut")
-LINEAR_RATE = 0.1  # of the learning rate, where these begin as a Karhunen–Loève transform: they are good already
+LINEAR_RATE = 0.1  # share of the learning rate for these where they begin as a KLT: they are good already
 CLIP_NORM = 0.5
-PATIENCE = 10  # epochs without a lower validation loss
-MOST_EMPTY = 16  # epochs in a row: reduced as far as chance has it, few images may not fill a batch, the next time do
+MOST_EMPTY = 16  # epochs in a row without a batch: few images, much reduced, may fill none, and the next time one
 VALIDATION_BATCH = 256
+LEAST_MSE = 1e-6  # so that PSNR stays finite
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One epoch: means of the training's batches, and of the validation patches (decoded from the posterior's mean).
-    `error` is the mean squared error of normalised values, `divergence` nats per dimension; PSNR is in grey values,
-    of all patches together. Validation is None where there is none."""
+    """One epoch: means over the training's batches and over the validation patches, which are decoded from the
+    posterior's mean. `error` is the mean squared error of normalised values, `divergence` is in nats per dimension, and
+    the PSNR, in dB, is that of all validation patches together in grey values. Without validation data its results are
+    None."""
 
     epoch: int
     step: int
@@ -51,13 +52,14 @@ class EpochResult:
 
 @dataclass
 class VaeTrainer:
-    """Model, optimiser and the best state so far. Everything random is a function of seed and epoch, so that a run
-    that resumes after any epoch ends where an undisturbed one does."""
+    """Model, optimiser and the best state so far. Everything random is a function of seed and epoch, so that a run that
+    resumes after any epoch ends where an undisturbed one does. Raises UsageError where the validation data shows no
+    tissue."""
 
     model: VaeModel
     epochs: PatchEpochs
     rate: float = 1e-4
-    patience: int = PATIENCE
+    patience: int = 10
     validation: Sequence[TrainingImage] = ()
     divergence_weight: float = DIVERGENCE_WEIGHT
     epoch: int = 0
@@ -82,6 +84,7 @@ class VaeTrainer:
 
     @property
     def normalise(self) -> Normalise:
+        """How patches are normalised, in training and in validation."""
         return self.epochs.normalise
 
     @property
@@ -91,8 +94,11 @@ class VaeTrainer:
         return len(losses) > self.patience and losses.index(min(losses)) < len(losses) - self.patience
 
     def run(self, schedule: Schedule, report: Callable[[EpochResult], None]) -> None:
-        """Trains to the end of the schedule or until it stops early; then `model` is the best that was validated, the
-        last where none was. Raises UsageError where the data does not fill a batch, FormatError where it diverges."""
+        """Trains to the end of the schedule or until it stops early, calling `report` after every epoch. Then `model`
+        is the best that was validated, or the last where there is no validation data.
+
+        Raises UsageError where the data does not fill a batch, FormatError where the loss is no longer finite.
+        """
         empty = 0
         while self.step < schedule.steps and not self.finished_early:
             result = self._epoch(schedule)
@@ -111,7 +117,7 @@ class VaeTrainer:
         self.model.eval()
 
     def _epoch(self, schedule: Schedule) -> EpochResult | None:
-        """None where it had no batch."""
+        """Trains for one epoch. None where it had no batch."""
         began, sums, count = time.perf_counter(), torch.zeros(3), 0
         torch.manual_seed(self.epochs.seed * 1_000_003 + self.epoch)
         self.model.train()
@@ -127,7 +133,9 @@ class VaeTrainer:
             return None
         loss, error, divergence = (float(value) for value in sums / count)
         if not math.isfinite(loss):
-            raise FormatError(f"training diverged before step {self.step}: the loss is not finite; lower --rate")
+            raise FormatError(
+                f"training diverged before step {self.step}: the loss is not finite; lower the recipe's rate"
+            )
         weight = self.divergence_weight
         validated = None if self._fixed is None else validate(self.model, self._fixed, divergence_weight=weight)
         validation_loss, psnr = (None, None) if validated is None else validated
@@ -147,9 +155,10 @@ class VaeTrainer:
         return [loss.detach(), error.detach(), nats.detach()]
 
     def save(self, path: Path) -> None:
-        """A checkpoint, whole or not at all."""
+        """Writes a checkpoint beside `path` and renames it, so that it is complete or absent."""
         state = {
-            "config": self.model.config.to_json(), "model": self.model.state_dict(), "best": self.best,
+            "config": self.model.config.to_json(), "seed": self.epochs.seed, "batch": self.epochs.batch,
+            "model": self.model.state_dict(), "best": self.best,
             "optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step,
             "divergence_weight": self.divergence_weight,
             "history": json.dumps([asdict(result) for result in self.history]),
@@ -159,16 +168,24 @@ class VaeTrainer:
         partial.replace(path)
 
     def load(self, path: Path) -> None:
-        """Raises FormatError where that is no checkpoint of this config."""
+        """Goes on from a checkpoint. Raises FormatError where it is none or of a model of other sizes, and UsageError
+        where it is of another seed or batch."""
         device = next(self.model.parameters()).device
         try:
             state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
             config, history = state["config"], [EpochResult(**result) for result in json.loads(state["history"])]
             weight = float(state["divergence_weight"])
-        except Exception as exc:  # whatever torch has for a file that is none of its own
-            raise FormatError(f"{path}: is no checkpoint of this run: {exc}") from exc
+        except Exception as exc:  # torch raises many kinds for a file that is none of its own
+            raise FormatError(f"{path}: is no checkpoint of a vae: {exc}") from exc
         if config != self.model.config.to_json():
-            raise FormatError(f"{path}: is of a model of other sizes: {config}")
+            raise FormatError(f"{path}: is of a model of other sizes: {config}; use its recipe, or another --out")
+        for name, expected in (("seed", self.epochs.seed), ("batch", self.epochs.batch)):
+            found = state.get(name, expected)  # 0.1.0 wrote neither
+            if found != expected:
+                raise UsageError(
+                    f"{path}: the checkpoint is of a run whose {name} is {found}, not {expected};"
+                    " use its recipe and --seed, or another --out"
+                )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best, self.epoch, self.step = state["best"], int(state["epoch"]), int(state["step"])
@@ -180,15 +197,14 @@ class VaeTrainer:
 def validate(
     model: VaeModel, fixed: FixedPatches, *, divergence_weight: float = DIVERGENCE_WEIGHT
 ) -> tuple[float, float]:
-    """Loss of these patches, and PSNR in dB of their rounded pixels. Decoded from the posterior's mean."""
+    """The loss of these patches, and the PSNR in dB of their rounded pixels, decoded from the posterior's mean."""
     model.eval()
     losses, squares = 0.0, 0.0
     for patches, scale, pixels in fixed.batches(VALIDATION_BATCH):
-        x, wanted = patches.contiguous(memory_format=torch.channels_last), pixels.float()
+        x, original = patches.contiguous(memory_format=torch.channels_last), pixels.float()
         decoded, divergence = model(x)
         per_patch = (decoded - x).square().flatten(1).mean(1) + divergence_weight * divergence.mean(1)
         losses += float(per_patch.sum())
-        back = (wanted + (decoded - x) * scale).round().clamp(0, 255)  # x · scale + mean is what is wanted
-        squares += float((back - wanted).square().sum(dtype=torch.float64))
-    mse = max(squares / fixed.pixels.numel(), 1e-6)
-    return losses / len(fixed), psnr(mse, 1)
+        grey = (original + (decoded - x) * scale).round().clamp(0, 255)  # since original is x · scale + mean
+        squares += float((grey - original).square().sum(dtype=torch.float64))
+    return losses / len(fixed), psnr(max(squares / fixed.pixels.numel(), LEAST_MSE), 1)

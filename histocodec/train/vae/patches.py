@@ -14,28 +14,31 @@ from histocodec.train.data.patches import BLANK, REDUCED, SHARE_NATIVE, Training
 
 Normalise = Literal["slide", "patch", "fixed", "none"]
 
-MOST_PATCHES = 2048  # of one image in one epoch, at random: a large slide does not outweigh the others
+MOST_PATCHES = 2048  # of one image in one epoch, at random, so that a large slide does not outweigh the others
 FIXED_MEAN, FIXED_STD = 160.0, 55.0  # grey values: the training images' own, rounded
-LEAST_STD = 3.0  # grey values, of a patch that is normalised by itself
+LEAST_STD = 3.0  # grey values, for a patch that is normalised by itself
 
 
 def non_blank(patches: Tensor) -> Tensor:
-    """(N,) bool: the patches (N, 3, S, S) uint8 whose mean over everything is at most 0.82 of white (Nasr et al.
-    2023)."""
+    """Which of the patches (N, 3, S, S) uint8 have a mean of at most 0.82 of white (Nasr et al. 2023), (N,) bool."""
     return patches.float().mean(dim=(1, 2, 3)) <= BLANK
 
 
 def grid_patches(pixels: Tensor, side: int, *, top: int = 0, left: int = 0) -> Tensor:
-    """(3, H, W) → (N, 3, side, side): the whole patches of a grid that starts at (top, left), none overlapping."""
+    """Pixels (3, H, W) → (N, 3, side, side): the complete patches of a grid that starts at (top, left). None
+    overlap."""
     rows, columns = (pixels.shape[1] - top) // side, (pixels.shape[2] - left) // side
     inside = pixels[:, top : top + rows * side, left : left + columns * side]
     return inside.reshape(3, rows, side, columns, side).permute(1, 3, 0, 2, 4).reshape(-1, 3, side, side)
 
 
 def normalised(patches: Tensor, mean: Tensor, std: Tensor, normalise: Normalise) -> tuple[Tensor, Tensor]:
-    """uint8 patches (N, 3, S, S) and their slides' statistics (N, 3) → float patches, and what an error in them is
-    multiplied by to be in grey values (N, 3, 1, 1). "patch" takes each patch's own statistics, "fixed" the same mean
-    and scale for all slides, about those of tissue, and "none" only divides by 255."""
+    """Patches (N, 3, S, S) uint8 and their slides' mean and standard deviation (N, 3) each → patches float32, and the
+    scale (N, 3, 1, 1) that turns an error in them into grey values.
+
+    "slide" takes the slide's statistics, "patch" each patch's own, "fixed" the same for all slides, about those of
+    tissue, and "none" only divides by 255.
+    """
     x = patches.float()
     if normalise == "none":
         mean, std = torch.zeros_like(mean), torch.full_like(std, 255.0)
@@ -47,11 +50,12 @@ def normalised(patches: Tensor, mean: Tensor, std: Tensor, normalise: Normalise)
 
 
 class PatchEpochs:
-    """Batches of an epoch: each image at a scale of its own (most are reduced, so that their scanner's compression is
-    averaged away), cut by a grid with an offset of its own, blank patches left out, the rest in random order, turned
-    and mirrored. A function of seed and epoch alone.
+    """The batches of an epoch, as a function of images, seed and epoch alone.
 
-    `augment` False is for images whose patches must stay as they are, such as CIFAR-10's."""
+    Each image has a scale of its own (most are reduced, so that their scanner's compression is averaged away) and is
+    cut by a grid with an offset of its own. Blank patches are left out; the others come in random order, turned and
+    mirrored. Without `augment` patches stay as they are, for images such as CIFAR-10's.
+    """
 
     def __init__(
         self,
@@ -67,21 +71,22 @@ class PatchEpochs:
         self.normalise, self.augment = normalise, augment
 
     def __call__(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(patches (B, 3, S, S) float, scale (B, 3, 1, 1)); what does not fill a batch is left out."""
+        """Batches of patches (B, 3, S, S) float32, each with its scale (B, 3, 1, 1) as `normalised` gives it. A last
+        batch that would be smaller is left out."""
         rng = np.random.default_rng((self.seed, epoch))
         patches, owner = self._cut(rng)
         means, stds = (torch.stack([getattr(image, name) for image in self.images]) for name in ("mean", "std"))
         order = torch.from_numpy(rng.permutation(len(patches))).to(patches.device)
         for start in range(0, len(order) - self.batch + 1, self.batch):
             chosen = order[start : start + self.batch]
-            taken, own = patches[chosen], owner[chosen]
+            batch, image = patches[chosen], owner[chosen]
             if self.augment:
-                taken = torch.rot90(taken, int(rng.integers(4)), (2, 3))
-                taken = taken.flip(3) if rng.integers(2) else taken
-            yield normalised(taken, means[own], stds[own], self.normalise)
+                batch = torch.rot90(batch, int(rng.integers(4)), (2, 3))
+                batch = batch.flip(3) if rng.integers(2) else batch
+            yield normalised(batch, means[image], stds[image], self.normalise)
 
     def _cut(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        found, owner = [], []
+        cuts, owner = [], []
         for number, image in enumerate(self.images):
             pixels = image.pixels
             if self.augment:
@@ -93,14 +98,15 @@ class PatchEpochs:
             cut = cut[non_blank(cut)]
             if len(cut) > MOST_PATCHES:
                 cut = cut[torch.from_numpy(rng.permutation(len(cut))[:MOST_PATCHES]).to(cut.device)]
-            found.append(cut)
+            cuts.append(cut)
             owner.append(torch.full((len(cut),), number, device=pixels.device))
-        return torch.cat(found), torch.cat(owner)
+        return torch.cat(cuts), torch.cat(owner)
 
 
 @dataclass(frozen=True)
 class FixedPatches:
-    """Patches that stay the same, for validation: pixels (N, 3, S, S) uint8, their slides' statistics (N, 3) each."""
+    """Patches that stay the same, for validation: pixels (N, 3, S, S) uint8, and their slides' mean and standard
+    deviation, (N, 3) each."""
 
     pixels: Tensor
     mean: Tensor
@@ -109,7 +115,7 @@ class FixedPatches:
 
     @classmethod
     def of(cls, images: Sequence[TrainingImage], side: int, normalise: Normalise = "slide") -> "FixedPatches":
-        """All non-blank patches at the images' own scale."""
+        """All patches of the images that are not blank, at the images' own scale."""
         cuts = [grid_patches(image.pixels, side) for image in images]
         kept = [cut[non_blank(cut)] for cut in cuts]
         mean, std = (
@@ -122,7 +128,8 @@ class FixedPatches:
         return len(self.pixels)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(patches (B, 3, S, S) float, scale (B, 3, 1, 1), pixels (B, 3, S, S) uint8), the last maybe smaller."""
+        """Batches of patches (B, 3, S, S) float32, their scale (B, 3, 1, 1) as `normalised` gives it, and their pixels
+        (B, 3, S, S) uint8. The last batch may be smaller."""
         for start in range(0, len(self), size):
             part = slice(start, start + size)
             yield *normalised(self.pixels[part], self.mean[part], self.std[part], self.normalise), self.pixels[part]

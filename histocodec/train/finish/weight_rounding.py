@@ -1,7 +1,8 @@
-"""Weights of the synthesis to bytes, such that the errors of rounding make up for each other.
+"""Rounds the weights of the integer synthesis so that their errors make up for each other.
 
-A weight is rounded after the other, and those that are still real are moved by what least changes the layer's outputs
-on training patches (Frantar et al. 2023, "GPTQ"). Means are left to the biases.
+Weights are rounded one after the other, and those that are not rounded yet are moved so that the layer's outputs on
+training patches change least (Frantar et al. 2023, "GPTQ: accurate post-training quantization for generative
+pre-trained transformers"). The biases take up what changes in the mean.
 """
 
 from collections.abc import Sequence
@@ -11,38 +12,38 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from histocodec.models.transforms.integer import BYTE, SynthesisLayer
-from histocodec.models.transforms.training import TrainableIntegerSynthesis
+from histocodec.models.transforms.training import TrainableIntegerSynthesis, parameter_key
 
-DAMPING = 1e-3  # of the mean variance of what a layer sees: else few patches would move weights without bounds
+DAMPING = 1e-3  # of the mean variance of what a layer sees: else a few patches would move weights without bounds
 
 
 @torch.no_grad()
 def round_weights(synthesis: TrainableIntegerSynthesis, latents: Sequence[Tensor]) -> None:
-    """Moves weights and biases of `synthesis` to where rounding changes them no more, or hardly; `latents` (B, C, h, w)
-    each, gains undone, are what is looked at."""
-    wanted: dict[str, Tensor] = {}
+    """Moves weights and biases of `synthesis`, in place, to where rounding hardly changes them. `latents`, batches
+    (B, C, h, w) with their gains undone, are the calibration data."""
+    mean_outputs: dict[str, Tensor] = {}
 
     def note(name: str, a: Tensor, outputs: Tensor) -> None:
-        wanted[name] = outputs.mean((0, 2, 3)) / len(latents) + wanted.get(name, 0)
+        mean_outputs[name] = outputs.mean((0, 2, 3)) / len(latents) + mean_outputs.get(name, 0)
 
     synthesis.observer, synthesis.rounding = note, False
-    for some in latents:
-        synthesis(some)
+    for batch in latents:
+        synthesis(batch)
     synthesis.rounding = True
-    for name, layer in synthesis.layers.items():  # each sees what those before it give by now
+    for name, layer in synthesis.layers.items():  # each sees what the rounded layers before it give
         mean, covariance = _moments(synthesis, layer, latents)
-        key, step = name.replace(".", "_"), torch.exp2(-synthesis.shift(layer)).double()[:, None]
+        key, step = parameter_key(layer), torch.exp2(-synthesis.shift(layer)).double()[:, None]
         weight = synthesis.weights[key].double().flatten(1)
         weight = rounded(weight / step, covariance) * step
         synthesis.weights[key].copy_(weight.view(layer.weight_shape))
-        synthesis.biases[key].copy_(wanted[name] - torch.einsum("ok,ok->o", weight, mean.expand_as(weight)))
+        synthesis.biases[key].copy_(mean_outputs[name] - torch.einsum("ok,ok->o", weight, mean.expand_as(weight)))
 
 
 def _moments(
     synthesis: TrainableIntegerSynthesis, layer: SynthesisLayer, latents: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Mean (G, K) and covariance (G, K, K) of what each output of a layer sees, float64; G is 1 where that is all the
-    same."""
+    """Mean (G, K) and covariance (G, K, K) of the K inputs that each output of a layer sees, float64. G is 1 where all
+    outputs see the same, else the number of outputs."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
 
     def note(name: str, a: Tensor, outputs: Tensor) -> None:
@@ -61,24 +62,25 @@ def _moments(
         squares = squares + torch.matmul(seen, seen.transpose(1, 2)).double()
 
     synthesis.observer = note
-    for some in latents:
-        synthesis(some)
+    for batch in latents:
+        synthesis(batch)
     synthesis.observer = None
     mean = total / count
     return mean, squares / count - mean[:, :, None] * mean[:, None, :]
 
 
 def rounded(weight: Tensor, covariance: Tensor) -> Tensor:
-    """Weights (O, K), covariance (O or 1, K, K) of what they see, float64 → whole numbers within ±127"""
+    """Weights (O, K) and the covariance (O or 1, K, K) of their inputs, float64 → integers within ±127, (O, K)
+    float64."""
     variance = covariance.diagonal(dim1=1, dim2=2)
     order = variance.mean(0).argsort(descending=True)
     damped = covariance + DAMPING * variance.mean(1)[:, None, None].clamp(min=1e-9) * torch.eye(len(order)).to(weight)
-    # Rows of `share`: how what is not yet rounded has to move for what is (the Cholesky factor of the inverse).
+    # Rows of `share` say how the weights that are not rounded yet move for one that is: Cholesky of the inverse.
     inverse = torch.linalg.inv(damped[:, order][:, :, order])
     share = torch.linalg.cholesky(inverse, upper=True)
-    left, whole = weight[:, order].clone(), torch.empty_like(weight)
+    remaining, integers = weight[:, order].clone(), torch.empty_like(weight)
     for k, column in enumerate(order):
-        whole[:, column] = left[:, k].round().clamp(1 - BYTE, BYTE - 1)
-        error = (left[:, k] - whole[:, column]) / share[:, k, k]
-        left[:, k:] -= error[:, None] * share[:, k, k:]
-    return whole
+        integers[:, column] = remaining[:, k].round().clamp(1 - BYTE, BYTE - 1)
+        error = (remaining[:, k] - integers[:, column]) / share[:, k, k]
+        remaining[:, k:] -= error[:, None] * share[:, k, k:]
+    return integers

@@ -1,7 +1,10 @@
-"""The units of a synthesis in floating point, as it learns best: those of a file in whole numbers are the decoder's, in
-which activations reach 255 and the stream at 1/8 reaches 127 in every channel. Weights then differ by orders of
-magnitude, and one learning rate for all ruins the small ones. A factor can be moved past a ReLU and past the stream, so
-that no pixel changes but for rounding (Nagel et al. 2019)."""
+"""Rescales a synthesis in floating point to the units in which it learns best.
+
+Out of a model file its units are those of the integers: in every channel activations reach 255 and the stream at 1/8
+reaches 127. Weights then differ by orders of magnitude, and one learning rate for all ruins the small ones. A factor
+can be moved past a ReLU and past the stream, so no pixel changes but for rounding (Nagel et al. 2019, "Data-free
+quantization through weight equalization and bias correction").
+"""
 
 from typing import cast
 
@@ -10,13 +13,13 @@ from torch import Tensor
 
 from histocodec.models.transforms.network import Residual, Synthesis
 
-LEAST = 0.1  # of the median: activations that are hardly ever used are not blown up
+LEAST = 0.1  # of the median activation: channels that are hardly ever active are not blown up
 
 
 @torch.no_grad()
-def balance(g_s: Synthesis, latents: Tensor) -> None:
-    """Changes the units in place, so that on these latents (B, C, h, w), gains undone, each activation has a mean
-    square of about 1, and a unit of each channel of the stream at 1/8 the same share in the pixels."""
+def equalise(g_s: Synthesis, latents: Tensor) -> None:
+    """Changes the units of `g_s` in place, so that on these latents (B, C, h, w), gains undone, each activation has a
+    mean square of about 1, and a unit of each channel of the stream at 1/8 moves the pixels equally far."""
     x = latents
     for name in ("blocks16", "blocks8"):
         x = x if name == "blocks16" else g_s.up(x)

@@ -1,7 +1,7 @@
-"""The last step of training: frequency tables refitted to what the coder really meets.
+"""The last step of training: frequency tables fitted to the symbols that are really coded.
 
-Training assumes a Gaussian around each mean. The symbols that fall to one table are a mixture over what the network
-could not tell apart, with heavier tails; counting them on the training images costs nothing at decoding.
+Training assumes a Gaussian around each mean. The symbols of one table are a mixture over what the network could not
+tell apart, with heavier tails. Counting them on the training images costs a decoder nothing.
 """
 
 from collections.abc import Iterable
@@ -18,12 +18,13 @@ from histocodec.models.prior.graph import MEAN_BITS, SCALES
 from histocodec.models.prior.training import step_mask
 from histocodec.train.data.patches import Batch
 
-REACH = 2048  # symbols beyond this count as the farthest; they escape in every table
+REACH = 2048  # larger |symbols| count as this one; they escape in every table
 
 
 @torch.no_grad()
 def symbol_counts(model: HyperModel, batches: Iterable[Batch], *, seed: int = 0) -> NDArray[np.int64]:
-    """How often each symbol (offset by REACH) was coded with each table, (tables, 2·REACH + 1)."""
+    """How often each symbol is coded with each table, (tables, 2·REACH + 1), in batches of normalised patches at random
+    qualities. Entry REACH of a row is the symbol 0. A function of model, batches and seed alone."""
     model.eval()
     generator = torch.Generator().manual_seed(seed)
     counts = np.zeros((SCALES << MEAN_BITS, 2 * REACH + 1), np.int64)
@@ -51,7 +52,7 @@ def _count(counts: NDArray[np.int64], values: torch.Tensor, mean: torch.Tensor, 
 
 
 def refitted_tables(counts: NDArray[np.int64], base: TableSet | None = None) -> TableSet:
-    """`base` (the Gaussian tables) refined by `symbol_counts`."""
+    """The tables of `base`, by default the Gaussian ones, refitted to the counts of `symbol_counts`."""
     base = base or gaussian_table_set()
     rows = []
     for t in range(len(base)):

@@ -1,11 +1,12 @@
 """The linear start of an autoencoder with a shortcut, and the weight of the divergence that spends the ratio's bits.
 
-As for the flagship (`histocodec.train.start.klt`): a Karhunen–Loève transform of 16×16 blocks, here followed by a
-cosine transform across the blocks of a patch, of whose coefficients the D with the largest variances become the
-latents. With variances e_k, the autoencoder of least error + w · divergence is known for Gaussian coefficients: an
-error of θ = w/2 in every coefficient whose variance is larger, i.e. a posterior of variance θ/e_k, for ½ log(e_k/θ)
-nats (reverse water-filling; Cover and Thomas, Elements of Information Theory, 10.3.3). θ is that at which the bits of
-the ratio are spent. The stages begin with almost nothing and learn what is not linear.
+As for the flagship (`histocodec.train.start.from_klt`) it is a Karhunen–Loève transform of 16×16 blocks, here followed
+by a cosine transform across the blocks of a patch; the D coefficients with the largest variances become the latents.
+
+For Gaussian coefficients of variances e_k, the autoencoder with the least error + w · divergence is known (reverse
+water-filling; Cover and Thomas, Elements of Information Theory, 10.3.3): every coefficient whose variance is larger has
+an error of θ = w/2, that is a posterior of variance θ/e_k, for ½ log(e_k/θ) nats. θ is chosen so that the bits of the
+ratio are spent. The stages begin with almost nothing and learn what is not linear.
 """
 
 import math
@@ -18,12 +19,12 @@ from histocodec.errors import UsageError
 from histocodec.models.config import BLOCK
 from histocodec.models.vae.export import MOST_VARIANCE, nominal_bits
 from histocodec.models.vae.network import Normed, VaeModel
-from histocodec.train.start.klt import eigen, second_moment
+from histocodec.train.start.from_klt import eigen, second_moment
 
-MOST_PATCHES = 16_384  # that the transform is fitted to
-CODED_SHARE = 0.9  # of the ratio's bits: rounding costs a little more than the divergence says
+MOST_PATCHES = 16_384  # patches that the transform is fitted to
+CODED_SHARE = 0.9  # of the ratio's bits that are spent: rounding costs a little more than the divergence says
 LEAST_VARIANCE = 1e-6  # of a coefficient
-STAGES_START = 0.02  # of each bottleneck channel's deviation: what the stages add before the first step
+STAGES_START = 0.02  # share of each bottleneck channel's deviation that the stages add before the first step
 
 
 @torch.no_grad()
@@ -70,7 +71,7 @@ def start_from_klt(model: VaeModel, batches: Iterable[Tensor]) -> float:
 
 
 def cosine_transform(n: int) -> Tensor:
-    """(n, n): the orthonormal cosine transform of n values, one coefficient a row."""
+    """The orthonormal cosine transform of n values, (n, n), one coefficient a row."""
     k, i = torch.arange(n)[:, None], torch.arange(n)[None]
     rows = torch.cos(math.pi * (i + 0.5) * k / n) * math.sqrt(2 / n)
     rows[0] /= math.sqrt(2)
@@ -78,7 +79,7 @@ def cosine_transform(n: int) -> Tensor:
 
 
 def water_level(energy: Tensor, bits: float) -> float:
-    """θ with Σ max(0, ½ log₂(energy / θ)) = bits, to a thousandth; energy (D,)."""
+    """The θ for which Σ max(0, ½ log₂(energy / θ)) = bits, to a thousandth; energy (D,) are variances."""
     low, high = 1e-9, float(energy.max())
     while high / low > 1.001:
         middle = math.sqrt(low * high)

@@ -1,7 +1,7 @@
 """The linear start: `g_a` and `g_s` as the Karhunen–Loève transform of 16×16 blocks, the prior from its energies.
 
-The KLT is taken in pixel units (normalised values times the typical standard deviation of each channel), so that
-an error costs the same in every channel, and the scaling is folded into the first and the last convolution.
+The KLT is taken in units of pixels (normalised values times the typical standard deviation of each colour channel), so
+that an error costs the same in every channel; the scaling is folded into the first and the last convolution.
 """
 
 import math
@@ -12,21 +12,22 @@ from torch import Tensor
 
 from histocodec.models.hyper import HyperModel
 from histocodec.models.transforms.network import Residual
-from histocodec.train.data.patches import PatchSampler
+from histocodec.train.data.patches import KLT_END, PatchSampler
 
-BLOCKS = 400_000  # 16×16 blocks; the covariance has 768² entries
-RESIDUAL_START = 0.02  # the residual branches' share of the signal before the first step
+BLOCKS = 400_000  # 16×16 blocks that the KLT is taken of: its covariance has 768² entries
+RESIDUAL_START = 0.02  # share of the signal that the residual blocks add before the first step
 
 
 @torch.no_grad()
-def start_from_klt(model: HyperModel, sampler: PatchSampler, *, blocks: int | None = None) -> None:
-    """Overwrites the model's parameters, from that many 16×16 blocks (BLOCKS). About ten seconds on two cores."""
+def start_from_klt(model: HyperModel, sampler: PatchSampler, *, blocks: int = BLOCKS) -> None:
+    """Overwrites the model's transforms, gains and scales by the KLT of at least that many 16×16 blocks. With the
+    default it takes about ten seconds on two cores."""
     cpu = torch.device("cpu")
     stds, covariance8, covariance16, count = [], torch.zeros(192, 192), torch.zeros(768, 768), 0
     step = 0
     weights = _channel_weights(sampler)
-    while count < (blocks or BLOCKS):
-        batch = sampler(-1 - step & 0xFFFFFFFF)  # steps that training never reaches
+    while count < blocks:
+        batch = sampler(KLT_END - 1 - step)
         stds.append(batch.std)
         pixels = batch.pixels.to(cpu) * weights[:, None, None]
         covariance8 += second_moment(torch.nn.functional.pixel_unshuffle(pixels, 8))
@@ -38,12 +39,12 @@ def start_from_klt(model: HyperModel, sampler: PatchSampler, *, blocks: int | No
 
     config = model.config
     channels = config.latent_channels
-    kept = basis16[:, :channels]  # (768, C), orthonormal
+    truncated = basis16[:, :channels]  # (768, C), orthonormal
     scaling = weights.repeat_interleave(64)  # pixel_unshuffle orders (colour, row, column)
     model.g_a.head.weight.copy_((basis8.T * scaling)[:, :, None, None])
     _no_bias(model.g_a.head)
     # (768, C) with rows (sub-row, sub-column, 192 pixels of an 8×8 block) → coefficients of the 8×8 KLT
-    in_klt8 = torch.einsum("abpc,pk->abkc", kept.view(2, 2, 192, channels), basis8)
+    in_klt8 = torch.einsum("abpc,pk->abkc", truncated.view(2, 2, 192, channels), basis8)
     model.g_a.down.weight.copy_(in_klt8.permute(3, 2, 0, 1))
     _no_bias(model.g_a.down)
     g_s = model.float_synthesis
@@ -73,7 +74,7 @@ def start_from_klt(model: HyperModel, sampler: PatchSampler, *, blocks: int | No
 
 
 def _channel_weights(sampler: PatchSampler) -> Tensor:
-    """Typical standard deviation of each colour channel, geometric mean 1, (3,)"""
+    """The typical standard deviation of each colour channel, (3,), with a geometric mean of 1."""
     logs = torch.stack([image.std for image in sampler.images]).log().cpu()
     typical = logs.mean(dim=0)
     return (typical - typical.mean()).exp()
@@ -86,19 +87,20 @@ def _blocks16(pixels: Tensor) -> Tensor:
 
 
 def second_moment(blocks: Tensor) -> Tensor:
-    """(B, C, H, W) → (C, C): the sum over all positions."""
+    """x (B, C, H, W) → (C, C): the sum over all positions of x · xᵀ."""
     rows = blocks.transpose(0, 1).flatten(1)
     return rows @ rows.T
 
 
 def eigen(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, largest first, and eigenvectors as columns."""
+    """Eigenvalues (C,), largest first, and eigenvectors (C, C) as columns."""
     values, vectors = torch.linalg.eigh(covariance.double())
     return values.flip(0).float(), vectors.flip(1).float()
 
 
 def start_residual(block: Residual, std: Tensor) -> None:
-    """Random features of the standardised input, and a small output in proportion to each channel's energy."""
+    """Starts a residual block that sees channels of these standard deviations (C,): random features of the
+    standardised input, and a small output in proportion to each channel's deviation."""
     channels, std = len(std), std.to(block.expand.weight.device)
     block.expand.weight.copy_(torch.randn_like(block.expand.weight) / math.sqrt(channels) / std.view(1, -1, 1, 1))
     _no_bias(block.expand)
