@@ -1,6 +1,6 @@
 """Slides whose pixels are arrays already: numpy, Zarr, and OME-Zarr multiscale groups."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from histocodec.errors import SourceError, UnsupportedError
 from histocodec.geometry import Region
 from histocodec.slide import BaseSlide, Colour, Mpp, Pixels, pyramid_levels
+from histocodec.sources.channels import check_colours
 from histocodec.sources.microns import checked_mpp, in_microns, stated_mpp
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class ArraySlide(BaseSlide):
         background: Colour | None = None,
         properties: Mapping[str, str] | None = None,
         icc_profile: bytes | None = None,
+        notes: Iterable[str] = (),
     ) -> None:
         levels = list(arrays) if isinstance(arrays, Sequence) else [arrays]
         if not levels:
@@ -95,6 +97,7 @@ class ArraySlide(BaseSlide):
             properties=properties,
             icc_profile=icc_profile,
             background=background,
+            notes=notes,
         )
 
     def _read_inside(self, region: Region, level: int) -> Pixels:
@@ -149,8 +152,11 @@ def open_zarr(path: Path, *, mpp: Mpp | None = None, background: Colour | None =
         arrays = [_child(group, dataset["path"], zarr.Array) for dataset in datasets]
         stated = _scale_mpp(axes, [datasets[0], multiscale])
         letters = "".join(str(axis["name"]) for axis in axes)
+        channels = [str(channel.get("label", "")) for channel in _omero_channels(group)]
     except (KeyError, IndexError, TypeError, ValueError) as exc:
         raise UnsupportedError(f"{name}: a Zarr group, but no OME-NGFF 0.4 or 0.5 image: {exc!r}") from exc
+    if len(channels) > 1:
+        check_colours(channels, name)
     return ArraySlide(arrays, axes=letters, name=name, mpp=mpp or stated, background=background)
 
 
@@ -158,6 +164,12 @@ def _ome(attributes: Mapping[str, Any]) -> Mapping[str, Any]:  # JSON; checked w
     """The OME-NGFF metadata: version 0.5 keeps it under "ome", 0.4 at the top."""
     nested = attributes.get("ome")
     return nested if isinstance(nested, Mapping) else attributes
+
+
+def _omero_channels(group: "zarr.Group") -> list[Mapping[str, Any]]:
+    omero = _ome(group.attrs).get("omero")
+    channels = omero.get("channels", []) if isinstance(omero, Mapping) else []
+    return [channel for channel in channels if isinstance(channel, Mapping)]
 
 
 def _child(group: "zarr.Group", path: str, kind: type[Node]) -> Node:

@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from histocodec.errors import SourceError, UnsupportedError
 from histocodec.slide import WHITE, Colour, Mpp, Pixels, composited
 from histocodec.sources.array import ArraySlide
+from histocodec.sources.icc import BROKEN_PROFILE, is_profile
 
 OPAQUE_MODES = ("RGB", "L", "P", "1", "YCbCr", "RGBX")
 ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
@@ -55,7 +56,8 @@ def open_image(path: Path, *, mpp: Mpp | None = None, background: Colour | None 
         mpp=mpp,
         background=background,
         properties=properties,
-        icc_profile=profile if isinstance(profile, bytes) and profile else None,
+        icc_profile=profile if isinstance(profile, bytes) and is_profile(profile) else None,
+        notes=(BROKEN_PROFILE,) if profile and not is_profile(profile) else (),
     )
 
 

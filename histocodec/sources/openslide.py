@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import openslide
 from openslide import OpenSlide, OpenSlideError
+from PIL import ImageCms
 
 from histocodec.errors import SourceError, UnsupportedError
 from histocodec.geometry import Grid, Region
 from histocodec.slide import WHITE, BaseSlide, Colour, LazyImages, Mpp, Pixels, composited, pyramid_levels
+from histocodec.sources.icc import BROKEN_PROFILE
 from histocodec.sources.microns import printed_mpp, stated_mpp
 from histocodec.sources.pages import PageReader, SegmentCache
 from histocodec.sources.tiff import open_tiff, tiled_pages
@@ -48,16 +50,17 @@ class OpenSlideSlide(BaseSlide):
         )
         if properties.get(openslide.PROPERTY_NAME_VENDOR) == "generic-tiff":
             stated = printed_mpp(stated)  # OpenSlide reports the resolution tags, 72 dpi included
-        profile = handle.color_profile
+        profile, notes = _profile(handle)
         super().__init__(
             name=str(path),
             levels=pyramid_levels(list(handle.level_dimensions)),
             mpp=mpp or stated,
             objective_power=_number(properties, openslide.PROPERTY_NAME_OBJECTIVE_POWER),
             properties=properties,
-            icc_profile=None if profile is None else profile.tobytes(),
+            icc_profile=profile,
             background=background or _declared_background(properties),
             associated=LazyImages({key: self._associated_loader(key) for key in handle.associated_images}),
+            notes=notes,
         )
         self._downsamples = handle.level_downsamples
         self._pages = self._exact_pages()
@@ -139,7 +142,7 @@ class OpenSlideSlide(BaseSlide):
                 ):
                     continue
                 try:
-                    reader = PageReader(self._tiff, page, name=self.name, fill=self.fill, cache=cache)
+                    reader = PageReader(page, name=self.name, fill=self.fill, cache=cache)
                     agrees = np.array_equal(reader.read(corner), expected)
                 except (SourceError, UnsupportedError):
                     continue
@@ -184,6 +187,15 @@ def _address(pixel: int, downsample: float) -> _Address:
         if error < EXACT:
             break
     return best
+
+
+def _profile(handle: OpenSlide) -> tuple[bytes | None, tuple[str, ...]]:
+    """The ICC profile, and a note where it is damaged."""
+    try:
+        profile = handle.color_profile
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return None, (BROKEN_PROFILE,)
+    return None if profile is None else profile.tobytes(), ()
 
 
 def _number(properties: Mapping[str, str], key: str) -> float | None:

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import numpy as np
 from numpy.typing import NDArray
-from tifffile import TiffFile, TiffPage
+from tifffile import TiffPage
 
 from histocodec.errors import SourceError, UnsupportedError
 from histocodec.geometry import Region, ceil_div
@@ -25,6 +25,9 @@ ASSOCIATED_ALPHA = 1
 UNASSOCIATED_ALPHA = 2
 
 
+SegmentKey = tuple[int, int, int]  # the file, the offset of the page in it, and the number of the segment
+
+
 class SegmentCache:
     """The most recently used decoded segments of one file, up to `limit` bytes. Thread-safe.
 
@@ -34,17 +37,17 @@ class SegmentCache:
     def __init__(self, limit: int = CACHE_BYTES) -> None:
         self._limit = limit
         self._bytes = 0
-        self._segments: OrderedDict[tuple[int, int], Pixels] = OrderedDict()
+        self._segments: OrderedDict[SegmentKey, Pixels] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: tuple[int, int]) -> Pixels | None:
+    def get(self, key: SegmentKey) -> Pixels | None:
         """The segment, or None where it is not cached."""
         with self._lock:
             if key in self._segments:
                 self._segments.move_to_end(key)
             return self._segments.get(key)
 
-    def put(self, key: tuple[int, int], segment: Pixels) -> None:
+    def put(self, key: SegmentKey, segment: Pixels) -> None:
         """Add a segment, and drop the least recently used ones beyond the limit."""
         with self._lock:
             if key in self._segments:
@@ -63,9 +66,14 @@ class PageReader:
     palette, or whose segments are too large.
     """
 
-    def __init__(self, file: TiffFile, page: TiffPage, *, name: str, fill: Colour, cache: SegmentCache) -> None:
+    def __init__(self, page: TiffPage, *, name: str, fill: Colour, cache: SegmentCache) -> None:
         self.width, self.height = page.imagewidth, page.imagelength
-        self._file, self._page, self._name, self._fill, self._cache = file, page, name, fill, cache
+        self._page, self._name, self._fill, self._cache = page, name, fill, cache
+        self._handle = page.parent.filehandle  # of an image in several files, the page's own
+        if not self._handle.has_lock:
+            self._handle.set_lock(True)  # seek and read must stay together
+        if self._handle.closed:  # tifffile closes the files of an image that has several
+            self._handle.open()
         _check_pixels(page, name)
         if page.is_tiled:
             self._segment_width, self._segment_height = page.tilewidth, page.tilelength
@@ -89,6 +97,10 @@ class PageReader:
         # Threads that need the same large segment wait until one has decoded it, instead of each making a copy.
         self._large_lock = threading.Lock() if nbytes > CACHE_BYTES // 4 else nullcontext()
 
+    def close(self) -> None:
+        """Close the file of the page."""
+        self._handle.close()
+
     def read(self, region: Region) -> Pixels:
         """The pixels (h, w, 3) uint8 of a region that lies inside the page. Raises SourceError where a segment cannot
         be decoded."""
@@ -104,7 +116,7 @@ class PageReader:
 
     def _segment(self, row: int, column: int) -> Pixels:
         """One segment (h, w, 3), cut at the page's edge."""
-        key = (self._page.offset, row * self._columns + column)
+        key = (id(self._handle), self._page.offset, row * self._columns + column)
         segment = self._cache.get(key)
         if segment is None:
             with self._large_lock:
@@ -133,7 +145,7 @@ class PageReader:
 
     def _samples(self, index: int) -> NDArray[np.uint8] | None:
         """A segment as the file stores it, (h, w, samples); None where the file has no bytes for it."""
-        page, handle = self._page, self._file.filehandle
+        page, handle = self._page, self._handle
         offset, nbytes = page.dataoffsets[index], page.databytecounts[index]
         if offset == 0 or nbytes == 0:
             return None
