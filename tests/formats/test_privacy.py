@@ -143,6 +143,28 @@ def test_other_numbers_are_no_dates(value: str) -> None:
     assert not is_private("vendor.scan", value)
 
 
+@pytest.mark.parametrize("name", ["vendor.Xyzzy", "openslide.barcode", "openslide.comment", "openslide.something-new"])
+def test_what_no_list_knows_is_private(name: str) -> None:
+    assert is_private(name, "20")
+
+
+@pytest.mark.parametrize(
+    "value", ["S24-12345", "UzI0LTEyMzQ1", "SP_18_0012345", "slide 09S12345 of 3", "4012345678901"]
+)
+def test_what_looks_like_a_case_number_is_private_whatever_its_name(value: str) -> None:
+    assert is_private("vendor.scan", value)
+
+
+@pytest.mark.parametrize("value", ["0.000025 mm", "F0F0F0", "Leica SCN400;Leica SCN", "LAYER_0_LEVEL_0_SECTION", "20x"])
+def test_what_scanners_say_is_no_case_number(value: str) -> None:
+    assert not is_private("vendor.scan", value)
+
+
+def test_a_property_that_repeats_a_private_value_is_private() -> None:
+    properties = {"vendor.Barcode": "Z7-19", "vendor.Scan": "of Z7-19", "vendor.Version": "2.0"}
+    assert without_private(properties) == ({"vendor.Version": "2.0"}, ("vendor.Barcode", "vendor.Scan"))
+
+
 def test_more_names_than_there_is_room_for_are_counted(tmp_path: Path, tiny_file: Path) -> None:
     properties = {f"vendor.User {letter}{other}": "x" for letter in "abcdefghij" for other in "abcdefghij"}
     assert without_private(properties) == ({}, tuple(properties))
