@@ -195,7 +195,7 @@ def _resampled(slide: "CompressedSlide", region: Box | None, mpp: float, out: Pa
     _check_touches(slide, region, factors)
     check_size(out, width, height)
     # The next finer level has to be decoded for it, and must fit into memory too.
-    downsample = slide.levels[slide.get_best_level_for_downsample(min(factors))].downsample
+    downsample = slide.levels[slide.level_for_factor(min(factors))].downsample
     check_size(Path("decoding.npy"), round(width * factors[0] / downsample), round(height * factors[1] / downsample))
     return slide.read_array(x, y, width, height, mpp=mpp)
 

@@ -65,9 +65,15 @@ class OpenSlideFace(openslide.AbstractSlide):
         return LazyImages({name: partial(picture, name) for name in images})
 
     def get_best_level_for_downsample(self, downsample: float) -> int:
-        """The coarsest level that is no coarser than `downsample`; 0 where all are coarser."""
-        fitting = [i for i, level in enumerate(self.levels) if level.downsample <= downsample * (1 + 1e-9)]
-        return fitting[-1] if fitting else 0
+        """The last level before the first that is coarser than `downsample`, as OpenSlide chooses it; 0 where all are
+        coarser."""
+        coarser = (number for number, level in enumerate(self.levels) if downsample < level.downsample)
+        return max(0, next(coarser, len(self.levels)) - 1)
+
+    def level_for_factor(self, factor: float) -> int:
+        """The level to resample from, where a pixel is to be `factor` level-0 pixels wide. The factor is a quotient of
+        two resolutions, so a level that it misses only by rounding still counts."""
+        return self.get_best_level_for_downsample(factor * (1 + 1e-9))
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
         """An RGBA image of `size` in the level's pixels, from `location` in level-0 pixels; transparent beyond the

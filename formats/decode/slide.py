@@ -140,7 +140,7 @@ class CompressedSlide(OpenSlideFace):
         if not mpp > 0:
             raise UsageError(f"mpp {mpp}; a resolution above 0 is needed")
         factors = (mpp / self.mpp[0], mpp / self.mpp[1])
-        level = self.get_best_level_for_downsample(min(factors))
+        level = self.level_for_factor(min(factors))
         downsample = self.levels[level].downsample
         size = (max(1, round(width * factors[0] / downsample)), max(1, round(height * factors[1] / downsample)))
         pixels = self.read(self._region_at((x, y), level, size), level)
