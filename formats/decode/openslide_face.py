@@ -1,6 +1,6 @@
 """OpenSlide's interface to a container, so that code written for openslide-python reads compressed slides unchanged.
 
-Everything here follows from `levels`, `read` and `associated`, which `CompressedSlide` has.
+Everything here follows from `levels`, `read`, `associated` and `icc_profile`, which `CompressedSlide` has.
 """
 
 import os
@@ -20,10 +20,12 @@ from histocodec.slide import LazyImages, Pixels
 
 
 class OpenSlideFace(openslide.AbstractSlide):
-    """The methods of `openslide.OpenSlide`. A subclass adds `name`, `levels`, `read`, `associated` and `properties`."""
+    """The methods of `openslide.OpenSlide`. A subclass adds `name`, `levels`, `read`, `associated`, `icc_profile`
+    and `properties`."""
 
     name: str
     levels: tuple[Level, ...]
+    icc_profile: bytes | None
 
     def read(self, region: Region, level: int) -> Pixels:
         """The pixels (h, w, 3) uint8 of a region in the level's own pixels; see `Slide`."""
@@ -85,7 +87,10 @@ class OpenSlideFace(openslide.AbstractSlide):
             part = inside.within(region)
             rgba[(*part, slice(3))] = self.read(inside, level)
             rgba[(*part, 3)] = 255
-        return Image.fromarray(rgba)
+        image = Image.fromarray(rgba)
+        if self.icc_profile is not None:
+            image.info["icc_profile"] = self.icc_profile
+        return image
 
     def _region_at(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Region:
         """The region in the level's pixels that OpenSlide's `location` (level-0 pixels) and `size` (level's) name."""
@@ -98,12 +103,33 @@ class OpenSlideFace(openslide.AbstractSlide):
         return level
 
 
+# What the source's properties say of its levels and associated images, where the container has its own.
+OF_THE_SOURCE = ("openslide.level", "openslide.associated.", "openslide.mpp-", "openslide.icc-size")
+
+
 def openslide_properties(attributes: Attributes) -> Mapping[str, str]:
-    """The source's properties, word for word, and OpenSlide's own names for mpp and objective power."""
-    properties = dict(attributes.properties)
+    """The source's properties, word for word, and OpenSlide's own, which speak of the container: its levels, tiles of
+    a chunk's size, associated images, resolution, objective power and ICC profile."""
+    properties = {k: v for k, v in attributes.properties.items() if not k.startswith(OF_THE_SOURCE)}
+    properties.setdefault(openslide.PROPERTY_NAME_VENDOR, attributes.source.vendor)
+    properties["openslide.level-count"] = str(len(attributes.levels))
+    for number, level in enumerate(attributes.levels):
+        facts = {
+            "downsample": f"{level.downsample:.17g}",
+            "width": level.width,
+            "height": level.height,
+            "tile-width": attributes.chunk_side,
+            "tile-height": attributes.chunk_side,
+        }
+        properties |= {f"openslide.level[{number}].{name}": str(value) for name, value in facts.items()}
+    for name, (width, height) in attributes.associated.items():
+        properties[f"openslide.associated.{name}.width"] = str(width)
+        properties[f"openslide.associated.{name}.height"] = str(height)
+    if attributes.icc is not None:
+        properties["openslide.icc-size"] = str(attributes.icc)
     if attributes.mpp is not None:
         properties[openslide.PROPERTY_NAME_MPP_X] = str(attributes.mpp[0])
         properties[openslide.PROPERTY_NAME_MPP_Y] = str(attributes.mpp[1])
     if attributes.objective_power is not None:
         properties[openslide.PROPERTY_NAME_OBJECTIVE_POWER] = f"{attributes.objective_power:g}"
-    return properties
+    return dict(sorted(properties.items()))

@@ -62,7 +62,7 @@ class CompressedSlide(OpenSlideFace):
         workers: int | None = None,
     ) -> None:
         super().__init__()
-        self._arguments = (os.fspath(path), device, cache_bytes, workers)
+        self._arguments = (os.path.abspath(path), device, cache_bytes, workers)
         self.container = Container.open(Path(path))
         self.weights = model_of(self.container)
         attributes = self.container.attributes
@@ -83,7 +83,7 @@ class CompressedSlide(OpenSlideFace):
 
     @property
     def properties(self) -> Mapping[str, str]:
-        """The source's properties, word for word, and OpenSlide's own names for mpp and objective power."""
+        """The source's properties, word for word, and OpenSlide's own, which speak of the container."""
         return self._properties
 
     @property
@@ -147,7 +147,7 @@ class CompressedSlide(OpenSlideFace):
         if size == (width, height):
             return pixels
         resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS, reducing_gap=None)
-        return np.asarray(resized)
+        return np.array(resized)  # a copy: the caller may write to it
 
     def read_tensor(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> "torch.Tensor":
         """`read_array` as a tensor (height, width, 3) uint8 on the slide's device. A GPU with exact kernels takes

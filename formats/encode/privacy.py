@@ -28,7 +28,7 @@ _IMAGE = """
     scan area areas method
 """
 _DEVICE = """
-    vendor manufacturer manufacturers make model name device version versions software camera exposure time scale
+    vendor scanner manufacturer make model name device version versions software camera exposure time scale
     gain skew line angle direction parmset session speed temperature shading correction sharpening stitching adapter
     sensor stage hier hierarchical nonhier val zero value general data file datafile layout division divisions side
     slide rack dicom pim piim dp ufs pixelsize modality transfer syntax sop class product hash quickhash associated

@@ -10,6 +10,7 @@ import jsonschema
 import numpy as np
 import pytest
 import zarr
+from openslide.deepzoom import DeepZoomGenerator
 
 import histocodec
 from histocodec.errors import MissingModelError, UsageError
@@ -41,12 +42,35 @@ def test_facts_survive(slide: CompressedSlide) -> None:
     assert CompressedSlide.detect_format(slide.name) == "histocodec"
 
 
+def test_openslides_own_properties_speak_of_the_container(slide: CompressedSlide, folder: Path) -> None:
+    with histocodec.open(folder / "wide.zarr") as other:
+        for opened in (slide, other):
+            properties = opened.properties
+            assert int(properties["openslide.level-count"]) == opened.level_count
+            for level, (width, height) in enumerate(opened.level_dimensions):
+                assert int(properties[f"openslide.level[{level}].width"]) == width
+                assert int(properties[f"openslide.level[{level}].height"]) == height
+                assert float(properties[f"openslide.level[{level}].downsample"]) == opened.level_downsamples[level]
+            listed = {name.split(".")[2] for name in properties if name.startswith("openslide.associated.")}
+            assert listed == set(opened.associated)
+
+
+def test_images_carry_the_profile(slide: CompressedSlide) -> None:
+    zoom = DeepZoomGenerator(slide)
+    for image in (
+        slide.read_region((0, 0), 0, (64, 64)),
+        slide.get_thumbnail((64, 64)),
+        zoom.get_tile(zoom.level_count - 1, (0, 0)),
+    ):
+        assert image.info["icc_profile"] == ICC
+
+
 def test_what_the_source_does_not_say_stays_unknown(folder: Path) -> None:
     with histocodec.open(folder / "wide.zarr") as slide:
         assert slide.mpp is None
         assert slide.objective_power is None
         assert slide.icc_profile is None
-        assert not slide.properties
+        assert all(name.startswith("openslide.level") for name in slide.properties if name != "openslide.vendor")
         with pytest.raises(UsageError, match="resolution is not known"):
             slide.read_array(0, 0, 5, 5, mpp=1.0)
 
