@@ -16,6 +16,9 @@ Colour = tuple[int, int, int]
 Mpp = tuple[float, float]  # x, y of level 0, microns per pixel
 
 WHITE: Colour = (255, 255, 255)
+# What a microscope can have, with room to spare, and what a container can hold.
+MPP_RANGE = (1e-6, 1e6)  # microns per pixel
+POWER_RANGE = (1e-3, 1e6)  # of an objective
 
 Image = TypeVar("Image")  # pixels, or what other programs call an image
 
@@ -101,13 +104,13 @@ class BaseSlide(ABC):
     ) -> None:
         self.name = name
         self.levels = levels
-        self.mpp = mpp
-        self.objective_power = objective_power
+        self.mpp = known_mpp(mpp)
+        self.objective_power = known_power(objective_power)
         self.properties: Mapping[str, str] = MappingProxyType(dict(properties or {}))
         self.icc_profile = icc_profile
         self.background = None if background is None else checked_colour(background)
         self.associated: Mapping[str, Pixels] = {} if associated is None else associated
-        self.notes = tuple(notes)  # see `notes_of`
+        self.notes = (*notes, *disbelieved(mpp, objective_power))  # see `notes_of`
 
     @property
     def fill(self) -> Colour:
@@ -168,6 +171,34 @@ def notes_of(slide: Slide) -> tuple[str, ...]:
     """What a source did not take or did not believe of its file, a sentence each, such as focal planes that were left
     out. A reader of other pixels than expected should be told. Empty for slides that keep no notes."""
     return tuple(getattr(slide, "notes", ()))
+
+
+def known_mpp(mpp: Mpp | None) -> Mpp | None:
+    """Microns per pixel as a file states them; None where no microscope has such pixels: zero, negative, infinite."""
+    low, high = MPP_RANGE
+    return mpp if mpp is not None and all(low <= size <= high for size in mpp) else None
+
+
+def known_power(power: float | None) -> float | None:
+    """An objective's power as a file states it; None where no objective has it: zero, negative, infinite."""
+    low, high = POWER_RANGE
+    return power if power is not None and low <= power <= high else None
+
+
+def disbelieved(mpp: Mpp | None, power: float | None = None) -> list[str]:
+    """A note on each value that a file states and that counts as not known."""
+    notes = []
+    if mpp is not None and known_mpp(mpp) is None:
+        notes.append(
+            f"states {mpp[0]:g} x {mpp[1]:g} microns per pixel; {MPP_RANGE[0]:g} to {MPP_RANGE[1]:g} are believed, so "
+            "the resolution counts as not known. --mpp gives it"
+        )
+    if power is not None and known_power(power) is None:
+        notes.append(
+            f"states an objective power of {power:g}; {POWER_RANGE[0]:g} to {POWER_RANGE[1]:g} are believed, so it "
+            "counts as not known"
+        )
+    return notes
 
 
 def checked_colour(colour: Colour) -> Colour:

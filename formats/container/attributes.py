@@ -12,7 +12,7 @@ from histocodec.errors import FormatError, UnsupportedError
 from histocodec.formats.container.fields import Node
 from histocodec.geometry import ChunkKey, Grid, Region, ceil_div
 from histocodec.models.config import MOST_LATENTS, PATCHES, QUALITIES, HyperConfig
-from histocodec.slide import Colour, Mpp, mpp_at
+from histocodec.slide import MPP_RANGE, POWER_RANGE, Colour, Mpp, mpp_at
 
 VERSION = 1
 KEY = "histocodec"  # of the root group's attributes
@@ -41,7 +41,6 @@ MAX_ICC = 16 << 20
 MAX_MODEL = 256 << 20
 MAX_TEXT = 1024
 MAX_DOWNSAMPLE = float(MAX_SIDE)
-MAX_MPP = 1e6
 
 Value = TypeVar("Value")
 Json = dict[str, object]
@@ -239,7 +238,7 @@ class Attributes:
             background=_background(f["background"]),
             source=_source(f["source"]),
             mpp=_optional(f["mpp"], _mpp),
-            objective_power=_optional(f["objective_power"], lambda n: n.number(1e-3, MAX_MPP)),
+            objective_power=_optional(f["objective_power"], lambda n: n.number(*POWER_RANGE)),
             properties=f["properties"].strings(),
             icc=_optional(f["icc"], lambda n: n.integer(1, MAX_ICC)),
             overview=_optional(f["overview"], _overview),
@@ -325,7 +324,7 @@ def _source(node: Node) -> SourceAttributes:
 
 
 def _mpp(node: Node) -> Mpp:
-    x, y = (item.number(1e-6, MAX_MPP) for item in node.items(2, 2))
+    x, y = (item.number(*MPP_RANGE) for item in node.items(2, 2))
     return x, y
 
 

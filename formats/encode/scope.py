@@ -21,7 +21,7 @@ from histocodec.formats.encode.privacy import without_private
 from histocodec.geometry import ChunkKey, Level, Region, ceil_div
 from histocodec.models.config import CHUNK_PIXELS
 from histocodec.models.weights import ModelWeights
-from histocodec.slide import Colour, Pixels, Slide
+from histocodec.slide import Colour, Pixels, Slide, known_mpp, known_power
 from histocodec.tissue import is_background
 from histocodec.version import VERSION
 
@@ -103,8 +103,8 @@ def draft_attributes(
         ),
         background=BackgroundAttributes("code" if options.background == "code" else "skip", background),
         source=SourceAttributes(file.name, _file_bytes(file), vendor),
-        mpp=slide.mpp,
-        objective_power=slide.objective_power,
+        mpp=known_mpp(slide.mpp),
+        objective_power=known_power(slide.objective_power),
         properties=properties,
         chunk=config.chunk,
         shard=_shard_side(slide.levels[0]),

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from histocodec.errors import SourceError, UnsupportedError
 from histocodec.geometry import Region
-from histocodec.slide import BaseSlide, Colour, Mpp, Pixels, pyramid_levels
+from histocodec.slide import BaseSlide, Colour, Mpp, Pixels, disbelieved, known_mpp, pyramid_levels
 from histocodec.sources.channels import check_colours
-from histocodec.sources.microns import checked_mpp, in_microns, stated_mpp
+from histocodec.sources.microns import checked_mpp, in_microns, stated_mpp, stated_number
 
 if TYPE_CHECKING:
     import zarr
@@ -157,7 +157,9 @@ def open_zarr(path: Path, *, mpp: Mpp | None = None, background: Colour | None =
         raise UnsupportedError(f"{name}: a Zarr group, but no OME-NGFF 0.4 or 0.5 image: {exc!r}") from exc
     if len(channels) > 1:
         check_colours(channels, name)
-    return ArraySlide(arrays, axes=letters, name=name, mpp=mpp or stated, background=background)
+    slide = ArraySlide(arrays, axes=letters, name=name, mpp=mpp or known_mpp(stated), background=background)
+    slide.notes = (*slide.notes, *disbelieved(stated if mpp is None else None))
+    return slide
 
 
 def _ome(attributes: Mapping[str, Any]) -> Mapping[str, Any]:  # JSON; checked where it is used
@@ -187,6 +189,6 @@ def _scale_mpp(axes: Sequence[Mapping[str, Any]], holders: Sequence[Mapping[str,
         for holder in holders:
             for transform in holder.get("coordinateTransformations", []):
                 if transform["type"] == "scale":
-                    size *= float(transform["scale"][index])
+                    size *= stated_number(transform["scale"][index]) or 0
         sizes[axis["name"]] = in_microns(size, axis.get("unit", ""))
     return stated_mpp(sizes.get("x"), sizes.get("y"))

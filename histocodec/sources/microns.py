@@ -3,7 +3,7 @@
 import math
 
 from histocodec.errors import UsageError
-from histocodec.slide import Mpp
+from histocodec.slide import MPP_RANGE, Mpp, known_mpp
 
 # The length of a unit in microns, by the symbols of OME-XML and the words of OME-NGFF.
 MICRONS = {
@@ -24,18 +24,32 @@ COARSEST_CREDIBLE_MPP = 50.0
 
 def checked_mpp(mpp: float | tuple[float, float]) -> Mpp:
     """A size that a user gives, as (x, y) in microns per pixel; one number means square pixels. Raises UsageError
-    unless both are above 0 and finite."""
+    unless both are in the range that is believed of files, too."""
     x, y = (mpp, mpp) if isinstance(mpp, (int, float)) else mpp
-    if not (math.isfinite(x) and math.isfinite(y) and x > 0 and y > 0):
-        raise UsageError(f"microns per pixel must be above 0 and finite, found {mpp}")
+    if known_mpp((x, y)) is None:
+        raise UsageError(f"microns per pixel must be from {MPP_RANGE[0]:g} to {MPP_RANGE[1]:g}, found {mpp}")
     return float(x), float(y)
 
 
 def stated_mpp(x: float | None, y: float | None) -> Mpp | None:
-    """A size that a file states, or None where an axis is missing, not positive or not finite."""
-    if x is None or y is None or not (0 < x < math.inf and 0 < y < math.inf):
+    """A size that a file states, whether it can be believed or not; None where an axis is missing."""
+    return None if x is None or y is None else (float(x), float(y))
+
+
+def most_credible(*candidates: Mpp | None) -> Mpp | None:
+    """The first of the sizes that a file states which can be believed; else the first that it states."""
+    stated = [mpp for mpp in candidates if mpp is not None]
+    return next((mpp for mpp in stated if known_mpp(mpp)), stated[0] if stated else None)
+
+
+def stated_number(text: object) -> float | None:
+    """A number as a file writes it: None where it has none, and NaN for a text that is no number."""
+    if text is None:
         return None
-    return float(x), float(y)
+    try:
+        return float(str(text))
+    except ValueError:
+        return math.nan
 
 
 def printed_mpp(mpp: Mpp | None) -> Mpp | None:

@@ -14,10 +14,10 @@ from PIL import ImageCms
 
 from histocodec.errors import SourceError, UnsupportedError
 from histocodec.geometry import Grid, Level, Region
-from histocodec.slide import WHITE, BaseSlide, Colour, LazyImages, Mpp, Pixels, composited
+from histocodec.slide import WHITE, BaseSlide, Colour, LazyImages, Mpp, Pixels, composited, known_mpp, known_power
 from histocodec.sources.icc import BROKEN_PROFILE
 from histocodec.sources.leica import address_after, leica_areas
-from histocodec.sources.microns import printed_mpp, stated_mpp
+from histocodec.sources.microns import printed_mpp, stated_mpp, stated_number
 from histocodec.sources.pages import PageReader, SegmentCache
 from histocodec.sources.tiff import open_tiff, tiled_pages
 
@@ -28,6 +28,15 @@ EXACT = 1 / 512
 SQUARE = (
     512  # pixels: such levels are read in fixed squares, so that pixels never depend on the region they are read in
 )
+MPP, POWER = (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y), openslide.PROPERTY_NAME_OBJECTIVE_POWER
+VENDORS_NAMES = {  # of what OpenSlide gives its own names, where it can be parsed
+    MPP[0]: ("aperio.MPP",),
+    MPP[1]: ("aperio.MPP",),
+    POWER: (
+        "aperio.AppMag", "huron.Objective", "leica.objective", "mirax.GENERAL.OBJECTIVE_MAGNIFICATION",
+        "trestle.Objective Power", "ventana.Magnification",
+    ),
+}  # fmt: skip
 PIECE = 4096  # pixels: OpenSlide cuts larger requests into pieces of this side, whose addresses it truncates
 REACH = PIECE - SQUARE  # pixels of the level: how far before a square an exact address is looked for
 PROBE = 256  # pixels: side of the corner in which tifffile has to agree with OpenSlide
@@ -53,12 +62,11 @@ class OpenSlideSlide(BaseSlide):
         self._handle = self._opened()
         self._handle_lock = threading.Lock()
         handle, properties = self._handle, dict(self._handle.properties)
-        stated = stated_mpp(
-            _number(properties, openslide.PROPERTY_NAME_MPP_X), _number(properties, openslide.PROPERTY_NAME_MPP_Y)
-        )
+        stated, power = stated_mpp(*(_stated(properties, key) for key in MPP)), _stated(properties, POWER)
         if properties.get(openslide.PROPERTY_NAME_VENDOR) == "generic-tiff":
             stated = printed_mpp(stated)  # OpenSlide reports the resolution tags, 72 dpi included
         profile, notes = _profile(handle)
+        unknown = (*(MPP if stated and not known_mpp(stated) else ()), *(POWER,) * (known_power(power) is None))
         super().__init__(
             name=str(path),
             levels=tuple(
@@ -66,8 +74,8 @@ class OpenSlideSlide(BaseSlide):
                 for (width, height), downsample in zip(handle.level_dimensions, handle.level_downsamples, strict=True)
             ),
             mpp=mpp or stated,
-            objective_power=_number(properties, openslide.PROPERTY_NAME_OBJECTIVE_POWER),
-            properties=properties,
+            objective_power=power,
+            properties={key: value for key, value in properties.items() if key not in unknown},
             icc_profile=profile,
             background=background or _declared_background(properties),
             associated=LazyImages({key: self._associated_loader(key) for key in handle.associated_images}),
@@ -260,11 +268,10 @@ def _profile(handle: OpenSlide) -> tuple[bytes | None, tuple[str, ...]]:
     return None if profile is None else profile.tobytes(), ()
 
 
-def _number(properties: Mapping[str, str], key: str) -> float | None:
-    try:
-        return float(properties[key])
-    except (KeyError, ValueError):
-        return None
+def _stated(properties: Mapping[str, str], key: str) -> float | None:
+    """A number by OpenSlide's name for it, else by the vendor's; NaN for a text, which OpenSlide passes over."""
+    texts = (properties.get(name) for name in (key, *VENDORS_NAMES[key]))
+    return stated_number(next((text for text in texts if text), None))
 
 
 def _declared_background(properties: Mapping[str, str]) -> Colour | None:

@@ -14,7 +14,14 @@ from histocodec.geometry import Region
 from histocodec.slide import WHITE, BaseSlide, Colour, LazyImages, Mpp, Pixels, pyramid_levels
 from histocodec.sources.channels import check_colours
 from histocodec.sources.icc import BROKEN_PROFILE, is_profile
-from histocodec.sources.microns import MICRONS_PER_TIFF_UNIT, in_microns, printed_mpp, stated_mpp
+from histocodec.sources.microns import (
+    MICRONS_PER_TIFF_UNIT,
+    in_microns,
+    most_credible,
+    printed_mpp,
+    stated_mpp,
+    stated_number,
+)
 from histocodec.sources.pages import RGB, YCBCR, PageReader, SegmentCache
 
 TEXT_TAGS = ("ImageDescription", "Make", "Model", "Software", "DateTime", "Artist", "Copyright")
@@ -74,7 +81,7 @@ class TiffSlide(BaseSlide):
             super().__init__(
                 name=name,
                 levels=pyramid_levels([planes.size for planes in self._planes]),
-                mpp=mpp or ome.mpp or _imagej_mpp(self._file, first) or _tag_mpp(first),
+                mpp=mpp or most_credible(ome.mpp, _imagej_mpp(self._file, first), _tag_mpp(first)),
                 objective_power=ome.objective_power,
                 properties=_properties(first),
                 icc_profile=first.iccprofile if first.iccprofile and is_profile(first.iccprofile) else None,
@@ -249,7 +256,7 @@ def _ome_facts(xml: str | None, image_index: int) -> _OmeFacts:
         mpp = stated_mpp(x, y)
     objectives = root.findall("{*}Instrument/{*}Objective")
     powers = {objective.get("NominalMagnification") for objective in objectives} - {None}
-    return _OmeFacts(mpp, _number(powers.pop()) if len(powers) == 1 else None)
+    return _OmeFacts(mpp, stated_number(powers.pop()) if len(powers) == 1 else None)
 
 
 def _channel_names(xml: str | None, image_index: int) -> list[str]:
@@ -279,14 +286,7 @@ def _check_channels(channels: Sequence[str], main: TiffPageSeries, name: str) ->
 
 def _physical_size(pixels: ElementTree.Element, axis: str) -> float | None:
     unit = pixels.get(f"PhysicalSize{axis}Unit", "µm")  # the schema's default
-    return in_microns(_number(pixels.get(f"PhysicalSize{axis}")), unit)
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None
+    return in_microns(stated_number(pixels.get(f"PhysicalSize{axis}")), unit)
 
 
 def _imagej_mpp(file: TiffFile, page: TiffPage) -> Mpp | None:
