@@ -1,4 +1,4 @@
-"""The shape of a model: every size that its transforms, its prior and the format must agree on."""
+"""The sizes of a model: all that its transforms, its prior and the format must agree on."""
 
 import json
 import math
@@ -11,31 +11,36 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 QUALITIES = 101  # quality indices 0 … 100; the command line's --quality is the index itself
-GROUPS = 4  # channel groups, positions and steps of the quadtree context
+GROUPS = 4  # channel groups, positions and steps of the quadtree
 
-CHUNK_PIXELS = 512  # a side of what the encoder codes as one chunk, whatever the model
-MAX_BLOCKS = 16  # of each kind: thrice what any model has, so that a hostile config builds no giant network
+CHUNK_PIXELS = 512  # side of a chunk, whatever the model
+MAX_BLOCKS = 16  # residual blocks of a kind: thrice what any model has, so that no file makes a giant network
 BLOCKS = ("analysis8", "analysis16", "synthesis16", "synthesis8")
-MOST_RATIO = 10_000  # that a model may aim at
-MOST_LATENTS = 1020  # channels: a chunk's header has one byte for how many quads of them there are
-PATCHES = (32, 64, 128)  # pixels a side of a `vae`'s patch, which is its stride
-BLOCK = 16  # pixels a side of what becomes one position of a `vae`'s bottleneck
+MOST_RATIO = 10_000  # the highest that a model may aim at
+MOST_LATENTS = 1020  # latent channels: a chunk's header has one byte for their quads
+PATCHES = (32, 64, 128)  # side of a `vae`'s patch in pixels, which is its stride
+BLOCK = 16  # side in pixels of what becomes one position of a `vae`'s bottleneck
 
 Quality = TypeVar("Quality", float, "Tensor")
-Blocks = tuple[bool, ...]  # one residual block each; True where it looks at its neighbours (3×3)
+Blocks = tuple[bool, ...]  # residual blocks in order; True where one is spatial (has a 3×3 convolution)
 
 
 @dataclass(frozen=True)
 class HyperConfig:
-    """Sizes of a `hyper` model. Channel counts are multiples of 4; `*_blocks` list residual blocks in order.
+    """Sizes of a `hyper` model.
 
-    The receptive field follows from the 3×3 blocks: one latent each at 1/16, half a latent each at 1/8.
+    Channel counts are multiples of 4. `analysis8`, `analysis16`, `synthesis16` and `synthesis8` list the residual
+    blocks at 1/8 and 1/16 of the pixels' resolution; their spatial ones make the halo, one latent each at 1/16 and half
+    a latent each at 1/8. `hidden16` is the number of activations in each block of `synthesis16`, by default that of
+    latent channels. Gains and some biases are learnt at `anchors` qualities and interpolated between them. λ goes from
+    `lambda_min` at quality 0 to `lambda_max` at quality 100, for an MSE in grey values². Raises FormatError where a
+    size is not allowed.
     """
 
     family: ClassVar[str] = "hyper"
     stride: ClassVar[int] = 16  # pixels per latent, in both directions
-    ratio: ClassVar[int | None] = None  # that `encode` aims at where nothing else is asked for
-    chunk: ClassVar[int] = CHUNK_PIXELS // 16  # latents a side of a chunk, as the encoder makes them
+    ratio: ClassVar[int | None] = None  # that `encode` aims at by default
+    chunk: ClassVar[int] = CHUNK_PIXELS // 16  # side of a chunk in latents
     latent_channels: int = 256
     hyper_channels: int = 32
     hyper_width: int = 96
@@ -45,11 +50,11 @@ class HyperConfig:
     analysis16: Blocks = (True, False, True, False, True, False)
     synthesis16: Blocks = (True, False, True, False)
     synthesis8: Blocks = (True, True)
-    integer_synthesis: bool = False  # `g_s` in whole numbers; absent from the first files, as is the next
-    hidden16: int | None = None  # activations in each block of `synthesis16`; None: as many as latent channels
-    anchors: int = 9  # qualities at which gains and biases are learnt; the others are interpolated
-    lambda_min: float = 5e-5  # rate–distortion weight at quality 0, MSE on the 0–255 scale
-    lambda_max: float = 0.08  # … and at quality 100
+    integer_synthesis: bool = False  # the first files have neither this key nor the next
+    hidden16: int | None = None
+    anchors: int = 9
+    lambda_min: float = 5e-5
+    lambda_max: float = 0.08
 
     def __post_init__(self) -> None:
         _check_channels("latent_channels", self.latent_channels, MOST_LATENTS)
@@ -72,12 +77,12 @@ class HyperConfig:
 
     @property
     def analysis_halo(self) -> int:
-        """Latents beyond a block's edge, whose pixels `g_a` needs to compute it exactly."""
+        """How far `g_a` looks beyond an output, in latents."""
         return sum(self.analysis16) + -(-sum(self.analysis8) // 2)
 
     @property
     def synthesis_halo(self) -> int:
-        """Latents beyond a block's edge that `g_s` needs to compute its pixels exactly."""
+        """How far `g_s` looks beyond the pixels of a latent, in latents."""
         return sum(self.synthesis16) + -(-sum(self.synthesis8) // 2)
 
     def rate_weight(self, quality: Quality) -> Quality:
@@ -86,16 +91,17 @@ class HyperConfig:
         return weight
 
     def fainter_by(self, quality: float, lower: float) -> float:
-        """By what factor a slide must be fainter, to be coded at a `lower` quality (or stronger, at a higher one) with
-        steps that are worth the same: Δ² goes with 1/λ."""
+        """The factor by which a slide must be fainter for steps at the quality `lower` to be worth what they are at
+        `quality` (below 1 where `lower` is higher): the square of a step goes with 1/λ."""
         return math.sqrt(self.rate_weight(lower) / self.rate_weight(quality))
 
     def to_json(self) -> str:
+        """The config as the JSON text that a model file holds."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "HyperConfig":
-        """Raises FormatError unless `text` is exactly what `to_json` writes for some valid config."""
+        """The config that `to_json` wrote. Raises FormatError where `text` is not the JSON of a valid config."""
         try:
             fields = json.loads(text)
             blocks = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
@@ -106,17 +112,20 @@ class HyperConfig:
 
 @dataclass(frozen=True)
 class VaeConfig:
-    """Sizes of a `vae` model: a ResNet-18 pair on independent patches of `stride` × `stride` pixels, each of which
-    becomes `latent_channels` numbers. `widths` are the channels of the four stages, 64, 128, 256 and 512 in He et al.
-    2016; `bottleneck` those between the last stage and the dense layer. With `shortcut` a linear path leads past the
-    stages, from each 16 × 16 pixels to the bottleneck and back."""
+    """Sizes of a `vae` model: a ResNet-18 and its mirror image on independent patches of `stride` × `stride` pixels,
+    each of which becomes `latent_channels` numbers.
+
+    `widths` are the channels of the four stages, which are 64, 128, 256 and 512 in He et al. 2016, and `bottleneck` the
+    channels between the last stage and the dense layer. With `shortcut` a linear path leads past the stages, from each
+    16 × 16 block of pixels to the bottleneck and back. Raises FormatError where a size is not allowed.
+    """
 
     family: ClassVar[str] = "vae"
     analysis_halo: ClassVar[int] = 0  # patches know nothing of each other
     synthesis_halo: ClassVar[int] = 0
     latent_channels: int = 128
     stride: int = 64
-    ratio: int | None = 512  # that `encode` aims at where nothing else is asked for
+    ratio: int | None = 512  # that `encode` aims at by default
     widths: tuple[int, int, int, int] = (24, 48, 96, 192)
     bottleneck: int = 64
     shortcut: bool = False
@@ -138,20 +147,21 @@ class VaeConfig:
 
     @property
     def chunk(self) -> int:
-        """Latents a side of a chunk, as the encoder makes them."""
+        """The side of a chunk in latents."""
         return CHUNK_PIXELS // self.stride
 
     @property
     def features(self) -> int:
-        """Values a patch between the last stage and the dense layer."""
+        """How many values a patch has between the last stage and the dense layer."""
         return self.bottleneck * (self.stride // BLOCK) ** 2
 
     def to_json(self) -> str:
+        """The config as the JSON text that a model file holds."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "VaeConfig":
-        """Raises FormatError unless `text` is exactly what `to_json` writes for some valid config."""
+        """The config that `to_json` wrote. Raises FormatError where `text` is not the JSON of a valid config."""
         try:
             fields = json.loads(text)
             return cls(**{**fields, "widths": tuple(fields["widths"])})

@@ -1,7 +1,7 @@
 """Model files: one safetensors file holds a whole codec, and its SHA-256 is the codec's identity.
 
-Read with numpy alone, so that latents can be decoded without torch. Never unpickled. What each tensor means is
-written in `formats/SPEC.md`, "The model file".
+They are read with numpy alone, so that latents can be decoded without torch, and never unpickled. What each tensor
+means is written in `formats/SPEC.md`, "The model file".
 """
 
 import hashlib
@@ -24,21 +24,22 @@ from histocodec.models.prior.graph import HYPER_CLIP, LINEAR_CLIP, MEAN_BITS, SC
 from histocodec.models.transforms.integer import check_synthesis, synthesis_tensors
 
 DEFAULT_MODEL = "hyper-6"
-MODELS_VARIABLE = "HISTOCODEC_MODELS"  # further folders with model files, as in PATH
-MAX_BYTES = 256 << 20  # a model file larger than this is none of ours
+MODELS_VARIABLE = "HISTOCODEC_MODELS"  # environment variable with more folders of model files, as in PATH
+MAX_BYTES = 256 << 20  # of a model file: fifty times the largest that ships
 FORMAT = "histocodec.model/1"
 _CONFIGS: Mapping[str, type[HyperConfig] | type[VaeConfig]] = {c.family: c for c in (HyperConfig, VaeConfig)}
 
 
 @dataclass(frozen=True, eq=False)
 class ModelWeights:
-    """One validated model file. `arrays` holds its tensors by name; the tables are built once from three of them."""
+    """A model file that was checked. `arrays` holds its tensors by name; `tables` are built from three of them. Raises
+    FormatError where a tensor is missing, has another shape or dtype, or could make integer arithmetic inexact."""
 
     id: str
     sha256: str
     config: ModelConfig
     arrays: Mapping[str, NDArray[Any]]
-    data: bytes = field(repr=False)  # the file itself, for --embed-model
+    data: bytes = field(repr=False)  # the file, for --embed-model
     tables: TableSet = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -55,10 +56,13 @@ class ModelWeights:
             self._check_most("prior.hyper_index", SCALES - 1)
             self._check_most("prior.compress", 127)
             if int(np.abs(self.arrays["prior.hyper_mean"].astype(np.int64)).max()) > HYPER_CLIP << MEAN_BITS:
-                raise FormatError(f"model {self.id}: prior.hyper_mean lies outside what z can be")
-            check_accumulators(self.config, self.arrays)
-            if self.config.integer_synthesis:
-                check_synthesis(self.config, self.arrays)
+                raise FormatError(f"model {self.id}: prior.hyper_mean goes beyond ±{HYPER_CLIP}, which is all z can be")
+            try:
+                check_accumulators(self.config, self.arrays)
+                if self.config.integer_synthesis:
+                    check_synthesis(self.config, self.arrays)
+            except FormatError as exc:
+                raise FormatError(f"model {self.id}: {exc}") from exc
         else:
             self._check_most("prior.latent_index", SCALES - 1)
         tables = TableSet(*(self.arrays[f"tables.{name}"] for name in ("low", "size", "freq")))
@@ -72,12 +76,12 @@ class ModelWeights:
 
     @property
     def notes(self) -> dict[str, str]:
-        """What the file says of itself beside its id and config: how it was trained."""
-        known = ("format", "id", "family", "config")
-        return {key: value for key, value in _metadata(self.data, self.id).items() if key not in known}
+        """The file's metadata but for format, id, family and config: how the model was trained."""
+        required = ("format", "id", "family", "config")
+        return {key: value for key, value in _metadata(self.data, self.id).items() if key not in required}
 
     def transform(self, part: Literal["g_a", "g_s"]) -> dict[str, NDArray[np.float32]]:
-        """The tensors of a transform by its own names for them."""
+        """The tensors of a transform, float32, by their names in its `state_dict`."""
         prefix = f"{part}."
         return {k.removeprefix(prefix): v.astype(np.float32) for k, v in self.arrays.items() if k.startswith(prefix)}
 
@@ -89,18 +93,19 @@ class ModelWeights:
         return self.config
 
     def gain(self, quality: int) -> NDArray[np.float32]:
-        """(C,) what the analysis is multiplied by before rounding"""
+        """What the analysis is multiplied by before rounding, at a quality in 0 … 100: (C,) float32."""
         gain: NDArray[np.float32] = self.arrays["gain"][quality]
         return gain
 
     def inverse_gain(self, quality: int) -> NDArray[np.float32]:
-        """(C,) what the latents are multiplied by before the synthesis"""
+        """What latents are multiplied by before the synthesis, at a quality in 0 … 100: (C,) float32."""
         inverse: NDArray[np.float32] = self.arrays["inverse_gain"][quality]
         return inverse
 
 
 def _expected(config: ModelConfig) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:
-    """Shape and dtype of every tensor of integers; torch checks the rest when it loads them."""
+    """Name, shape and dtype of every tensor but those of transforms in floating point, which torch checks when it
+    loads them."""
     yield "gain", ((QUALITIES, config.latent_channels), "float32")
     yield "inverse_gain", ((QUALITIES, config.latent_channels), "float32")
     if isinstance(config, VaeConfig):
@@ -120,7 +125,8 @@ def _expected(config: ModelConfig) -> Iterator[tuple[str, tuple[tuple[int, ...],
 
 
 def parse_model(data: bytes, *, name: str) -> ModelWeights:
-    """The model in the bytes of a file. `name` is for messages. Raises FormatError."""
+    """The model in the bytes of a file; `name` is for messages. Raises FormatError where they are no sound model file,
+    and UnsupportedError where the model's family is unknown."""
     if len(data) > MAX_BYTES:
         raise FormatError(f"{name}: has more than {MAX_BYTES} bytes, the most that a model file may have")
     metadata = _metadata(data, name)
@@ -158,11 +164,11 @@ def _metadata(data: bytes, name: str) -> dict[str, str]:
 
 
 def load_model(path: str | os.PathLike[str]) -> ModelWeights:
-    """Reads a model file. Raises MissingModelError where there is none, FormatError where it is broken."""
+    """The model in a file. Raises MissingModelError where it cannot be read, and as `parse_model` does."""
     file = Path(path)
     try:
         if file.exists() and not file.is_file():  # a pipe, on which reading could wait for ever
-            raise FormatError(f"{file}: is no regular file")
+            raise FormatError(f"{file}: is no regular file; a model file is needed")
         with file.open("rb") as opened:
             data = opened.read(MAX_BYTES + 1)
     except OSError as exc:
@@ -171,35 +177,35 @@ def load_model(path: str | os.PathLike[str]) -> ModelWeights:
 
 
 def model_folders() -> list[Path]:
-    """Where model files are looked for: HISTOCODEC_MODELS first, then the package."""
+    """The folders in which models are looked for: those of HISTOCODEC_MODELS, then the package's own."""
     named = [Path(part) for part in os.environ.get(MODELS_VARIABLE, "").split(os.pathsep) if part]
     return [*named, Path(__file__).parent.parent / "weights"]
 
 
 def find_model(model_id: str = DEFAULT_MODEL, sha256: str | None = None) -> ModelWeights:
-    """The model of this id, and with this SHA-256 where one is given. A path to a .safetensors file is an id too.
+    """The model of this id, or in this file, if it ends in .safetensors; and with this SHA-256, if one is given.
 
-    Raises MissingModelError, naming what was looked for and what is there.
+    Raises MissingModelError where it is not installed, and as `load_model` does. What was read is cached.
     """
     if model_id.endswith(".safetensors"):
-        found = _load_cached(model_id, _version(Path(model_id)))
-        if sha256 not in (None, found.sha256):
-            raise MissingModelError(f"{model_id}: SHA-256 {found.sha256[:16]}…; {str(sha256)[:16]}… is needed")
-        return found
+        weights = _load_cached(model_id, _version(Path(model_id)))
+        if sha256 not in (None, weights.sha256):
+            raise MissingModelError(f"{model_id}: has SHA-256 {weights.sha256[:16]}…; {str(sha256)[:16]}… is needed")
+        return weights
     if "/" in model_id or os.sep in model_id or model_id.startswith("."):
         raise MissingModelError(f"model {model_id!r} is no id: letters, digits, '-' and '.' are allowed")
-    seen = []
+    other_files = []
     for folder in model_folders():
         file = folder / f"{model_id}.safetensors"
         if file.is_file():
-            found = _load_cached(str(file), _version(file))
-            if sha256 in (None, found.sha256):
-                return found
-            seen.append(f"{file} has SHA-256 {found.sha256[:16]}…")
-    there = sorted({f.stem for folder in model_folders() for f in folder.glob("*.safetensors")})
-    wanted = f"model {model_id!r}" + (f" with SHA-256 {sha256[:16]}…" if sha256 else "")
-    detail = "; ".join(seen) or f"installed are {', '.join(there) or 'none'}"
-    raise MissingModelError(f"{wanted} is not installed: {detail}. Put its file into a folder of {MODELS_VARIABLE}")
+            weights = _load_cached(str(file), _version(file))
+            if sha256 in (None, weights.sha256):
+                return weights
+            other_files.append(f"{file} has SHA-256 {weights.sha256[:16]}…")
+    installed = sorted({f.stem for folder in model_folders() for f in folder.glob("*.safetensors")})
+    described = f"model {model_id!r}" + (f" with SHA-256 {sha256[:16]}…" if sha256 else "")
+    detail = "; ".join(other_files) or f"installed are {', '.join(installed) or 'none'}"
+    raise MissingModelError(f"{described} is not installed: {detail}. Put its file into a folder of {MODELS_VARIABLE}")
 
 
 def _version(file: Path) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The synthesis in whole numbers: the same pixels by every means, and those of the synthesis it comes from."""
+"""The integer synthesis: the same pixels by every engine, and nearly those of the synthesis it comes from."""
 
 import copy
 from collections.abc import Callable
@@ -40,7 +40,7 @@ from tests.support.tiny import (
 
 CPU = torch.device("cpu")
 STATS = ChannelStats(np.array([180.0, 140.0, 175.0], np.float32), np.array([40.0, 45.0, 35.0], np.float32))
-needs_bytes = pytest.mark.skipif(not int8_products_exact(), reason="this processor has no exact products of bytes")
+needs_bytes = pytest.mark.skipif(not int8_products_exact(), reason="this processor has no exact int8 products")
 
 
 def latents(config: HyperConfig = TINY, *, spread: float = 1.0, side: int = 12) -> torch.Tensor:
@@ -67,7 +67,7 @@ def decoded(made: IntegerSynthesis, y: torch.Tensor, margin: Margin | None = Non
 @needs_bytes
 @pytest.mark.parametrize("margin", [Margin(), Margin(2, 0, 1, 2)], ids=["whole", "with a margin"])
 @pytest.mark.parametrize("spread", [0.1, 1.0, 30.0, 1e4])
-def test_bytes_and_floats_give_the_same(spread: float, margin: Margin) -> None:
+def test_int8_products_and_floats_give_the_same_pixels(spread: float, margin: Margin) -> None:
     y = latents(spread=spread)
     floats, whole = (decoded(synthesis(tiny_integer_weights(), e), y, margin) for e in (FloatEngine, Int8Engine))
     assert floats.std() > 0
@@ -75,7 +75,7 @@ def test_bytes_and_floats_give_the_same(spread: float, margin: Margin) -> None:
 
 
 @needs_bytes
-def test_so_do_those_of_the_largest_values_that_are_allowed() -> None:
+def test_int8_products_and_floats_give_the_same_pixels_for_the_shipped_model() -> None:
     weights = find_model(DEFAULT_MODEL)
     if not weights.hyper.integer_synthesis:
         pytest.skip("the shipped model's synthesis is in floating point")
@@ -93,7 +93,7 @@ def test_what_trains_is_what_decodes() -> None:
     assert torch.equal(decoded(synthesis(weights, FloatEngine), y), expected)
 
 
-def test_it_is_close_to_the_synthesis_it_comes_from() -> None:
+def test_the_integer_synthesis_is_close_to_the_one_it_comes_from() -> None:
     weights, network = tiny_integer_weights(), tiny_network()
     with torch.no_grad():
         y = coded()
@@ -194,7 +194,7 @@ def test_a_gradient_passes_the_rounding() -> None:
     assert all(float(p.grad.abs().sum()) > 0 for p in network.g_s.parameters())
 
 
-def test_a_model_in_whole_numbers_can_be_trained_further() -> None:
+def test_a_start_from_an_integer_synthesis_decodes_as_before() -> None:
     network = HyperModel(TINY).eval()
     start_from_model(network, tiny_integer_weights(), tiny_sampler())
     with torch.no_grad():
@@ -203,7 +203,7 @@ def test_a_model_in_whole_numbers_can_be_trained_further() -> None:
     assert float(difference.square().mean()) < 2e-4 * float(expected.square().mean())
 
 
-def test_its_units_are_then_those_in_which_it_can_learn() -> None:
+def test_a_start_from_an_integer_synthesis_has_units_in_which_it_can_learn() -> None:
     """Out of the file, activations reach 255 and the largest weights are hundreds of times the smallest."""
     weights = tiny_integer_weights()
     plain = Synthesis(TINY)
@@ -251,7 +251,7 @@ def test_a_model_whose_numbers_could_be_inexact_is_refused(
         changed(name, change)
 
 
-def test_a_synthesis_that_is_half_there_is_refused() -> None:
+def test_a_synthesis_without_all_its_tensors_is_refused() -> None:
     weights = tiny_weights()
     with pytest.raises(FormatError, match=r"g_s\.scale is missing"):
         ModelWeights(weights.id, weights.sha256, replace(TINY, integer_synthesis=True), weights.arrays, b"")

@@ -59,7 +59,7 @@ def test_a_pattern_counts_where_nothing_hides_it() -> None:
     assert torch.allclose(found, torch.tensor([np.log(4.5 / 0.5), 0.0], dtype=torch.float32), atol=1e-3)
 
 
-def test_what_others_foretell_is_left_out_first(sampler: PatchSampler) -> None:
+def test_pruning_takes_what_others_predict_first(sampler: PatchSampler) -> None:
     network = tiny_network()
     blocks = network.float_synthesis.blocks16
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_what_others_foretell_is_left_out_first(sampler: PatchSampler) -> None:
     assert (found - wanted).square().mean() < 1e-4 * changed.square().mean()
 
 
-def test_a_block_keeps_what_the_pixels_would_miss(sampler: PatchSampler) -> None:
+def test_pruning_keeps_what_the_pixels_would_miss(sampler: PatchSampler) -> None:
     """Of 48 activations, 40 do nothing: they go, and nothing changes."""
     network = tiny_network()
     with torch.no_grad():
@@ -91,7 +91,7 @@ def test_a_block_keeps_what_the_pixels_would_miss(sampler: PatchSampler) -> None
 
 
 @pytest.mark.parametrize("hidden", [0, 26, 52])
-def test_more_activations_than_there_are_cannot_be_left(sampler: PatchSampler, hidden: int) -> None:
+def test_more_activations_than_there_are_cannot_stay(sampler: PatchSampler, hidden: int) -> None:
     with pytest.raises(UsageError, match="a multiple of 4 up to 48"):
         prune(tiny_network(), sampler, hidden)
 
@@ -137,7 +137,7 @@ def test_rounding_weights_together_is_nearer_to_the_float_synthesis() -> None:
     assert together < 0.9 * apart
 
 
-def test_refining_the_synthesis_raises_psnr_and_leaves_all_else_alone(sampler: PatchSampler) -> None:
+def test_training_the_synthesis_alone_raises_psnr_and_leaves_all_else_alone(sampler: PatchSampler) -> None:
     network = rounded_one_by_one()
     before = {name: value.clone() for name, value in network.state_dict().items()}
 
@@ -160,7 +160,7 @@ def _psnr(network: HyperModel, batch: Batch, quality: torch.Tensor) -> float:
     return float((10 * torch.log10(255**2 / mse)).mean())
 
 
-def test_refining_the_prior_lowers_the_rate_and_leaves_the_transforms_alone(sampler: PatchSampler) -> None:
+def test_training_the_prior_alone_lowers_the_rate_and_leaves_the_transforms_alone(sampler: PatchSampler) -> None:
     network, rates = tiny_network(), []
     before = {name: value.clone() for name, value in network.state_dict().items()}
     train_prior(network, sampler, steps=30, rate=2e-3, report=lambda p: rates.append(p.loss))

@@ -54,8 +54,10 @@ def test_blank_patches_are_left_out() -> None:
     edge = round(0.82 * 255)  # 209: of 255 it is 0.8196
     patches = torch.stack([torch.full((3, 4, 4), value, dtype=torch.uint8) for value in (0, edge, edge + 1, 255)])
     assert non_blank(patches).tolist() == [True, True, False, False]
-    glass = TrainingImage(torch.full((3, 64, 64), 250, dtype=torch.uint8), torch.zeros(3), torch.ones(3), "glass")
-    assert list(PatchEpochs([glass], batch=1, side=32, seed=0)(0)) == []
+    background = TrainingImage(
+        torch.full((3, 64, 64), 250, dtype=torch.uint8), torch.zeros(3), torch.ones(3), "background"
+    )
+    assert list(PatchEpochs([background], batch=1, side=32, seed=0)(0)) == []
 
 
 def test_an_epoch_is_a_function_of_seed_and_number(images: list[TrainingImage]) -> None:
@@ -202,9 +204,11 @@ def test_an_image_smaller_than_a_patch_is_enlarged() -> None:
 
 
 def test_validation_without_tissue_is_refused(images: list[TrainingImage]) -> None:
-    glass = TrainingImage(torch.full((3, 64, 64), 240, dtype=torch.uint8), torch.zeros(3), torch.ones(3), "glass")
+    background = TrainingImage(
+        torch.full((3, 64, 64), 240, dtype=torch.uint8), torch.zeros(3), torch.ones(3), "background"
+    )
     with pytest.raises(UsageError, match="no patch of 32 x 32 pixels that shows tissue"):
-        trainer(images, validation=[glass])
+        trainer(images, validation=[background])
 
 
 def test_a_run_that_diverges_says_so(images: list[TrainingImage]) -> None:

@@ -1,10 +1,9 @@
 """From a trained autoencoder to a model file: steps, reconstruction points and tables fitted to its own latents.
 
-A latent is rounded to multiples of a step. The step of a dimension follows from how precisely training needed it: an
-error of variance s² costs what halving s² would cost in divergence where the posterior's variance v balances both, so
-that the error's price is proportional to (1 - v) / v and the best step to its inverse square root. The common factor
-is such that quality 50 spends the model's nominal ratio on the training patches; the steps double every 25 qualities
-below.
+A latent is rounded to multiples of a step. How large the step of a dimension is follows from how precisely training
+needed it. The posterior's variance v balances the error's price against the divergence that a smaller variance costs,
+so the price is proportional to (1 - v) / v, and the best step to its inverse square root. The common factor makes
+quality 50 spend the model's nominal ratio on the training patches; below it, steps double every 25 qualities.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,19 +26,19 @@ from histocodec.models.weights import FORMAT, ModelWeights, parse_model
 
 MIDDLE = 50  # the quality of the nominal ratio
 QUALITIES_PER_OCTAVE = 25
-OVERHEAD = 1.01  # of a container, as a share of its latents; see `histocodec.formats.encode.target`
-CHUNK_BYTES = 34  # a chunk's header, CRC, line in an index, share of the maps
-MOST_VARIANCE = 0.98  # of a posterior: a dimension that says nothing gets no infinite step
-MOST_PATCHES = 4096  # that the fit sees
-NEARBY = (-2, -1, 0, 1, 2)  # scale indices tried around that of the standard deviation
+OVERHEAD = 1.01  # a container's size in sizes of its latents; see `histocodec.formats.encode.target`
+CHUNK_BYTES = 34  # of a chunk's header, CRC, line in an index, and share of the maps
+MOST_VARIANCE = 0.98  # of a posterior, so that a dimension that says nothing gets no infinite step
+MOST_PATCHES = 4096  # of the fit
+NEARBY = (-2, -1, 0, 1, 2)  # scale indices that are tried, relative to that of the standard deviation
 
 Means = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class _Coded:
-    """The training patches at one set of steps: integers (N, D), each dimension's mean in eighths and scale index
-    (D,), and bits a patch."""
+    """The training patches at one set of steps: integers y (N, D), each dimension's mean in eighths and scale index,
+    (D,) each, and the bits of a patch."""
 
     y: NDArray[np.int64]
     mean: NDArray[np.int64]
@@ -47,12 +46,12 @@ class _Coded:
     bits: float
 
     def symbols(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """What is coded, and each one's table with these scale indices; (N, D) both."""
+        """The symbols, and the table of each with these scale indices (D,); both (N, D)."""
         table = (index << MEAN_BITS) + (self.mean & ((1 << MEAN_BITS) - 1))
         return self.y - (self.mean >> MEAN_BITS), np.broadcast_to(table, self.y.shape)
 
     def entries(self, tables: TableSet, index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where each symbol stands in `tables.freq`, with these scale indices; (N, D)."""
+        """The index of each symbol in `tables.freq`, with these scale indices (D,); (N, D)."""
         symbols, table = self.symbols(index)
         entry, size = symbols - tables.low[table], tables.size[table].astype(np.int64)
         return np.asarray(tables.offset[table] + np.where((entry < 0) | (entry >= size), size, entry))
@@ -63,8 +62,9 @@ def export_vae(
 ) -> ModelWeights:
     """The model file of a trained model, parsed and checked; `.data` holds its bytes.
 
-    `batches` are normalised training patches (B, 3, S, S) to fit steps and tables to. `notes` become metadata.
-    Raises UsageError where there are none."""
+    `batches` are normalised training patches (B, 3, S, S) that steps and tables are fitted to. `notes` become metadata
+    beside the id. Raises UsageError where there are no patches.
+    """
     config, base = model.config, gaussian_table_set()
     means, variance = _posteriors(model, batches)
     shape = np.sqrt(variance / (1 - np.minimum(variance, MOST_VARIANCE)))  # (D,)
@@ -101,7 +101,7 @@ def export_vae(
 
 @torch.no_grad()
 def _posteriors(model: VaeModel, batches: Iterable[torch.Tensor]) -> tuple[Means, NDArray[np.float64]]:
-    """Means (N, D) of the patches' posteriors, and the mean variance of each dimension (D,)."""
+    """The means of the patches' posteriors (N, D), and the mean variance of each dimension (D,)."""
     model.eval()
     means, variances, count = [], [], 0
     for batch in batches:
@@ -117,17 +117,17 @@ def _posteriors(model: VaeModel, batches: Iterable[torch.Tensor]) -> tuple[Means
 
 
 def nominal_bits(config: VaeConfig) -> float:
-    """Bits of a patch's latents at the model's nominal ratio, what a container adds taken off."""
+    """The bits of a patch's latents at the model's nominal ratio, without what a container adds."""
     pixels = config.stride**2
     return 24 * pixels / (config.ratio or 512) / OVERHEAD - 8 * CHUNK_BYTES * pixels / CHUNK_PIXELS**2
 
 
-def _middle_step(means: Means, shape: NDArray[np.float64], wanted: float, tables: TableSet) -> float:
-    """The factor of `shape` with which a patch has that many bits; by bisection, to a thousandth."""
+def _middle_step(means: Means, shape: NDArray[np.float64], bits: float, tables: TableSet) -> float:
+    """The factor of `shape` with which a patch has so many bits, by bisection to a thousandth."""
     low, high = 1e-4, 1e4
     while high / low > 1.001:
         middle = (low * high) ** 0.5
-        low, high = (middle, high) if _coded(means, middle * shape, tables).bits > wanted else (low, middle)
+        low, high = (middle, high) if _coded(means, middle * shape, tables).bits > bits else (low, middle)
     return high
 
 
@@ -139,8 +139,8 @@ def _coded(means: Means, step: NDArray[np.float64], tables: TableSet) -> _Coded:
     near = np.rint(np.log2(deviation / SMALLEST_SCALE) * (1 << SCALE_BITS)).astype(np.int64)
     coded, best, index = _Coded(y, mean, near, 0.0), np.full(len(step), np.inf), near
     for offset in NEARBY:
-        tried = (near + offset).clip(0, SCALES - 1)
-        symbols, table = coded.symbols(tried)
+        candidate = (near + offset).clip(0, SCALES - 1)
+        symbols, table = coded.symbols(candidate)
         bits = symbol_bits(symbols.ravel(), table.ravel(), tables).reshape(y.shape).mean(axis=0, dtype=np.float64)
-        index, best = np.where(bits < best, tried, index), np.minimum(bits, best)
+        index, best = np.where(bits < best, candidate, index), np.minimum(bits, best)
     return _Coded(y, mean, index, float(best.sum()))

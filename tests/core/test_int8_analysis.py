@@ -1,4 +1,4 @@
-"""The analysis in products of bytes: nearly what float32 gives."""
+"""The analysis by int8 products: nearly what float32 gives."""
 
 from functools import lru_cache
 
@@ -19,7 +19,7 @@ from tests.support.tiny import TINY, tiny_network, tiny_sampler
 
 CPU = torch.device("cpu")
 STATS = ChannelStats(np.array([180.0, 140.0, 175.0], np.float32), np.array([40.0, 45.0, 35.0], np.float32))
-pytestmark = pytest.mark.skipif(not int8_products_exact(), reason="this processor has no exact products of bytes")
+pytestmark = pytest.mark.skipif(not int8_products_exact(), reason="this processor has no exact int8 products")
 
 
 @lru_cache(maxsize=1)
@@ -29,14 +29,14 @@ def weights() -> ModelWeights:
     with torch.no_grad():
         for block in (*network.g_a.blocks8, *network.g_a.blocks16):
             block.project.weight *= 8
-    return export_model(network, "tiny-reaches", ranges=analysis_ranges(network, tiny_sampler()))
+    return export_model(network, "tiny-ranges", ranges=analysis_ranges(network, tiny_sampler()))
 
 
 def y(dtype: torch.dtype | None, pixels: np.ndarray, margin: Margin | None = None) -> np.ndarray:
     return Transform(weights(), CPU, dtype=dtype).analyse(pixels, margin or Margin(), STATS)
 
 
-def test_it_is_close_to_float32() -> None:
+def test_int8_products_are_close_to_float32() -> None:
     pixels = synthetic_slide(256, 192, seed=6)
     exact, found = (y(dtype, pixels) for dtype in (torch.float32, None))
     assert not np.array_equal(found, exact)
@@ -51,7 +51,7 @@ def test_a_window_is_the_crop_of_the_whole() -> None:
     np.testing.assert_allclose(y(None, part, Margin(halo, halo, halo, halo)), whole[:, 6:14, 5:12], atol=0.02)
 
 
-def test_a_model_without_reaches_is_run_as_before() -> None:
+def test_a_model_without_ranges_runs_in_floating_point() -> None:
     plain = export_model(tiny_network(), "tiny-plain")
     pixels = synthetic_slide(128, 128, seed=6)
     default, half = (Transform(plain, CPU, dtype=d) for d in (None, Transform(plain, CPU).dtype))
@@ -59,7 +59,7 @@ def test_a_model_without_reaches_is_run_as_before() -> None:
 
 
 @pytest.mark.parametrize("change", ["missing", "short", "not finite"])
-def test_a_reach_that_does_not_fit_is_refused(change: str) -> None:
+def test_a_range_that_does_not_fit_is_refused(change: str) -> None:
     arrays = dict(weights().arrays)
     name = "reach.blocks16.0.depthwise"
     if change == "missing":
