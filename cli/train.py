@@ -42,7 +42,7 @@ def list_recipes(context: click.Context, parameter: click.Parameter, value: bool
     """Print name, summary and file of each recipe that is installed, and exit."""
     if not value:
         return
-    from histocodec.train.recipe import read_recipe, recipe_files
+    from histocodec.train.recipe_file import read_recipe, recipe_files
 
     print_facts([(file.stem, f"{read_recipe(file).summary}\n{file}") for file in recipe_files()])
     context.exit()
@@ -127,7 +127,8 @@ def command(
       histocodec train slides/ --out runs/tuned --recipe fine-tune --model-id mine-2 --resume
       histocodec encode slide.svs slide.zarr --model runs/mine/mine-1.safetensors
     """
-    from histocodec.train.recipe import HyperRecipe, find_recipe
+    from histocodec.train.recipe import HyperRecipe
+    from histocodec.train.recipe_file import find_recipe
     from histocodec.train.setup import RunOptions
 
     chosen = _adapted(find_recipe(recipe), model_id, start)

@@ -28,7 +28,7 @@ from histocodec.codec.window import Window, pad_pixels
 from histocodec.entropy.cost import bits_of, symbol_bits
 from histocodec.kernels.jit import jit
 from histocodec.models.config import GROUPS
-from histocodec.models.prior.fast import Row
+from histocodec.models.prior.fast_kernels import Row
 from histocodec.models.prior.graph import POSITIONS
 from histocodec.normalise import ChannelStats
 from histocodec.slide import Colour, Pixels

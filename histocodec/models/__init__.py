@@ -1,0 +1,1 @@
+"""Models: what their files hold, their networks, and how those are evaluated."""

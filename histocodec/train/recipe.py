@@ -1,31 +1,17 @@
-"""Recipes: what a run trains, from which start, in which stages. A recipe is a TOML file; README.md beside this file
-says what each key means, and `recipes/` holds those that come with histocodec.
+"""Recipes: what a run trains, from which start, in which stages. README.md beside this file says what each key means.
 
-A table of the file is a dataclass here, a key one of its fields. Reading is strict: an unknown key, a wrong type, a
-value out of range or a combination that makes no sense is a UsageError that names the file, the table and the key.
+A table of a recipe's file is a dataclass here, and a key is one of its fields; `histocodec.train.recipe_file` reads
+them. A value that is out of range, or a combination that makes no sense, is a UsageError that names the key.
 """
 
 import math
-import tomllib
-import types
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass, replace
-from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, replace
 
 from histocodec.errors import FormatError, UsageError
 from histocodec.models.config import MOST_RATIO, HyperConfig, VaeConfig
 from histocodec.train.schedule import Schedule
 
-DEFAULT_RECIPE = "flagship"
-FOLDER = Path(__file__).parent / "recipes"
 BITS_PER_DIMENSION = 1.5  # of a vae's patch at the nominal ratio: there 0.1 · divergence weighs as much as the error
-
-NOT_IN_RECIPES: Mapping[type, Mapping[str, str]] = {
-    HyperConfig: {"integer_synthesis": "every run ends with an integer synthesis"}
-}  # and why
-
-Table = TypeVar("Table")
 
 
 def _at_least(least: int, **values: int) -> None:
@@ -38,6 +24,11 @@ def _above_zero(**values: float) -> None:
     for name, value in values.items():
         if not 0 < value < math.inf:
             raise UsageError(f"{name} is {value}; a number above 0 is needed")
+
+
+def without_prefix(exc: Exception) -> str:
+    """The message of a config's error without the words that the table's name stands for."""
+    return str(exc).removeprefix("model config: ")
 
 
 @dataclass(frozen=True)
@@ -266,7 +257,7 @@ class VaeRecipe:
         try:
             config = self.config
         except FormatError as exc:
-            raise UsageError(f"[shape] {_without_prefix(exc)}") from exc
+            raise UsageError(f"[shape] {without_prefix(exc)}") from exc
         if self.start.klt and config.latent_channels > config.features:
             raise UsageError(
                 f"[shape] latent_channels is {config.latent_channels}; with [start] klt, at most {config.features} are"
@@ -284,118 +275,3 @@ class VaeRecipe:
 
 
 Recipe = HyperRecipe | VaeRecipe
-FAMILIES: Mapping[str, type[HyperRecipe] | type[VaeRecipe]] = {
-    HyperConfig.family: HyperRecipe,
-    VaeConfig.family: VaeRecipe,
-}
-
-
-def recipe_files() -> list[Path]:
-    """The recipes that come with histocodec, sorted by name."""
-    return sorted(FOLDER.glob("*.toml"))
-
-
-def find_recipe(name: str) -> Recipe:
-    """The recipe in a file that ends in .toml, or the one of this name that comes with histocodec. Raises UsageError
-    where there is none, or it is not sound."""
-    if name.endswith(".toml"):
-        return read_recipe(Path(name))
-    shipped = {file.stem: file for file in recipe_files()}
-    if name not in shipped:
-        raise UsageError(f"recipe {name!r} does not exist; a .toml file is allowed, or {', '.join(shipped)}")
-    return read_recipe(shipped[name])
-
-
-def read_recipe(file: Path) -> Recipe:
-    """The recipe in a TOML file. Raises UsageError where it cannot be read or is not sound."""
-    try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise UsageError(f"{file}: the recipe cannot be read: {exc.strerror or exc}") from exc
-    except ValueError as exc:  # not TOML, or not UTF-8
-        raise UsageError(f"{file}: is not TOML: {exc}") from exc
-    try:
-        return _recipe(values, file.stem)
-    except UsageError as exc:
-        raise UsageError(f"{file}: {exc}") from exc
-
-
-def _recipe(values: Mapping[str, object], name: str) -> Recipe:
-    model = values.get("model")
-    family = model.get("family") if isinstance(model, dict) else None
-    recipe_class = FAMILIES.get(family) if isinstance(family, str) else None
-    if recipe_class is None:
-        found = "is missing" if family is None else f"is {family!r}"
-        raise UsageError(f"[model] family {found}; {' or '.join(map(repr, FAMILIES))} is needed")
-    if "name" in values:
-        raise UsageError("key name is unknown; a recipe's name is that of its file")
-    return _table(recipe_class, {**values, "name": name}, "")
-
-
-def _table(table_class: type[Table], values: Mapping[str, object], path: str) -> Table:
-    """The dataclass of a table. `path` is its name, "" for the whole file."""
-    assert is_dataclass(table_class)
-    where, hints = f"[{path}] " if path else "", get_type_hints(table_class)
-    excluded = NOT_IN_RECIPES.get(table_class, {})
-    known = {field.name: field for field in fields(table_class) if field.name not in excluded}
-    for key in values:
-        if key in excluded:
-            raise UsageError(f"{where}{key} is not allowed: {excluded[key]}")
-        if key not in known:
-            raise UsageError(f"{where}key {key} is unknown; allowed are {', '.join(k for k in known if k != 'name')}")
-    for key, field in known.items():
-        if key not in values and _required(field):
-            raise UsageError(f"[{key}] is missing" if _is_table(hints[key]) else f"{where}{key} is missing")
-    made = {key: _value(hints[key], value, f"{path}.{key}" if path else key) for key, value in values.items()}
-    try:
-        return table_class(**made)
-    except (UsageError, FormatError) as exc:
-        raise UsageError(f"{where}{_without_prefix(exc)}") from exc
-
-
-def _without_prefix(exc: Exception) -> str:
-    """The message of a config's error without the words that the table's name stands for."""
-    return str(exc).removeprefix("model config: ")
-
-
-def _required(field: Field[Any]) -> bool:
-    return field.default is MISSING and field.default_factory is MISSING
-
-
-def _is_table(hint: object) -> bool:
-    return any(is_dataclass(option) for option in _options(hint))
-
-
-def _options(hint: object) -> tuple[Any, ...]:
-    """The types of `A | B` but None, or the type itself."""
-    if get_origin(hint) in (Union, types.UnionType):
-        return tuple(option for option in get_args(hint) if option is not types.NoneType)
-    return (hint,)
-
-
-def _value(hint: object, value: object, path: str) -> object:
-    (option,) = _options(hint)
-    table, _, key = path.rpartition(".")
-    where = f"[{table}] {key}" if table else path
-    if is_dataclass(option):
-        if not isinstance(value, dict):
-            raise UsageError(f"{path} is {value!r}; a table [{path}] is needed")
-        return _table(option, value, path)  # type: ignore[arg-type]  # a class, as is_dataclass does not say
-    if get_origin(option) is tuple:
-        inner = get_args(option)[0]
-        if not isinstance(value, list) or not all(_is(inner, item) for item in value):
-            raise UsageError(f"{where} is {value!r}; a list of {_PLURALS[inner]} is needed")
-        return tuple(value)
-    if option is float and _is(int, value):
-        return float(value)  # type: ignore[arg-type]  # an int
-    if not _is(option, value):
-        raise UsageError(f"{where} is {value!r}; {_NAMES[option]} is needed")
-    return value
-
-
-def _is(kind: type, value: object) -> bool:
-    return type(value) is kind
-
-
-_NAMES: Mapping[type, str] = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
-_PLURALS: Mapping[type, str] = {int: "integers", bool: "booleans"}

@@ -6,21 +6,11 @@ from pathlib import Path
 import pytest
 
 from histocodec.cli.main import run
+from histocodec.cli.train import command
 from histocodec.errors import UsageError
 from histocodec.models.config import HyperConfig, VaeConfig
-from histocodec.train.recipe import (
-    DEFAULT_RECIPE,
-    HyperRecipe,
-    HyperStart,
-    Model,
-    VaeRecipe,
-    VaeShape,
-    VaeStage,
-    VaeStart,
-    find_recipe,
-    read_recipe,
-    recipe_files,
-)
+from histocodec.train.recipe import HyperRecipe, HyperStart, Model, VaeRecipe, VaeShape, VaeStage, VaeStart
+from histocodec.train.recipe_file import DEFAULT_RECIPE, find_recipe, read_recipe, recipe_files
 
 ROOT = Path(__file__).resolve().parents[2]
 HYPER = '[model]\nfamily = "hyper"\nid = "mine"\n[patches]\nbatch = 2\n'
@@ -56,6 +46,8 @@ def test_the_default_recipe_ships() -> None:
     shipped = find_recipe(DEFAULT_RECIPE)
     assert isinstance(shipped, HyperRecipe)
     assert shipped.shape is None
+    (default,) = (parameter.default for parameter in command.params if parameter.name == "recipe")
+    assert default == DEFAULT_RECIPE
 
 
 def test_the_readme_names_every_shipped_recipe() -> None:

@@ -24,8 +24,8 @@ from histocodec.train.recipe import (
     PruneStage,
     SynthesisStage,
     Tables,
-    find_recipe,
 )
+from histocodec.train.recipe_file import find_recipe
 from histocodec.train.run import run_training
 from histocodec.train.setup import RunOptions
 from tests.support.tiny import TINY, tiny_integer_weights, tiny_model

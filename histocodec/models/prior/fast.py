@@ -20,21 +20,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.kernels.jit import jit
 from histocodec.models.config import GROUPS, HyperConfig
 from histocodec.models.prior.exact import RELUCTANCE, hyper_latents, out_of_range
+from histocodec.models.prior.fast_kernels import (
+    accumulate,
+    activated,
+    activated_cells,
+    depthwise,
+    distributions,
+    list_nonzero,
+    place,
+)
 from histocodec.models.prior.graph import (
     ACTIVATION_BITS,
     HYPER_BITS,
     HYPER_CLIP,
-    LATENT_LIMIT,
-    LINEAR_BITS,
-    LINEAR_CLIP,
     MEAN_BITS,
-    PHASE_MASK,
-    POSITIONS,
     SCALE_BITS,
-    SCALES,
     Layer,
     layers,
 )
@@ -42,7 +44,6 @@ from histocodec.models.prior.graph import (
 Bytes = NDArray[np.int8]
 Integers = NDArray[np.int32]
 Product = Callable[[Bytes, Bytes], Integers]  # (N, K), (M, K) → (N, M), exactly
-Row = NDArray[Any]  # an argument of a kernel, whose dtype numba infers
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class FastChunk:
         self.y = np.zeros((channels, rows + 2, columns + 2), np.int16)  # with a border of zeros
         self._live = np.zeros(channels, np.uint8)  # whether a channel has any latent that is not 0 so far
         size = GROUPS * extent[0] * extent[1] * extent[2]  # of one step
-        self._known = np.empty((GROUPS * size, 3), np.int32)  # position, channel, compressed value
+        self._nonzero = np.empty((GROUPS * size, 3), np.int32)  # position, channel, compressed value
         self._count = np.zeros(1, np.int64)
         width = prior.config.context_width
         self._mixed = np.empty((rows * columns, width + prior.config.hyper_width), np.int8)  # context | h
@@ -128,9 +129,9 @@ class FastChunk:
     def hyper_latents(self, y: NDArray[np.integer[Any]], *, reluctance: int = RELUCTANCE) -> NDArray[np.int64]:
         """The hyper-latents (Cz, h/4, w/4) for y (C, h, w); see `histocodec.models.prior.exact.hyper_latents`."""
         prior, (_, rows, columns) = self.prior, self.shape
-        known = np.empty((np.count_nonzero(y), 3), np.int32)
-        _list_known(np.ascontiguousarray(y, np.int16), prior.compress, known)
-        a = self._sparse("h_a.0", known)
+        nonzero = np.empty((np.count_nonzero(y), 3), np.int32)
+        list_nonzero(np.ascontiguousarray(y, np.int16), prior.compress, nonzero)
+        a = self._sparse("h_a.0", nonzero)
         a = self._active("h_a.1", _folded(a, rows, columns))
         a = self._spatial("h_a.2", a, rows // 2, columns // 2)
         a = self._active("h_a.3", _folded(a, rows // 2, columns // 2))
@@ -156,14 +157,14 @@ class FastChunk:
         quads, cell_rows, cell_columns = self.extent
         size = quads * cell_rows * cell_columns
         if k:
-            context = self._sparse(f"step{k}.context", self._known[: self._count[0]])
-            _depthwise(context, rows, columns, *self._weights(f"step{k}.neighbours"), self._mixed)
+            context = self._sparse(f"step{k}.context", self._nonzero[: self._count[0]])
+            depthwise(context, rows, columns, *self._weights(f"step{k}.neighbours"), self._mixed)
             seen = self._mixed
         else:
             seen = np.ascontiguousarray(self._mixed[:, prior.config.context_width :])
         mix = prior.dense[f"step{k}.mix"]
         mixed = prior.product(seen, mix.weight)
-        cells = _activated_cells(mixed, self._bias(f"step{k}.mix"), mix.shift, columns // 2)
+        cells = activated_cells(mixed, self._bias(f"step{k}.mix"), mix.shift, columns // 2)
         heads, bias = prior.dense[f"step{k}.heads"], self._bias(f"step{k}.heads")
         shift = heads.shift + ACTIVATION_BITS
         linear = prior.depthwise[f"step{k}.predict"] if k else _NOTHING
@@ -173,7 +174,7 @@ class FastChunk:
             prior.product(heads.weight[first : first + 2 * quads], cell)
             for first, cell in zip(firsts, cells, strict=True)
         )
-        _distributions(
+        distributions(
             (at0, at1, at2, at3), bias, shift - MEAN_BITS, shift - SCALE_BITS, prior.base_index[self.quality], self.y,
             self._live, linear.weight, linear.bias, k, columns // 2, cell_rows, cell_columns, tables, offset,
         )  # fmt: skip
@@ -181,8 +182,16 @@ class FastChunk:
 
     def place(self, k: int, values: Integers) -> None:
         """Takes the elements that step k codes, in coding order. Raises FormatError where one is not int16."""
-        in_range = _place(
-            values, k, self.extent[1], self.extent[2], self.prior.compress, self.y, self._live, self._known, self._count
+        in_range = place(
+            values,
+            k,
+            self.extent[1],
+            self.extent[2],
+            self.prior.compress,
+            self.y,
+            self._live,
+            self._nonzero,
+            self._count,
         )
         if not in_range:
             raise out_of_range(values)
@@ -198,18 +207,18 @@ class FastChunk:
 
     def _active(self, name: str, x: Bytes) -> Bytes:
         layer = self.prior.dense[name]
-        return _activated(self.prior.product(x, layer.weight), self._bias(name), layer.shift)
+        return activated(self.prior.product(x, layer.weight), self._bias(name), layer.shift)
 
-    def _sparse(self, name: str, known: Integers) -> Bytes:
-        """A layer on the latents, of which `known` lists those that are not 0."""
+    def _sparse(self, name: str, nonzero: Integers) -> Bytes:
+        """A layer on the latents, of which `nonzero` lists those that are not 0."""
         weight = self.prior.sparse[name]
         accumulator = np.zeros((self.shape[1] * self.shape[2], weight.shape[1]), np.int32)
-        _accumulate(known, weight, accumulator)
-        return _activated(accumulator, self._bias(name), self.prior.dense[name].shift)
+        accumulate(nonzero, weight, accumulator)
+        return activated(accumulator, self._bias(name), self.prior.dense[name].shift)
 
     def _spatial(self, name: str, x: Bytes, rows: int, columns: int) -> Bytes:
         out = np.empty_like(x)
-        _depthwise(x, rows, columns, *self._weights(name), out)
+        depthwise(x, rows, columns, *self._weights(name), out)
         return out
 
 
@@ -254,151 +263,3 @@ def _unfolded(x: Bytes, rows: int, columns: int) -> Bytes:
     """`Ops.unfold` with positions as rows: (h·w, 4c) → (2h·2w, c)"""
     split = x.reshape(rows, columns, -1, 2, 2)
     return np.ascontiguousarray(split.transpose(0, 3, 1, 4, 2)).reshape(4 * rows * columns, -1)
-
-
-# The kernels. A right shift of a negative integer rounds down, as the floor of the format does.
-
-
-@jit
-def _activated(accumulator: Row, bias: Row, shift: int) -> Row:
-    """clip(floor((accumulator + bias) / 2^shift + 1/2), 0, 255) - 128, int8"""
-    out = np.empty(accumulator.shape, np.int8)
-    half = np.int32(1 << shift >> 1)
-    for i in range(accumulator.shape[0]):
-        for j in range(accumulator.shape[1]):
-            value = (accumulator[i, j] + bias[j] + half) >> shift
-            out[i, j] = min(max(value, 0), 255) - 128
-    return out
-
-
-@jit
-def _activated_cells(accumulator: Row, bias: Row, shift: int, across: int) -> Row:
-    """`_activated` of (h·w, n) as (4, h·w/4, n), by position in the 2×2 cells, of which `across` lie side by side."""
-    positions, width = accumulator.shape
-    out = np.empty((GROUPS, positions // GROUPS, width), np.int8)
-    half = np.int32(1 << shift >> 1)
-    for p in range(GROUPS):
-        for cell in range(positions // GROUPS):
-            row, column = 2 * (cell // across) + POSITIONS[p][0], 2 * (cell % across) + POSITIONS[p][1]
-            values, active = accumulator[2 * across * row + column], out[p, cell]
-            for j in range(width):
-                active[j] = min(max((values[j] + bias[j] + half) >> shift, 0), 255) - 128
-    return out
-
-
-@jit
-def _depthwise(x: Row, rows: int, columns: int, weight: Row, bias: Row, shift: int, out: Row) -> None:
-    """A 3×3 layer, padded with zeros, from activations (rows·columns, c) into the first c columns of `out`."""
-    channels = x.shape[1]
-    half = np.int32(1 << shift >> 1)
-    total = np.empty(channels, np.int32)
-    for row in range(rows):
-        for column in range(columns):
-            for c in range(channels):
-                total[c] = bias[c] + half
-            for i in range(max(0, row - 1), min(rows, row + 2)):
-                for j in range(max(0, column - 1), min(columns, column + 2)):
-                    tap = 3 * (i - row + 1) + j - column + 1
-                    at = i * columns + j
-                    for c in range(channels):
-                        total[c] += weight[tap, c] * (np.int32(x[at, c]) + 128)
-            at = row * columns + column
-            for c in range(channels):
-                out[at, c] = min(max(total[c] >> shift, 0), 255) - 128
-
-
-@jit
-def _accumulate(known: Row, weight: Row, accumulator: Row) -> None:
-    """Adds the layer's products with the latents that `known` lists."""
-    for n in range(known.shape[0]):
-        position, channel, value = known[n, 0], known[n, 1], known[n, 2]
-        for j in range(weight.shape[1]):
-            accumulator[position, j] += value * weight[channel, j]
-
-
-@jit
-def _compressed(value: Any, compress: Row) -> Any:
-    """`Ops.compress` of one latent."""
-    at = min(abs(value), LINEAR_CLIP)
-    return compress[at] if value > 0 else -compress[at]
-
-
-@jit
-def _list_known(y: Row, compress: Row, known: Row) -> None:
-    """Lists position, channel and compressed value of the latents that are not 0."""
-    count = 0
-    for channel in range(y.shape[0]):
-        for row in range(y.shape[1]):
-            for column in range(y.shape[2]):
-                value = np.int64(y[channel, row, column])
-                if value != 0:
-                    known[count, 0] = row * y.shape[2] + column
-                    known[count, 1] = channel
-                    known[count, 2] = _compressed(value, compress)
-                    count += 1
-
-
-@jit
-def _distributions(
-    accumulators: Any, bias: Row, mean_shift: int, scale_shift: int, base: Row, y: Row, live: Row, weight: Row,
-    linear_bias: Row, step: int, across: int, cell_rows: int, cell_columns: int, tables: Row, offset: Row,
-) -> None:  # fmt: skip
-    """`FastChunk.parameters` of one step, from the accumulators of each position, (2·quads, cells): mean and deviation
-    of each channel in turn."""
-    mean_half, scale_half = 1 << mean_shift >> 1, 1 << scale_shift >> 1
-    predictions, low, high = np.empty(cell_columns, np.int32), np.int32(-LINEAR_CLIP), np.int32(LINEAR_CLIP)
-    linear, linear_half = weight.shape[0] > 0, 1 << (LINEAR_BITS - MEAN_BITS) >> 1
-    n = 0
-    for p in range(GROUPS):
-        group, i, j = p ^ step, POSITIONS[p][0], POSITIONS[p][1]
-        accumulator, first = accumulators[p], group * base.size // 2
-        for quad in range(accumulator.shape[0] // 2):
-            channel = GROUPS * quad + group
-            mean_bias, scale_bias = bias[first + 2 * quad] + mean_half, bias[first + 2 * quad + 1] + scale_half
-            for row in range(cell_rows):
-                first_cell, end = row * across, n + cell_columns  # slices, whose loops numba vectorises
-                means = accumulator[2 * quad, first_cell : first_cell + cell_columns]
-                deviations = accumulator[2 * quad + 1, first_cell : first_cell + cell_columns]
-                predictions[:] = linear_bias[channel] + linear_half if linear else 0
-                if linear and live[channel]:
-                    for tap in range(9):
-                        share, values = weight[tap, channel], y[channel, 2 * row + i + tap // 3, j + tap % 3 :]
-                        for column in range(cell_columns):
-                            predictions[column] += share * min(max(np.int32(values[2 * column]), low), high)
-                table, integer = tables[n:end], offset[n:end]
-                for column in range(cell_columns):
-                    mean = (means[column] + mean_bias) >> mean_shift
-                    mean += predictions[column] >> (LINEAR_BITS - MEAN_BITS)
-                    scale = base[channel] + ((deviations[column] + scale_bias) >> scale_shift)
-                    table[column] = (min(max(scale, 0), SCALES - 1) << MEAN_BITS) + (mean & PHASE_MASK)
-                    integer[column] = mean >> MEAN_BITS
-                n = end
-
-
-@jit
-def _place(
-    values: Row, step: int, cell_rows: int, cell_columns: int, compress: Row, y: Row, live: Row, known: Row, count: Row
-) -> bool:
-    """Writes one step's elements into y and the list of latents that are not 0; False where one is not int16."""
-    columns = y.shape[2] - 2
-    listed = count[0]
-    n = 0
-    for p in range(GROUPS):
-        i, j = POSITIONS[p][0], POSITIONS[p][1]
-        for quad in range(values.size // (GROUPS * cell_rows * cell_columns)):
-            channel = GROUPS * quad + (p ^ step)
-            for row in range(cell_rows):
-                for column in range(cell_columns):
-                    value = values[n]
-                    n += 1
-                    if value != 0:
-                        if value < -LATENT_LIMIT or value >= LATENT_LIMIT:
-                            return False
-                        y[channel, 2 * row + i + 1, 2 * column + j + 1] = value
-                        live[channel] = 1
-                        known[listed, 0] = (2 * row + i) * columns + 2 * column + j
-                        known[listed, 1] = channel
-                        known[listed, 2] = _compressed(value, compress)
-                        listed += 1
-    count[0] = listed
-    return True
