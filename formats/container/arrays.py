@@ -93,8 +93,11 @@ def group_metadata(attributes: Json | None = None) -> Json:
 
 
 def write_metadata(folder: Path, metadata: Json) -> None:
-    """Writes a node's zarr.json, without white space. Raises OutputError."""
+    """Writes a node's zarr.json, without white space. Raises OutputError, and UsageError where no reader would take as
+    many bytes."""
     text = json.dumps(metadata, separators=(",", ":"), allow_nan=False)
+    if len(text) > MAX_METADATA:
+        raise UsageError(f"{folder / METADATA}: would have {len(text)} bytes; up to {MAX_METADATA} can be read again")
     write_atomically(folder / METADATA, text.encode("ascii"))
 
 

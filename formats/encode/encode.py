@@ -28,7 +28,7 @@ from histocodec.formats.container import write as files
 from histocodec.formats.container.attributes import Attributes
 from histocodec.formats.container.read import Container
 from histocodec.formats.decode.fidelity import LevelFidelity, measure_level
-from histocodec.formats.encode.extras import write_extras
+from histocodec.formats.encode.extras import check_extras, write_extras
 from histocodec.formats.encode.groups import encode_group, groups_of
 from histocodec.formats.encode.journal import Journal, Json, source_identity
 from histocodec.formats.encode.minimum_psnr import MinimumPsnr
@@ -96,6 +96,7 @@ def _write_container(
     """Writes everything into the journal's partial folder. Returns the final attributes, and what became of the
     chunks."""
     source_levels = selected_levels(slide, options)
+    check_extras(slide, options)
     clock = Clock(progress, 2 * sum(slide.levels[number].region.area for number in source_levels))
     clock.start()
     transform = workers.run(lambda: Transform(weights, device))  # on one core, as when decoding

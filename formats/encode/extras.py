@@ -1,15 +1,22 @@
 """What a container holds beside latents and maps: an overview, associated images, the ICC profile, the model."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from histocodec.errors import HistocodecError
+from histocodec.errors import HistocodecError, UnsupportedError
 from histocodec.formats.container import write as files
-from histocodec.formats.container.arrays import Form, pack_values
-from histocodec.formats.container.attributes import MAX_ASSOCIATED, MAX_TEXT, Attributes
+from histocodec.formats.container.arrays import MAX_METADATA, Form, pack_values
+from histocodec.formats.container.attributes import (
+    MAX_ASSOCIATED,
+    MAX_ICC,
+    MAX_SIDE_ASSOCIATED,
+    MAX_TEXT,
+    Attributes,
+)
 from histocodec.formats.encode.options import EncodeOptions
 from histocodec.formats.encode.privacy import without_private
 from histocodec.models.weights import ModelWeights
@@ -19,7 +26,33 @@ from histocodec.tissue import coarse_view
 OVERVIEW_SHARE = 0.01  # of the latents' bytes, at most; the same for the thumbnail
 OVERVIEW_SIDES = (2048, 1448, 1024, 724, 512, 362, 256, 181, 128, 96)  # pixels, tried in turn; smaller shows nothing
 PROPERTY = "property "  # before a property's name in `dropped`
+MAX_PROPERTIES = MAX_METADATA // 2  # bytes, as JSON: the other half is for everything else
 PRIVATE_IMAGES = ("label", "macro")  # they may show a patient's name
+
+
+def check_extras(slide: Slide, options: EncodeOptions) -> None:
+    """Raises UnsupportedError where something that is to be kept is too large for a container: before the work, not
+    after it. Decodes the associated images that are to be kept."""
+    for name in _requested(options):
+        if name not in slide.associated:
+            continue
+        height, width, _ = slide.associated[name].shape
+        if max(width, height) > MAX_SIDE_ASSOCIATED:
+            raise UnsupportedError(
+                f"{slide.name}: its {name} image has {width}x{height} pixels; up to {MAX_SIDE_ASSOCIATED} on a side "
+                f"can be kept. Leave --keep-{name} out"
+            )
+    if slide.icc_profile is not None and len(slide.icc_profile) > MAX_ICC:
+        raise UnsupportedError(
+            f"{slide.name}: its ICC profile has {len(slide.icc_profile)} bytes; up to {MAX_ICC} can be kept"
+        )
+    properties = dict(slide.properties) if options.keep_private else without_private(slide.properties)[0]
+    size = len(json.dumps(properties))
+    if size > MAX_PROPERTIES:
+        hint = ". Leave --keep-private out" if options.keep_private else ""
+        raise UnsupportedError(
+            f"{slide.name}: its properties take {size} bytes; up to {MAX_PROPERTIES} can be kept{hint}"
+        )
 
 
 def write_extras(
@@ -78,11 +111,16 @@ def _overview(slide: Slide, budget: int) -> Pixels | None:
     return None
 
 
+def _requested(options: EncodeOptions) -> set[str]:
+    """The private images that the user keeps."""
+    requests = zip(PRIVATE_IMAGES, (options.keep_label, options.keep_macro), strict=True)
+    return {name for name, keep in requests if keep}
+
+
 def _associated(slide: Slide, options: EncodeOptions, budget: int) -> tuple[dict[str, Pixels], tuple[str, ...]]:
     """The images to keep, and the names of the others. Label and macro are kept only on request, a thumbnail only
     within the budget, and other images never."""
-    requests = zip(PRIVATE_IMAGES, (options.keep_label, options.keep_macro), strict=True)
-    requested = {name for name, keep in requests if keep}
+    requested = _requested(options)
     images: dict[str, Pixels] = {}
     dropped: list[str] = []
     for name in slide.associated:
@@ -93,10 +131,15 @@ def _associated(slide: Slide, options: EncodeOptions, budget: int) -> tuple[dict
             except HistocodecError:
                 if name in requested:
                     raise
-        if image is not None and name not in requested and len(pack_values(image, Form(image.shape, "uint8"))) > budget:
+        if image is not None and name not in requested and not _fits(image, budget):
             image = None
         if image is None:
             dropped.append(name)
         else:
             images[name] = image
     return images, tuple(dropped)
+
+
+def _fits(image: Pixels, budget: int) -> bool:
+    """Whether a container may hold the image, and in at most `budget` bytes."""
+    return max(image.shape) <= MAX_SIDE_ASSOCIATED and len(pack_values(image, Form(image.shape, "uint8"))) <= budget
