@@ -61,11 +61,11 @@ def command(src: Path, *, picture: Path | None, overwrite: bool, as_json: bool) 
       histocodec info slide.zarr --map fidelity.png
       histocodec info slide.svs --json
     """
-    from histocodec.formats.container.read import is_container
+    from histocodec.formats.container.read import names_container
 
     if picture is not None and picture.suffix.lower() != ".png":
         raise click.UsageError(f"--map {picture}: the map is a PNG; choose a name that ends in .png")
-    if is_container(src):
+    if names_container(src):
         from histocodec.formats.decode.describe import describe
         from histocodec.formats.decode.images import check_output
 

@@ -22,7 +22,7 @@ from histocodec.formats.container.arrays import (
     write_plain,
 )
 from histocodec.formats.container.attributes import MODEL_ID, SHA256
-from histocodec.formats.container.files import sync_folder
+from histocodec.formats.container.files import file_bytes, sync_folder
 from histocodec.formats.container.integrity import file_digest
 from histocodec.formats.container.read import Container
 from histocodec.search.embedding import Embeddings, VectorKind
@@ -67,7 +67,7 @@ def write_embeddings(path: Path, embeddings: Embeddings, *, overwrite: bool = Fa
                 target.rename(Path(folder) / "old")
             staged.rename(target)
             sync_folder(target.parent)
-            return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+            return file_bytes(target)
     except OSError as exc:
         raise OutputError(f"{target}: cannot be written: {exc.strerror or exc}") from exc
 

@@ -2,8 +2,10 @@
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import BinaryIO
 
@@ -47,8 +49,7 @@ def read_bounded(path: Path, most: int) -> bytes:
     """All bytes of a regular file of at most `most` bytes. Raises FormatError where it is missing, larger or
     unreadable."""
     try:
-        if not path.is_file():  # neither a folder nor a pipe, from which a read could wait for ever
-            raise FormatError(f"{path}: is missing")
+        check_regular(path)
         with path.open("rb") as file:
             data = file.read(most + 1)
     except OSError as exc:
@@ -68,8 +69,47 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def check_regular(path: Path) -> None:
+    """Raises FormatError unless `path` is a regular file: not missing, no folder, no pipe or device, from which a read
+    could wait or last for ever, and no link, which could lead out of a container."""
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise FormatError(f"{path}: is missing") from exc
+    except OSError as exc:
+        raise FormatError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+    if stat.S_ISLNK(mode):
+        raise FormatError(f"{path}: is a link; a container consists of folders and regular files")
+    if stat.S_ISDIR(mode):
+        raise FormatError(f"{path}: is missing; a folder is there")
+    if not stat.S_ISREG(mode):
+        raise FormatError(f"{path}: is no regular file; a container consists of folders and regular files")
+
+
+def linked_folders(root: Path, depth: int) -> Iterator[Path]:
+    """The links among the entries of `root` and of its folders, `depth` folders deep."""
+    with suppress(OSError), os.scandir(root) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                yield Path(entry.path)
+            elif depth > 1 and entry.is_dir():
+                yield from linked_folders(Path(entry.path), depth - 1)
+
+
 def relative_files(root: Path) -> Iterator[str]:
-    """The names of all files below `root`, relative to it and with slashes. Leaves out what a killed writer left."""
-    for path in root.rglob("*"):
-        if path.is_file() and not path.match(TEMPORARY_GLOB):
-            yield path.relative_to(root).as_posix()
+    """The names of everything below `root` but folders, relative to it and with slashes. Leaves out what a killed
+    writer left, and follows no links; folders may be nested as deeply as the system allows."""
+    pending = [""]
+    while pending:
+        folder = pending.pop()
+        with suppress(OSError), os.scandir(root / folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(f"{folder}{entry.name}/")
+                elif not fnmatch(entry.name, TEMPORARY_GLOB):
+                    yield f"{folder}{entry.name}"
+
+
+def file_bytes(root: Path) -> int:
+    """The size of all files below a folder together; 0 where there is none."""
+    return sum((root / name).lstat().st_size for name in relative_files(root))

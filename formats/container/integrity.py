@@ -5,7 +5,8 @@ decoded here.
 """
 
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -14,20 +15,22 @@ from numpy.typing import NDArray
 
 from histocodec.errors import FormatError
 from histocodec.formats.container.arrays import METADATA, Form, chunk_path, read_metadata, read_plain, write_plain
-from histocodec.formats.container.files import relative_files
-from histocodec.formats.container.layout import BACKGROUND, LISTING, NO_SHARD, is_shard, plain_arrays
+from histocodec.formats.container.files import check_regular, relative_files
+from histocodec.formats.container.layout import BACKGROUND, GROUPS, LISTING, NO_SHARD, is_shard, plain_arrays
 from histocodec.formats.container.read import Container
 from histocodec.formats.container.shard import read_index
 from histocodec.geometry import ShardKey
 
+# The groups that a container's files lie in. `embeddings` has digests of its own.
+OWN_GROUPS = (*GROUPS, "block_error", "lossless", "overview", "associated", "metadata", "model")
+SHARD_NAME = re.compile(r"latents/(\d{1,2})/c/0/(0|[1-9]\d{0,8})/(0|[1-9]\d{0,8})")
 MAX_LISTING = 64 << 20  # bytes: a hundred for each of half a million files
 
 
 def file_digest(path: Path) -> bytes:
     """The SHA-256 of a file, 32 bytes. Raises FormatError where it is missing or cannot be read."""
     try:
-        if not path.is_file():
-            raise FormatError(f"{path}: is missing")
+        check_regular(path)
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as exc:
@@ -100,6 +103,30 @@ def container_problems(container: Container) -> Iterator[FormatError]:
             _check_digest(container.path / name, digest)
         except FormatError as exc:
             yield exc
+    yield from _unlisted_problems(container, listed.keys())
+
+
+def _unlisted_problems(container: Container, listed: Collection[str]) -> Iterator[FormatError]:
+    """Files that were added to the container's own groups, or beside them: an image, a level, a shard beyond the grid.
+    Groups of other names are other programs'."""
+    for name in relative_files(container.path):
+        group, *rest = name.split("/")
+        if (rest and group not in OWN_GROUPS) or name in listed or name.startswith(f"{LISTING}/"):
+            continue
+        if not _is_shard_of(container, name):
+            yield FormatError(f"{container.path / name}: is not listed in {LISTING}, so it was added later")
+
+
+def _is_shard_of(container: Container, name: str) -> bool:
+    """Whether this is where a shard of the container lies, present or not."""
+    match = SHARD_NAME.fullmatch(name)
+    if match is None:
+        return False
+    shard = ShardKey(*(int(number) for number in match.groups()))
+    if shard.level >= len(container.attributes.levels):
+        return False
+    grid = container.attributes.grid(shard.level)
+    return shard.row < grid.shard_rows and shard.column < grid.shard_columns
 
 
 def _shard_problems(container: Container, level: int) -> Iterator[FormatError]:

@@ -5,6 +5,7 @@ digests are in `integrity.py`.
 """
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from histocodec.errors import FormatError, UnsupportedError, UsageError
 from histocodec.formats.container.arrays import METADATA, check_metadata, read_metadata, read_plain, read_plain_chunk
 from histocodec.formats.container.attributes import KEY, Attributes
 from histocodec.formats.container.fields import Node
-from histocodec.formats.container.files import relative_files
+from histocodec.formats.container.files import file_bytes, linked_folders, relative_files
 from histocodec.formats.container.layout import (
     BACKGROUND,
     DIGEST_BYTES,
@@ -35,6 +36,9 @@ from histocodec.slide import Pixels
 
 if TYPE_CHECKING:
     import zarr
+
+
+LINK_DEPTH = 2  # folders: groups and arrays; single files are looked at as they are read
 
 
 @dataclass(frozen=True)
@@ -65,16 +69,22 @@ def described_by(root: Path) -> Node | None:
 
 
 def is_container(path: str | Path) -> bool:
-    """Whether `path` is meant to be a histocodec container, sound or not."""
+    """Whether `path` is a folder that says that it is a histocodec container; sound or not."""
     try:
-        return described_by(Path(path)) is not None
+        return names_container(path)
     except FormatError:
         return False
 
 
+def names_container(path: str | Path) -> bool:
+    """`is_container` for whoever is going to open the path. Raises FormatError where it is a Zarr group whose metadata
+    cannot be read: then nobody can tell what it is."""
+    return os.path.lexists(Path(path) / METADATA) and described_by(Path(path)) is not None
+
+
 def sizes(root: Path) -> Sizes:
     """What a container takes on disk."""
-    by_name = {name: (root / name).stat().st_size for name in relative_files(root)}
+    by_name = {name: (root / name).lstat().st_size for name in relative_files(root)}
     return Sizes(
         sum(by_name.values()),
         sum(size for name, size in by_name.items() if is_shard(name)),
@@ -84,8 +94,7 @@ def sizes(root: Path) -> Sizes:
 
 def lossless_bytes(root: Path, level: int) -> int:
     """The bytes of a level's chunks that are stored losslessly."""
-    chunks = root / "lossless" / str(level) / "c"
-    return sum(file.stat().st_size for file in chunks.rglob("*") if file.is_file())
+    return file_bytes(root / "lossless" / str(level) / "c")
 
 
 @dataclass(frozen=True)
@@ -107,11 +116,13 @@ class Container:
         root = Path(path)
         if not root.exists():
             raise UsageError(f"{root}: does not exist")
-        if not (root / METADATA).is_file():
+        if not os.path.lexists(root / METADATA):
             raise UnsupportedError(f"{root}: is no histocodec container (it has no {METADATA})")
         node = described_by(root)
         if node is None:
             raise UnsupportedError(f"{root}: is Zarr, but no histocodec container (no attribute {KEY!r})")
+        for link in linked_folders(root, LINK_DEPTH):
+            raise FormatError(f"{link}: is a link; a container consists of folders and regular files")
         attributes = Attributes.from_json(node)
         if any(level.bytes is None for level in attributes.levels):
             raise FormatError(f"{root}: was never finished; `histocodec encode --resume` goes on with it")

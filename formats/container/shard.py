@@ -21,6 +21,7 @@ from pathlib import Path
 import google_crc32c
 
 from histocodec.errors import FormatError, UsageError
+from histocodec.formats.container.files import check_regular
 
 ABSENT = 2**64 - 1
 CRC_BYTES = 4
@@ -161,8 +162,7 @@ def _runs(entries: Sequence[tuple[tuple[int, int], int]]) -> Iterator[list[tuple
 
 def _open(path: Path) -> int:
     try:
-        if not path.is_file():
-            raise FormatError(f"{path}: is missing")
+        check_regular(path)
         return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     except OSError as exc:
         raise FormatError(f"{path}: cannot be read: {exc.strerror or exc}") from exc

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from histocodec import sources
 from histocodec.errors import UsageError
-from histocodec.formats.container.read import is_container
+from histocodec.formats.container.read import names_container
 from histocodec.slide import Colour, Slide
 
 
@@ -21,7 +21,7 @@ def open_slide(
     they raise UsageError there. `device` ("auto", "cpu", "cuda", "cuda:1") decodes containers. Raises what
     `sources.open_slide` and `open_compressed` raise.
     """
-    if not is_container(Path(path)):  # a container would also open as an OME-Zarr image, that of its small overview
+    if not names_container(path):  # a container would also open as an OME-Zarr image, that of its small overview
         return sources.open_slide(path, mpp=mpp, background=background)
     if mpp is not None or background is not None:
         raise UsageError(

@@ -1,5 +1,6 @@
 """Sources of slides: `open_slide` finds the reader for a file or folder."""
 
+import os
 from pathlib import Path
 
 from histocodec.errors import UnsupportedError, UsageError
@@ -30,8 +31,10 @@ def open_slide(
     stated = None if mpp is None else checked_mpp(mpp)
     if not path.exists():
         raise UsageError(f"{path}: does not exist")
+    if not (path.is_file() or path.is_dir()):
+        raise UnsupportedError(f"{path}: is a pipe or a device. Readable are: {READABLE}")
     if path.is_dir():
-        if any((path / name).exists() for name in ZARR_FILES):
+        if any(os.path.lexists(path / name) for name in ZARR_FILES):
             return open_zarr(path, mpp=stated, background=background)
         path = _slide_in(path)
     if path.stat().st_size == 0:

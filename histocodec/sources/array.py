@@ -133,9 +133,11 @@ def open_zarr(path: Path, *, mpp: Mpp | None = None, background: Colour | None =
     what the group says. Raises UnsupportedError for anything else."""
     import zarr  # a heavy import that no other source needs
 
+    from histocodec.sources.regular_store import RegularFiles
+
     name = str(path)
     try:
-        node = zarr.open(path, mode="r")
+        node = zarr.open(RegularFiles(path, read_only=True), mode="r")
     except Exception as exc:  # zarr and its stores raise what they like
         raise UnsupportedError(f"{name}: cannot be opened as Zarr: {exc}") from exc
     if isinstance(node, zarr.Array):

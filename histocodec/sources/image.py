@@ -80,8 +80,8 @@ def _pixels(image: Image.Image, path: Path, fill: Colour) -> Pixels:
 
 def _bits_per_sample(image: Image.Image, path: Path) -> int:
     """The bits per sample in the file. Pillow cuts deeper samples to 8 bits without saying so."""
-    if image.format == "PNG":
-        return 16 if "16" in str(getattr(image, "tile", "")) else 8
+    if image.format == "PNG":  # the raw mode of a tile, such as "RGB;16B"; the rest of a tile is sizes and offsets
+        return 16 if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())) else 8
     with path.open("rb") as file:
         head = file.read(1 << 16)
     if image.format == "JPEG2000":

@@ -223,3 +223,17 @@ def test_threads_read_what_one_reader_reads(tmp_path: Path) -> None:
 def test_sources_do_without_torch() -> None:
     code = "import sys, histocodec.sources; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("size", [(160, 130), (16, 16), (1600, 2)])
+def test_a_png_is_not_taken_for_a_deep_one_by_its_size(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size, (9, 8, 7)).save(tmp_path / "a.png")
+    with open_slide(tmp_path / "a.png") as slide:
+        assert (slide.levels[0].width, slide.levels[0].height) == size
+
+
+@pytest.mark.parametrize("mode", ["I;16"])
+def test_a_deep_png_is_refused_by_its_bits(tmp_path: Path, mode: str) -> None:
+    Image.new(mode, (20, 20)).save(tmp_path / "a.png")
+    with pytest.raises(UnsupportedError):
+        open_slide(tmp_path / "a.png")
