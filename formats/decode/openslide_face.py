@@ -15,6 +15,7 @@ from PIL import Image
 from histocodec.errors import UsageError
 from histocodec.formats.container.attributes import Attributes
 from histocodec.formats.container.read import is_container
+from histocodec.formats.decode.openslide_errors import openslide_errors
 from histocodec.geometry import Level, Region
 from histocodec.slide import LazyImages, Pixels
 
@@ -37,9 +38,15 @@ class OpenSlideFace(openslide.AbstractSlide):
         raise NotImplementedError
 
     @classmethod
-    def detect_format(cls, filename: str | os.PathLike[str]) -> str | None:  # type: ignore[override]  # no bytes paths
+    def detect_format(cls, filename: str | bytes | os.PathLike[str]) -> str | None:
         """`"histocodec"` where `filename` is a container, else None."""
-        return "histocodec" if is_container(Path(filename)) else None
+        return "histocodec" if is_container(Path(os.fsdecode(filename))) else None
+
+    def set_cache(self, cache: openslide.OpenSlideCache) -> None:
+        """Takes a cache as `openslide.OpenSlide` does, and leaves it unused: what is decoded stays in the slide's own
+        cache, of `cache_bytes`. Raises TypeError for what is no cache."""
+        if not isinstance(cache, openslide.OpenSlideCache):
+            raise TypeError(f"{cache!r} is no openslide.OpenSlideCache")
 
     @property
     def level_count(self) -> int:
@@ -62,7 +69,8 @@ class OpenSlideFace(openslide.AbstractSlide):
         images = self.associated
 
         def picture(name: str) -> Image.Image:
-            return Image.fromarray(images[name])
+            with openslide_errors():
+                return Image.fromarray(images[name])
 
         return LazyImages({name: partial(picture, name) for name in images})
 
@@ -79,14 +87,17 @@ class OpenSlideFace(openslide.AbstractSlide):
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
         """An RGBA image of `size` in the level's pixels, from `location` in level-0 pixels; transparent beyond the
-        level's edge. Raises UsageError where the level does not exist or the size is negative."""
-        region = self._region_at(location, level, size)
-        rgba = np.zeros((region.height, region.width, 4), np.uint8)
-        inside = region.intersect(self.levels[level].region)
-        if not inside.empty:
-            part = inside.within(region)
-            rgba[(*part, slice(3))] = self.read(inside, level)
-            rgba[(*part, 3)] = 255
+        level's edge. A position between two pixels of the level is rounded to the nearer one, where OpenSlide would
+        interpolate. Raises UsageError where the level does not exist or the size is negative; all errors are
+        `OpenSlideError`s, too."""
+        with openslide_errors():
+            region = self._region_at(location, level, size)
+            rgba = np.zeros((region.height, region.width, 4), np.uint8)
+            inside = region.intersect(self.levels[level].region)
+            if not inside.empty:
+                part = inside.within(region)
+                rgba[(*part, slice(3))] = self.read(inside, level)
+                rgba[(*part, 3)] = 255
         image = Image.fromarray(rgba)
         if self.icc_profile is not None:
             image.info["icc_profile"] = self.icc_profile

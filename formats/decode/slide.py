@@ -12,6 +12,7 @@ from PIL import Image
 from histocodec.errors import UsageError
 from histocodec.formats.container.read import Container
 from histocodec.formats.decode.model import model_of
+from histocodec.formats.decode.openslide_errors import openslide_errors
 from histocodec.formats.decode.openslide_face import OpenSlideFace, openslide_properties
 from histocodec.geometry import ChunkKey, Level, Region
 from histocodec.slide import WHITE, Colour, LazyImages, Mpp, Pixels
@@ -29,7 +30,7 @@ BATCH_PIXELS = 64 << 20  # pixels of chunks that read_batch holds at once, at mo
 
 
 def open_compressed(
-    path: str | os.PathLike[str],
+    path: str | bytes | os.PathLike[str],
     *,
     device: str = "auto",
     cache_bytes: int = CACHE_BYTES,
@@ -55,18 +56,21 @@ class CompressedSlide(OpenSlideFace):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | bytes | os.PathLike[str],
         *,
         device: str = "auto",
         cache_bytes: int = CACHE_BYTES,
         workers: int | None = None,
     ) -> None:
         super().__init__()
+        path = os.fsdecode(path)
+        self._filename = path  # where programs look that were written for `openslide.OpenSlide`
         self._arguments = (os.path.abspath(path), device, cache_bytes, workers)
-        self.container = Container.open(Path(path))
-        self.weights = model_of(self.container)
+        with openslide_errors():
+            self.container = Container.open(Path(path))
+            self.weights = model_of(self.container)
         attributes = self.container.attributes
-        self.name = str(path)
+        self.name = path
         self.device = device
         self.levels = tuple(Level(level.width, level.height, level.downsample) for level in attributes.levels)
         self.mpp: Mpp | None = attributes.mpp
