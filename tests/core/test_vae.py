@@ -232,7 +232,7 @@ def test_a_floor_is_held(model: Path, tmp_path: Path, pixels: Pixels) -> None:
 def test_there_is_a_vector_for_each_patch_of_tissue(container: Path) -> None:
     found = embed(container)
     assert found.kind.embedder == "mean/1"
-    assert found.patch == 64
+    assert found.patch_side == 64
     assert found.vectors.shape[1] == 32
     assert 0 < len(found.vectors) <= 15 * 21
     assert set(np.unique(found.positions % 64)) == {0}

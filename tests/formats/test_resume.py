@@ -254,4 +254,4 @@ def test_the_old_output_or_the_new_one_is_whole_whenever_an_encode_is_killed() -
         capture_output=True, text=True, cwd=REPOSITORY, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("all ended well") == 3
+    assert done.stdout.count("every next run finished") == 3
