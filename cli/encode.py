@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 
 STAGES = {"prepare": "preparing", "encode": "encoding", "measure": "measuring", "raise": "raising quality"}
 PROPERTY = "property "  # stands before the names of properties that were left out
+REGION = "region "  # likewise of regions: LEVEL:X,Y,WIDTHxHEIGHT
 SECTIONS = {
     "Size and fidelity (give at most one of the first four)": (
         "quality", "target_psnr", "target_bpp", "ratio", "min_psnr", "effort", "model",
     ),
     "What to store": ("levels", "background", "mpp", "keep_label", "keep_macro", "keep_private", "embed_model"),
-    "Execution": ("resume", "overwrite", "device", "workers", "as_json"),
+    "Execution": ("on_error", "resume", "overwrite", "device", "workers", "as_json"),
 }  # fmt: skip
 
 
@@ -79,6 +80,13 @@ SECTIONS = {
     show_default=True,
     help="Skip bare glass, or code it like tissue.",
 )
+@option(
+    "--on-error",
+    type=click.Choice(["fail", "background"]),
+    default="fail",
+    show_default=True,
+    help="Fail where SRC cannot be read, or store background there and name the places.",
+)
 @option("--mpp", type=positive, metavar="M", help="Microns per pixel of level 0, if the slide does not say.")
 @option("--keep-label", is_flag=True, help="Keep the label image, which may name the patient.")
 @option("--keep-macro", is_flag=True, help="Keep the macro image, which may show the label.")
@@ -102,6 +110,7 @@ def command(
     model: str,
     levels: tuple[int, ...] | None,
     background: str,
+    on_error: str,
     mpp: float | None,
     device: str,
     workers: int | None,
@@ -139,6 +148,7 @@ def command(
         model=model,
         levels=levels,
         background=background,
+        on_error=on_error,
         device=device,
         workers=workers,
         overwrite=overwrite,
@@ -202,10 +212,11 @@ def quality_text(report: "EncodeReport") -> str:
 
 
 def left_out_text(dropped: Sequence[str]) -> str:
-    """List what was not stored, images and properties each on a line."""
-    images = [name for name in dropped if not name.startswith(PROPERTY)]
+    """List what was not stored, images, regions and properties each on a line."""
+    images = [name for name in dropped if not name.startswith((PROPERTY, REGION))]
+    regions = [name.removeprefix(REGION) for name in dropped if name.startswith(REGION)]
     properties = [name.removeprefix(PROPERTY) for name in dropped if name.startswith(PROPERTY)]
-    kinds = (("images", images), ("properties", properties))
+    kinds = (("images", images), ("regions that could not be read", regions), ("properties", properties))
     return "\n".join(f"{kind}: {', '.join(names)}" for kind, names in kinds if names)
 
 

@@ -90,6 +90,7 @@ class EncodeChoices(TypedDict, total=False):
     model: str
     levels: tuple[int, ...] | None
     background: str
+    on_error: str
     device: str
     workers: int | None
     overwrite: bool

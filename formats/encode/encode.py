@@ -38,6 +38,7 @@ from histocodec.formats.encode.plan import Plan, make_plan
 from histocodec.formats.encode.progress import Clock
 from histocodec.formats.encode.report import EncodeReport, Outcome, make_report
 from histocodec.formats.encode.scope import selected_levels
+from histocodec.formats.encode.unreadable import check_readable, tolerant
 from histocodec.geometry import ChunkKey, Grid, ShardKey
 from histocodec.models.weights import ModelWeights, find_model
 from histocodec.slide import Slide
@@ -63,13 +64,16 @@ def encode_slide(
     options = options or EncodeOptions()
     weights, device = find_model(options.model), choose_device(options.device)
     options = replace(options, effort=options.effort_with(weights))
-    slide = with_pyramid(slide) if options.levels is None else slide
+    derive, source = options.levels is None, slide
+    slide = with_pyramid(source) if derive else source
     fingerprint = _fingerprint(slide, options, weights)
     with (
         closing(Workers(options.workers)) as workers,
         Journal.start(dst, fingerprint, resume=options.resume, overwrite=options.overwrite) as journal,
     ):
         try:
+            if options.on_error == "background":
+                slide = tolerant(source, journal.unreadable, derive=derive)
             attributes, outcome = _write_container(slide, options, weights, device, journal, workers, progress)
             if _fingerprint(slide, options, weights) != fingerprint:  # a chunk that Zarr misses reads as zeros
                 raise SourceError(f"{slide.name}: changed or vanished while it was read")
@@ -81,7 +85,15 @@ def encode_slide(
                 journal.discard()
             raise
     seconds = time.perf_counter() - began
-    return make_report(dst, attributes, outcome, asked_quality=options.quality, seconds=seconds, device=str(device))
+    return make_report(
+        dst,
+        attributes,
+        outcome,
+        unreadable=journal.unreadable.places(selected_levels(slide, options)),
+        asked_quality=options.quality,
+        seconds=seconds,
+        device=str(device),
+    )
 
 
 def _write_container(
@@ -104,7 +116,9 @@ def _write_container(
     plan = make_plan(slide, source_levels, options, transform, codec, workers)
     container = PartialContainer(journal, plan.attributes)
     attributes, outcome = _Encoder(plan, plan.quantiser(transform, codec), container, workers, clock).run()
-    attributes = write_extras(container.root, attributes, slide, options, weights)
+    unreadable = journal.unreadable.places(source_levels)
+    check_readable(slide, unreadable)
+    attributes = write_extras(container.root, attributes, slide, options, weights, unreadable)
     files.finish(container.root, attributes)
     return attributes, outcome
 

@@ -1,6 +1,7 @@
 """What a container holds beside latents and maps: an overview, associated images, the ICC profile, the model."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from histocodec.formats.container.attributes import (
 )
 from histocodec.formats.encode.options import EncodeOptions
 from histocodec.formats.encode.privacy import without_private
+from histocodec.formats.encode.unreadable import Place
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Pixels, Slide
 from histocodec.tissue import coarse_view
@@ -27,6 +29,7 @@ OVERVIEW_SHARE = 0.01  # of the latents' bytes, at most; the same for the thumbn
 OVERVIEW_SIDES = (2048, 1448, 1024, 724, 512, 362, 256, 181, 128, 96)  # pixels, tried in turn; smaller shows nothing
 PROPERTY = "property "  # before a property's name in `dropped`
 MAX_PROPERTIES = MAX_METADATA // 2  # bytes, as JSON: the other half is for everything else
+REGION = "region "  # before the level, place and size of what could not be read
 PRIVATE_IMAGES = ("label", "macro")  # they may show a patient's name
 
 
@@ -56,7 +59,12 @@ def check_extras(slide: Slide, options: EncodeOptions) -> None:
 
 
 def write_extras(
-    root: Path, attributes: Attributes, slide: Slide, options: EncodeOptions, weights: ModelWeights
+    root: Path,
+    attributes: Attributes,
+    slide: Slide,
+    options: EncodeOptions,
+    weights: ModelWeights,
+    unreadable: Sequence[Place] = (),
 ) -> Attributes:
     """Writes the extras into the partial container at `root`. Returns the attributes with what was written and what was
     left out. Raises OutputError, and SourceError where an image that is to be kept cannot be read."""
@@ -68,7 +76,7 @@ def write_extras(
         attributes,
         overview=None if overview is None else (overview.shape[1], overview.shape[0]),
         associated={name: (image.shape[1], image.shape[0]) for name, image in images.items()},
-        dropped=_dropped(dropped_images, dropped_properties),
+        dropped=_dropped(dropped_images, unreadable, dropped_properties),
         icc=len(icc) if icc else None,
         model=replace(attributes.model, embedded=len(weights.data) if options.embed_model else None),
     )
@@ -83,12 +91,19 @@ def write_extras(
     return attributes
 
 
-def _dropped(images: tuple[str, ...], properties: tuple[str, ...]) -> tuple[str, ...]:
-    """What was left out, as the attributes name it: images, then properties, as many as there is room for."""
-    names = (*images, *(f"{PROPERTY}{name}"[:MAX_TEXT] for name in properties))
-    if len(names) <= MAX_ASSOCIATED:
-        return names
-    return (*names[: MAX_ASSOCIATED - 1], f"{PROPERTY}and {len(names) - MAX_ASSOCIATED + 1} more")
+def _dropped(images: tuple[str, ...], unreadable: Sequence[Place], properties: tuple[str, ...]) -> tuple[str, ...]:
+    """What was left out, as the attributes name it: images, then regions, then properties, as many as there is room
+    for. One place is kept for properties."""
+    room = MAX_ASSOCIATED - len(images)
+    regions = _limited([str(place) for place in unreadable], room - bool(properties), REGION)
+    return (*images, *regions, *_limited(properties, room - len(regions), PROPERTY))
+
+
+def _limited(names: Sequence[str], room: int, kind: str) -> list[str]:
+    """The names of a kind of thing, as many as there is room for, with the number of the others last."""
+    if len(names) <= room:
+        return [f"{kind}{name}"[:MAX_TEXT] for name in names]
+    return [*(f"{kind}{name}"[:MAX_TEXT] for name in names[: room - 1]), f"{kind}and {len(names) - room + 1} more"]
 
 
 def _overview(slide: Slide, budget: int) -> Pixels | None:

@@ -3,7 +3,8 @@
     <dst>.partial/   the container as it grows
     <dst>.journal    JSON, with a checksum at the end of each line: the fingerprint of the request, then a line for
                      every finished shard and, with --min-psnr, one for every round of changes, written before the
-                     first change is made
+                     first change is made; with --on-error background, lines that name what could not be read, written
+                     before the shards that lack it
     <dst>.old        the container that is being replaced, for the moment in which both names change
 
 A shard's line is written after the shard itself is on the disk, so a line is a promise. A line that was cut short or
@@ -32,8 +33,10 @@ from histocodec.formats.container.integrity import file_digest
 from histocodec.formats.container.layout import shard_path
 from histocodec.formats.container.read import is_container
 from histocodec.formats.container.shard import crc32c
-from histocodec.formats.encode.records import Round, ShardRecord
+from histocodec.formats.encode.records import Losses, Round, ShardRecord
+from histocodec.formats.encode.unreadable import Unreadable
 from histocodec.geometry import ShardKey
+from histocodec.sources.files import slide_files
 
 JOURNAL_VERSION = 2
 CHECKSUM = 8  # hexadecimal digits at a line's end, after two spaces: crc32c of the text before them
@@ -46,8 +49,16 @@ class Journal:
     """The one encode that works on `dst`. Use it as a context manager: leaving the block without `commit` or `discard`
     keeps everything for a later `resume`."""
 
-    def __init__(self, dst: Path, file: IO[bytes], records: dict[ShardKey, ShardRecord], rounds: list[Round]) -> None:
+    def __init__(
+        self,
+        dst: Path,
+        file: IO[bytes],
+        records: dict[ShardKey, ShardRecord],
+        rounds: list[Round],
+        unreadable: Unreadable,
+    ) -> None:
         self.dst, self._file, self._records, self._rounds = dst, file, records, rounds
+        self.unreadable = unreadable  # what of the source could not be read; an earlier run's is in it
 
     @classmethod
     def start(
@@ -75,7 +86,7 @@ class Journal:
                         "--overwrite starts anew"
                     )
             _remove(partial_path(dst))
-            journal = cls(dst, file, {}, [])
+            journal = cls(dst, file, {}, [], Unreadable())
             _truncate(file, 0, journal_path(dst))
             journal._write({"journal": JOURNAL_VERSION, "fingerprint": dict(fingerprint)})
             journal._make_partial()
@@ -97,14 +108,16 @@ class Journal:
         nodes = [parse_json(line, f"{name}: line {n}") for n, line in enumerate(lines[1:], 2)]
         nodes = [node for node in nodes if not _is_finished_note(node)]
         rounds = [Round.from_json(node) for node in nodes if _is_round(node)]
-        records = [ShardRecord.from_json(node) for node in nodes if not _is_round(node)]
+        losses = [Losses.from_json(node) for node in nodes if _is_losses(node)]
+        nodes = [node for node in nodes if not _is_round(node) and not _is_losses(node)]
+        records = [ShardRecord.from_json(node) for node in nodes]
         size = sum(len(line) + 2 + CHECKSUM + 1 for line in lines)
         _truncate(file, size, journal_path(dst))  # drops a line that was cut short
         for leftover in partial_path(dst).rglob(TEMPORARY_GLOB):
             leftover.unlink(missing_ok=True)
         latest = {record.key: record for record in records}
         sound = {key: record for key, record in latest.items() if _is_as_recorded(partial_path(dst), record)}
-        return cls(dst, file, sound, rounds)
+        return cls(dst, file, sound, rounds, Unreadable(place for loss in losses for place in loss.places))
 
     @property
     def partial(self) -> Path:
@@ -122,8 +135,11 @@ class Journal:
         return self._rounds
 
     def append(self, record: ShardRecord) -> None:
-        """Notes a shard that is on the disk, in place of an earlier record of it. Returns once the note is on the disk,
-        too. Raises OutputError."""
+        """Notes a shard that is on the disk, in place of an earlier record of it, and before it what could not be read
+        since the last note. Returns once the notes are on the disk, too. Raises OutputError."""
+        lost = self.unreadable.take_fresh()
+        if lost:
+            self._write(Losses(tuple(lost)).to_json())
         self._write(record.to_json())
         self._records[record.key] = record
 
@@ -201,9 +217,10 @@ def old_path(dst: Path) -> Path:
 
 
 def source_identity(path: Path) -> dict[str, Json]:
-    """What tells one source file from another, for the fingerprint: name, size in bytes, time in nanoseconds."""
-    status = path.stat()
-    return {"name": path.name, "size": status.st_size, "mtime": status.st_mtime_ns}
+    """What tells one source from another, for the fingerprint: name, size of all its files in bytes, and the time of
+    the latest in nanoseconds."""
+    status = [file.stat() for file in slide_files(path)]
+    return {"name": path.name, "size": sum(s.st_size for s in status), "mtime": max(s.st_mtime_ns for s in status)}
 
 
 def _locked(path: Path) -> IO[bytes]:
@@ -245,6 +262,10 @@ def _recover(dst: Path) -> None:
 
 def _is_finished_note(node: Node) -> bool:
     return isinstance(node.value, dict) and list(node.value) == [FINISHED]
+
+
+def _is_losses(node: Node) -> bool:
+    return isinstance(node.value, dict) and "unreadable" in node.value
 
 
 def _is_round(node: Node) -> bool:

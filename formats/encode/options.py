@@ -27,6 +27,7 @@ class EncodeOptions:
     model: str = DEFAULT_MODEL  # an id, or the path of a .safetensors file
     levels: tuple[int, ...] | None = None  # None: all, and derived ones where the slide has no pyramid
     background: str = "skip"  # leaves background chunks out; "code" codes them like others
+    on_error: str = "fail"  # where the source cannot be read; "background" fills it, and names the places
     device: str = "auto"  # "cpu", "cuda", "cuda:N", or "auto" for a GPU if there is one
     workers: int | None = None  # threads; None: one for each core
     overwrite: bool = False  # replaces a container, once the new one is complete
@@ -60,6 +61,8 @@ class EncodeOptions:
             raise UsageError(f"--effort {self.effort:g}: 0 to {MOST_EFFORT} is allowed")
         if self.background not in ("skip", "code"):
             raise UsageError(f"--background {self.background}: skip or code is allowed")
+        if self.on_error not in ("fail", "background"):
+            raise UsageError(f"--on-error {self.on_error}: fail or background is allowed")
         if self.workers is not None and not 1 <= self.workers <= 1024:
             raise UsageError(f"--workers {self.workers}: 1 to 1024 is allowed")
         if self.overwrite and self.resume:

@@ -1,4 +1,5 @@
-"""What the journal notes: finished shards, and rounds of changes to their chunks; to JSON and back."""
+"""What the journal notes: finished shards, rounds of changes to their chunks, and what could not be read; to JSON and
+back."""
 
 import hashlib
 from dataclasses import dataclass
@@ -6,6 +7,7 @@ from dataclasses import dataclass
 from histocodec.formats.container.attributes import MAX_CHUNKS, MAX_SIDE, SHA256
 from histocodec.formats.container.fields import Node
 from histocodec.formats.container.layout import CODED, LOSSLESS
+from histocodec.formats.encode.unreadable import Place
 from histocodec.geometry import ChunkKey, ShardKey
 from histocodec.models.config import QUALITIES
 
@@ -94,6 +96,24 @@ class Round:
             for row, column, state, quality in rows
         )
         return cls(level, changes)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Pieces of the source that could not be read, by the numbers of the source's levels. Noted before the shards that
+    lack them, so that a resumed encode, which does not read these again, still names them."""
+
+    places: tuple[Place, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """The pieces as a line of the journal."""
+        return {"unreadable": [[p.level, p.y, p.x, p.height, p.width] for p in self.places]}
+
+    @classmethod
+    def from_json(cls, node: Node) -> "Losses":
+        """What `to_json` wrote. Raises FormatError."""
+        rows = node.fields("unreadable")["unreadable"].items(1, MAX_CHUNKS)
+        return cls(tuple(Place(*(item.integer(0, MAX_SIDE) for item in row.items(5, 5))) for row in rows))
 
 
 def _from_hex(node: Node) -> bytes:

@@ -11,6 +11,7 @@ from histocodec.formats.container.attributes import Attributes
 from histocodec.formats.container.read import lossless_bytes, sizes
 from histocodec.formats.decode.fidelity import LevelFidelity
 from histocodec.formats.encode.partial_container import Maps
+from histocodec.formats.encode.unreadable import Place
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class EncodeReport:
     quality: int
     asked_quality: float | None  # as --quality gave it; on this slide worth as much as the one that is stored
     levels: int
-    dropped: tuple[str, ...]  # associated images and properties that were left out
+    dropped: tuple[str, ...]  # associated images and properties that were left out, and regions as in `unreadable`
+    unreadable: tuple[Place, ...]  # what of the source could not be read and has the background colour
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,14 @@ class Outcome:
 
 
 def make_report(
-    path: Path, attributes: Attributes, outcome: Outcome, *, asked_quality: float | None, seconds: float, device: str
+    path: Path,
+    attributes: Attributes,
+    outcome: Outcome,
+    *,
+    unreadable: tuple[Place, ...],
+    asked_quality: float | None,
+    seconds: float,
+    device: str,
 ) -> EncodeReport:
     """The report on the finished container at `path`, which took `seconds` on `device`."""
     size, first = sizes(path), attributes.levels[0]
@@ -115,4 +124,5 @@ def make_report(
         asked_quality=asked_quality,
         levels=len(attributes.levels),
         dropped=attributes.dropped,
+        unreadable=unreadable,
     )

@@ -22,6 +22,7 @@ from histocodec.geometry import ChunkKey, Level, Region, ceil_div
 from histocodec.models.config import CHUNK_PIXELS
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Colour, Pixels, Slide, known_mpp, known_power
+from histocodec.sources.files import slide_bytes
 from histocodec.tissue import is_background
 from histocodec.version import VERSION
 
@@ -102,7 +103,7 @@ def draft_attributes(
             for level in (slide.levels[number] for number in source_levels)
         ),
         background=BackgroundAttributes("code" if options.background == "code" else "skip", background),
-        source=SourceAttributes(file.name, _file_bytes(file), vendor),
+        source=SourceAttributes(file.name, slide_bytes(file), vendor),
         mpp=known_mpp(slide.mpp),
         objective_power=known_power(slide.objective_power),
         properties=properties,
@@ -115,11 +116,3 @@ def _shard_side(level: Level) -> int:
     """The smallest power of two that holds the level in one shard, SHARD at most."""
     chunks = ceil_div(max(level.width, level.height), CHUNK_PIXELS)
     return min(SHARD, 1 << (chunks - 1).bit_length())
-
-
-def _file_bytes(path: Path) -> int | None:
-    """The size of the source; None where it is no file."""
-    try:
-        return path.stat().st_size if path.is_file() else None
-    except OSError:
-        return None

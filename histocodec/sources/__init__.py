@@ -6,6 +6,7 @@ from pathlib import Path
 from histocodec.errors import UnsupportedError, UsageError
 from histocodec.slide import Colour, Slide
 from histocodec.sources.array import ArraySlide, open_zarr
+from histocodec.sources.dicom import dicom_in
 from histocodec.sources.image import UnidentifiedError, open_image
 from histocodec.sources.microns import checked_mpp
 from histocodec.sources.openslide import OpenSlideSlide
@@ -51,13 +52,13 @@ def open_slide(
 
 
 def _slide_in(folder: Path) -> Path:
-    """The file to open for a folder: the .mrxs file beside its data, or one DICOM file of its series."""
+    """The file to open for a folder: the .mrxs file beside its data, or one file of the DICOM series in it."""
     mrxs = folder.with_name(folder.name + ".mrxs")
     if mrxs.is_file():
         return mrxs
-    for file in sorted(folder.glob("*.dcm")):
-        if OpenSlideSlide.detect(file) == "dicom":
-            return file
+    dicom = dicom_in(folder, lambda file: OpenSlideSlide.detect(file) == "dicom")
+    if dicom is not None:
+        return dicom
     raise UnsupportedError(
         f"{folder}: is a folder without Zarr metadata or DICOM files, and no slide. Readable are: {READABLE}"
     )

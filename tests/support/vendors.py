@@ -281,6 +281,66 @@ def write_mrxs(
     return path
 
 
+def write_dicom(path: Path, pixels: Pixels, *, series: str = "1.2.3.1", instance: int = 1, tile: int = 256) -> Path:
+    """DICOM: one level of a slide, in uncompressed tiles. Levels of one `series` in one folder are one slide. The
+    name of another series stands in a sequence before it."""
+    sop_class, syntax, uid = "1.2.840.10008.5.1.4.1.1.77.1.6", "1.2.840.10008.1.2.1", f"{series}.{instance}"
+    tiles = [part for part in _tiles(pixels, tile, set()) if part is not None]
+    spacing = _item(_dicom(0x0028, 0x0030, "DS", "0.00025\\0.00025"))
+    meta = b"".join(
+        _dicom(0x0002, number, vr, value)
+        for number, vr, value in (
+            (0x0001, "OB", b"\0\1"), (0x0002, "UI", sop_class), (0x0003, "UI", uid), (0x0010, "UI", syntax),
+            (0x0012, "UI", "1.2.3"),
+        )
+    )  # fmt: skip
+    data = b"".join(
+        (
+            _dicom(0x0008, 0x0008, "CS", "ORIGINAL\\PRIMARY\\VOLUME\\NONE"),
+            _dicom(0x0008, 0x0016, "UI", sop_class),
+            _dicom(0x0008, 0x0018, "UI", uid),
+            struct.pack("<HH2sHI", 0x0008, 0x1115, b"SQ", 0, 0xFFFFFFFF),
+            _item(_dicom(0x0020, 0x000E, "UI", "9.9.9")),
+            struct.pack("<HHI", 0xFFFE, 0xE0DD, 0),
+            _dicom(0x0020, 0x000D, "UI", "1.2.3"),
+            _dicom(0x0020, 0x000E, "UI", series),
+            _dicom(0x0020, 0x9311, "CS", "TILED_FULL"),
+            *(
+                _dicom(0x0028, number, vr, value)
+                for number, vr, value in (
+                    (0x0002, "US", 3), (0x0004, "CS", "RGB"), (0x0006, "US", 0), (0x0008, "IS", str(len(tiles))),
+                    (0x0010, "US", tile), (0x0011, "US", tile), (0x0100, "US", 8), (0x0101, "US", 8),
+                    (0x0102, "US", 7), (0x0103, "US", 0),
+                )
+            ),
+            _dicom(0x0048, 0x0006, "UL", pixels.shape[1]),
+            _dicom(0x0048, 0x0007, "UL", pixels.shape[0]),
+            _dicom(0x5200, 0x9229, "SQ", _item(_dicom(0x0028, 0x9110, "SQ", spacing))),
+            _dicom(0x7FE0, 0x0010, "OB", b"".join(part.tobytes() for part in tiles)),
+        )
+    )  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(128) + b"DICM" + _dicom(0x0002, 0x0000, "UL", len(meta)) + meta + data)
+    return path
+
+
+def _dicom(group: int, number: int, vr: str, value: bytes | str | int) -> bytes:
+    """A data element in explicit, little-endian form."""
+    if isinstance(value, int):
+        value = value.to_bytes(2 if vr == "US" else 4, "little")
+    elif isinstance(value, str):
+        value = value.encode()
+        value += (b"\0" if vr == "UI" else b" ") * (len(value) % 2)
+    value += bytes(len(value) % 2)
+    if vr in ("OB", "SQ"):
+        return struct.pack("<HH2sHI", group, number, vr.encode(), 0, len(value)) + value
+    return struct.pack("<HH2sH", group, number, vr.encode(), len(value)) + value
+
+
+def _item(content: bytes) -> bytes:
+    return struct.pack("<HHI", 0xFFFE, 0xE000, len(content)) + content
+
+
 def _jpeg(pixels: Pixels) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=92, subsampling=0)
