@@ -12,7 +12,9 @@ from histocodec.geometry import Level, Region
 from histocodec.slide import WHITE, Pixels, composited
 from histocodec.sources import OpenSlideSlide, open_slide
 from tests.support.vendors import (
+    reduced,
     tissue,
+    write_dicom,
     write_huron,
     write_leica,
     write_mrxs,
@@ -26,6 +28,12 @@ ONE_AREA = [(tissue(1000, 700), 400, 600)]
 TWO_AREAS = [*ONE_AREA, (tissue(803, 601, 1), 1302, 1399)]
 # The second begins inside the rows of the first; the third inside its columns; the plane's size is odd.
 THREE_AREAS = [(tissue(900, 700), 3, 5), (tissue(603, 401, 1), 1011, 333), (tissue(555, 444, 2), 777, 1001)]
+
+
+def write_dicom_levels(path: Path) -> Path:
+    write_dicom(path.with_name("b"), reduced(SECTION, 3.3), instance=2)
+    return write_dicom(path, SECTION)
+
 
 VENDORS: dict[str, tuple[str, str, Callable[[Path], Path]]] = {
     "svs": ("aperio", "a.svs", lambda path: write_svs(path, SECTION, steps=(4, 16))),
@@ -43,6 +51,7 @@ VENDORS: dict[str, tuple[str, str, Callable[[Path], Path]]] = {
     "trestle": ("trestle", "a.tif", lambda path: write_trestle(path, SECTION)),
     "trestle, odd steps": ("trestle", "a.tif", lambda path: write_trestle(path, SECTION, steps=(1.7, 3.9))),
     "huron": ("huron", "a.tif", lambda path: write_huron(path, SECTION, steps=(3.3,))),
+    "dicom": ("dicom", "a.dcm", write_dicom_levels),
     "mrxs": ("mirax", "a.mrxs", lambda path: write_mrxs(path, SECTION[:1400, :1750], side=250, absent={(2, 1)})),
 }
 
