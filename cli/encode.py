@@ -129,9 +129,9 @@ def command(
 
     \b
     Examples:
-      histocodec encode slide.svs slide.zarr
-      histocodec encode slide.svs slide.zarr --quality 70
-      histocodec encode slide.svs slide.zarr --ratio 1:64 --min-psnr 30
+      histocodec encode slide.svs slide.hc.zarr
+      histocodec encode slide.svs slide.hc.zarr --quality 70
+      histocodec encode slide.svs slide.hc.zarr --ratio 1:64 --min-psnr 30
     """
     from histocodec.formats.decode.open import open_slide
     from histocodec.formats.encode.encode import encode_slide

@@ -31,8 +31,8 @@ def command() -> None:
 
     \b
     Examples:
-      histocodec index build lung.index lung/*.zarr --label organ=lung
-      histocodec index add lung.index more/*.zarr --label organ=lung --label stain=HE
+      histocodec index build lung.index lung/*.hc.zarr --label organ=lung
+      histocodec index add lung.index more/*.hc.zarr --label organ=lung --label stain=HE
     """
 
 
@@ -56,7 +56,7 @@ def build_command(
 
     \b
     Example:
-      histocodec index build lung.index lung/*.zarr --label organ=lung
+      histocodec index build lung.index lung/*.hc.zarr --label organ=lung
     """
     from histocodec.search.graph import check_installed, updated_graph
     from histocodec.search.index import build
@@ -79,7 +79,7 @@ def add_command(index: Path, slides: tuple[Path, ...], *, labels: dict[str, str]
 
     \b
     Example:
-      histocodec index add lung.index more/*.zarr --label organ=lung
+      histocodec index add lung.index more/*.hc.zarr --label organ=lung
     """
     from histocodec.search.graph import check_installed, updated_graph
     from histocodec.search.index import Index
@@ -102,7 +102,7 @@ def remove_command(index: Path, slides: tuple[Path, ...], *, as_json: bool) -> N
 
     \b
     Example:
-      histocodec index remove lung.index more/slide.zarr
+      histocodec index remove lung.index more/slide.hc.zarr
     """
     from histocodec.search.index import Index
 

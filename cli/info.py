@@ -57,8 +57,8 @@ def command(src: Path, *, picture: Path | None, overwrite: bool, as_json: bool) 
 
     \b
     Examples:
-      histocodec info slide.zarr
-      histocodec info slide.zarr --map fidelity.png
+      histocodec info slide.hc.zarr
+      histocodec info slide.hc.zarr --map fidelity.png
       histocodec info slide.svs --json
     """
     from histocodec.formats.container.read import names_container

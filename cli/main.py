@@ -63,8 +63,8 @@ def commands() -> None:
 
     \b
     Examples:
-      histocodec encode slide.svs slide.zarr
-      histocodec decode slide.zarr region.png --region 10000,8000,1024,1024
+      histocodec encode slide.svs slide.hc.zarr
+      histocodec decode slide.hc.zarr region.png --region 10000,8000,1024,1024
 
     \b
     Exit codes:

@@ -38,8 +38,8 @@ def command(
 
     \b
     Examples:
-      histocodec verify slide.zarr
-      histocodec verify slide.zarr --against slide.svs
+      histocodec verify slide.hc.zarr
+      histocodec verify slide.hc.zarr --against slide.svs
     """
     if quick and against is not None:
         raise click.UsageError("--quick and --against exclude each other: --quick decodes nothing; give one")

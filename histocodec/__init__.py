@@ -2,8 +2,8 @@
 
     import histocodec
 
-    histocodec.encode("slide.svs", "slide.zarr", quality=60)
-    with histocodec.open("slide.zarr") as slide:
+    histocodec.encode("slide.svs", "slide.hc.zarr", quality=60)
+    with histocodec.open("slide.hc.zarr") as slide:
         pixels = slide.read_array(10_000, 8_000, 1024, 1024)  # (1024, 1024, 3) uint8
 
 Importing the package loads nothing else; each name is loaded from its module when it is first used.

@@ -1,6 +1,6 @@
 """Time how fast a GPU decodes: the whole of level 0 of containers, from their files to pixels that stay on the GPU.
 
-    python -m histocodec.benchmarks.studies.gpu slide.zarr another.zarr
+    python -m histocodec.benchmarks.studies.gpu slide.hc.zarr another.zarr
 
 Files have been read before, so they are in the system's memory. The SHA-256 of the pixels is printed, too: it is the
 same with `--device cpu`.

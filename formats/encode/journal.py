@@ -71,7 +71,7 @@ class Journal:
         in the way, another encode is writing to it, or an interrupted one would be lost.
         """
         if not dst.name:
-            raise UsageError(f"{dst}: is no name for a container; give a path such as slide.zarr")
+            raise UsageError(f"{dst}: is no name for a container; give a path such as slide.hc.zarr")
         file = _locked(journal_path(dst))
         try:
             _recover(dst)

@@ -26,10 +26,10 @@ for line, code in python_blocks(Path(sys.argv[1]).read_text(encoding="utf-8")):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the examples find: slide.tif and, with the default model, slide.zarr."""
+    """What the examples find: slide.tif and, with the default model, slide.hc.zarr."""
     folder = tmp_path_factory.mktemp("examples")
     write_pyramidal_tiff(folder / "slide.tif", synthetic_slide(1200, 900, seed=1), mpp=0.5)
-    histocodec.encode(folder / "slide.tif", folder / "slide.zarr", effort=0, device="cpu")
+    histocodec.encode(folder / "slide.tif", folder / "slide.hc.zarr", effort=0, device="cpu")
     return folder
 
 
