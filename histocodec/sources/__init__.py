@@ -6,7 +6,7 @@ from pathlib import Path
 from histocodec.errors import UnsupportedError, UsageError
 from histocodec.slide import Colour, Slide
 from histocodec.sources.array import ArraySlide, open_zarr
-from histocodec.sources.dicom import dicom_in
+from histocodec.sources.dicom import check_folder, dicom_in
 from histocodec.sources.image import UnidentifiedError, open_image
 from histocodec.sources.microns import checked_mpp
 from histocodec.sources.openslide import OpenSlideSlide
@@ -41,6 +41,8 @@ def open_slide(
     if path.stat().st_size == 0:
         raise UnsupportedError(f"{path}: is empty. Readable are: {READABLE}")
     vendor = OpenSlideSlide.detect(path)
+    if vendor == "dicom":
+        check_folder(path)
     if vendor is not None and not (vendor == "generic-tiff" and not is_plain(path)):
         return OpenSlideSlide(path, mpp=stated, background=background)
     if _starts_as_tiff(path):

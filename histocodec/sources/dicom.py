@@ -52,6 +52,14 @@ def series_files(file: Path) -> list[Path]:
     return [path for path in candidates if path == file or (is_dicom(path) and series_of(path) == series)]
 
 
+def check_folder(file: Path) -> None:
+    """Raises UnsupportedError where a pipe or device lies beside a DICOM file: OpenSlide opens whatever lies there, and
+    would wait for ever."""
+    for path in islice(file.parent.iterdir(), MOST_FILES):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UnsupportedError(f"{path}: is no regular file, and lies beside DICOM files; move it elsewhere")
+
+
 def is_dicom(path: Path) -> bool:
     """Whether a regular file is DICOM, by its content."""
     try:

@@ -1,5 +1,6 @@
 """Slides of several files: found in a folder by their content, and counted whole."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,14 @@ def test_a_series_in_two_folders_has_to_be_named_too(tmp_path: Path) -> None:
     series(tmp_path, "x/a", "y/b")
     with pytest.raises(UnsupportedError, match="give one file"):
         open_slide(tmp_path)
+
+
+def test_a_pipe_beside_dicom_files_is_refused(tmp_path: Path) -> None:
+    (file,) = series(tmp_path, "a")
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, file):
+        with pytest.raises(UnsupportedError, match="pipe"):
+            open_slide(path)
 
 
 def test_a_folder_without_a_slide_is_refused(tmp_path: Path) -> None:
