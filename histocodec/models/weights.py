@@ -33,7 +33,8 @@ _CONFIGS: Mapping[str, type[HyperConfig] | type[VaeConfig]] = {c.family: c for c
 @dataclass(frozen=True, eq=False)
 class ModelWeights:
     """A model file that was checked. `arrays` holds its tensors by name; `tables` are built from three of them. Raises
-    FormatError where a tensor is missing, has another shape or dtype, or could make integer arithmetic inexact."""
+    FormatError where a tensor is missing, has another shape or dtype, has values that are not finite, or could make
+    integer arithmetic inexact."""
 
     id: str
     sha256: str
@@ -52,6 +53,7 @@ class ModelWeights:
                 raise FormatError(
                     f"model {self.id}: tensor {name} is {array.dtype} {array.shape}; {dtype} {shape} is needed"
                 )
+        self._check_finite()
         if isinstance(self.config, HyperConfig):
             self._check_most("prior.hyper_index", SCALES - 1)
             self._check_most("prior.compress", 127)
@@ -69,6 +71,18 @@ class ModelWeights:
         if len(tables) != SCALES << MEAN_BITS:
             raise FormatError(f"model {self.id}: {len(tables)} frequency tables; {SCALES << MEAN_BITS} are needed")
         object.__setattr__(self, "tables", tables)
+
+    def _check_finite(self) -> None:
+        """Gains and weights in floating point: NaN or infinity would decode to colours that nobody encoded."""
+        for name, array in self.arrays.items():
+            if name.startswith(("g_a.", "g_s.")) and array.dtype.kind not in "fiu":
+                raise FormatError(f"model {self.id}: tensor {name} is {array.dtype}; float16 is needed")
+            with np.errstate(over="ignore"):  # of float64, whose largest values float32 does not have
+                if array.dtype.kind == "f" and not np.isfinite(array.astype(np.float32, copy=False)).all():
+                    raise FormatError(
+                        f"model {self.id}: tensor {name} has values that are not finite in float32; all must be. "
+                        "The file is damaged or its training failed: get it anew, or use another model"
+                    )
 
     def _check_most(self, name: str, limit: int) -> None:
         if self.arrays[name].max() > limit:
