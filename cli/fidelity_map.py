@@ -14,6 +14,7 @@ from histocodec.picture import GAP, INK, MARGIN, NOTE_SIZE, PAPER
 from histocodec.slide import Colour, Pixels
 
 LONGEST = 1200  # pixels of the map's longer side
+MOST_DECIBELS = 200  # of the colour scale. What is measured ends near 113 dB, but a container may state any value
 MIN_WIDTH = 700  # pixels; the legend needs them
 BAR = (260, 18)  # width and height of the colour scale, in pixels
 TINT = 0.7  # opacity of a chunk's colour over the grey overview, so that tissue stays visible
@@ -32,12 +33,12 @@ class Range:
 
     @classmethod
     def of(cls, psnr: NDArray[np.float32]) -> "Range":
-        """Return the range of the finite values of a map, which may hold NaN and infinities."""
+        """Return the range of the finite values of a map, which may hold NaN and infinities, up to MOST_DECIBELS."""
         finite = psnr[np.isfinite(psnr)]
         if not finite.size:
             return cls(0, 1)
-        low = math.floor(finite.min())
-        return cls(low, max(low + 1, math.ceil(finite.max())))
+        low = math.floor(min(finite.min(), MOST_DECIBELS - 1))
+        return cls(low, max(low + 1, math.ceil(min(finite.max(), MOST_DECIBELS))))
 
     def colours(self, psnr: NDArray[np.floating]) -> NDArray[np.uint8]:
         """Map PSNR to colours: (…,) dB → (…, 3) uint8 RGB. Values out of range get the colour of the nearer end."""

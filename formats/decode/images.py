@@ -30,7 +30,10 @@ READ_TILES = 8  # tiles of a row that are read together: 6 MiB
 TIFF_BUFFER = 64 << 20  # bytes of tiles that tifffile collects for its threads; its default is 512 MiB
 MAX_CLASSIC_TIFF = 3 << 30  # raw bytes; with more, offsets might not fit in 32 bits, even compressed
 MICRONS_PER_CM = 10_000.0
-MICRONS_PER_INCH = 25_400.0
+MICRONS_PER_METRE = 1e6
+METRES_PER_INCH = 0.0254
+MAX_PNG_INTEGER = 2**31 - 1  # of the pixels per metre in a PNG
+MAX_TERM = 2**32 - 1  # of the fractions that TIFF and EXIF have for a resolution
 
 Progress = Callable[[int, int], None]  # pixels done, pixels in all
 
@@ -64,7 +67,8 @@ def write_region(path: Path, pixels: Pixels, *, mpp: Mpp | None, icc: bytes | No
     """Writes an image (h, w, 3) uint8 in the format that the suffix stands for, and replaces what is there.
 
     The resolution `mpp` (microns per pixel, x and y) and the ICC profile are written where the format has a place for
-    them, which NPY has not. Raises UsageError or OutputError as `check_output` and `check_size` do.
+    them, which NPY has not. A resolution that the format's integers cannot hold is left out. Raises UsageError or
+    OutputError as `check_output` and `check_size` do.
     """
     check_output(path, overwrite=True)
     check_size(path, pixels.shape[1], pixels.shape[0])
@@ -84,14 +88,17 @@ def _encoded(pixels: Pixels, suffix: str, mpp: Mpp | None, icc: bytes | None) ->
 
     image, buffer = Image.fromarray(pixels), io.BytesIO()
     if suffix == ".png":
-        inches = {} if mpp is None else {"dpi": (MICRONS_PER_INCH / mpp[0], MICRONS_PER_INCH / mpp[1])}
+        per_metre = None if mpp is None else (MICRONS_PER_METRE / mpp[0], MICRONS_PER_METRE / mpp[1])
+        inches = {}
+        if per_metre is not None and all(1 <= pixels < MAX_PNG_INTEGER for pixels in per_metre):
+            inches["dpi"] = (per_metre[0] * METRES_PER_INCH, per_metre[1] * METRES_PER_INCH)
         image.save(buffer, "PNG", icc_profile=icc, **inches)
     else:
         # As EXIF: JFIF has 16 bits for dots per inch, which 100,000 would overflow.
         exif = Image.Exif()
-        if mpp is not None:
+        if (resolution := _resolution(mpp)) is not None:
             x_resolution, y_resolution, unit, centimetre = 282, 283, 296, 3
-            exif[x_resolution], exif[y_resolution] = MICRONS_PER_CM / mpp[0], MICRONS_PER_CM / mpp[1]
+            exif[x_resolution], exif[y_resolution] = resolution
             exif[unit] = centimetre
         image.save(buffer, "JPEG", quality=REGION_JPEG_QUALITY, subsampling=0, icc_profile=icc, exif=exif)
     return buffer.getbuffer()
@@ -100,6 +107,7 @@ def _encoded(pixels: Pixels, suffix: str, mpp: Mpp | None, icc: bytes | None) ->
 def _write_tiff(file: BinaryIO, pixels: Pixels, mpp: Mpp | None, icc: bytes | None) -> None:
     import tifffile
 
+    resolution = _resolution(mpp)
     with tifffile.TiffWriter(file, bigtiff=pixels.nbytes > MAX_CLASSIC_TIFF) as writer:
         writer.write(
             pixels,
@@ -110,8 +118,8 @@ def _write_tiff(file: BinaryIO, pixels: Pixels, mpp: Mpp | None, icc: bytes | No
             iccprofile=icc,
             software="histocodec",
             metadata=None,
-            resolution=_resolution(mpp),
-            resolutionunit=None if mpp is None else "CENTIMETER",
+            resolution=resolution,
+            resolutionunit=None if resolution is None else "CENTIMETER",
         )
 
 
@@ -158,6 +166,7 @@ def write_pyramid(
     with whole_file(path) as file, tifffile.TiffWriter(file, bigtiff=3 * total > MAX_CLASSIC_TIFF) as writer:
         for index, level in chosen:
             first = index == first_level
+            resolution = _resolution(mpp_at(slide.mpp, level.downsample))
             writer.write(
                 tiles(index, level),
                 shape=(level.height, level.width, 3),
@@ -176,8 +185,8 @@ def write_pyramid(
                 software="histocodec" if first else False,
                 metadata=None,
                 buffersize=TIFF_BUFFER,
-                resolution=_resolution(mpp_at(slide.mpp, level.downsample)),
-                resolutionunit=None if slide.mpp is None else "CENTIMETER",
+                resolution=resolution,
+                resolutionunit=None if resolution is None else "CENTIMETER",
             )
 
 
@@ -196,8 +205,12 @@ def _tiles(slide: Slide, index: int, tile: int) -> Iterator[tuple[Region, Pixels
 
 
 def _resolution(mpp: Mpp | None) -> tuple[float, float] | None:
-    """Pixels per centimetre; None, for which tifffile writes that the unit is unknown, where `mpp` is not known."""
-    return None if mpp is None else (MICRONS_PER_CM / mpp[0], MICRONS_PER_CM / mpp[1])
+    """Pixels per centimetre. None, for which tifffile writes that the unit is unknown, where `mpp` is not known or a
+    fraction of two 32-bit integers cannot hold them."""
+    if mpp is None:
+        return None
+    x, y = MICRONS_PER_CM / mpp[0], MICRONS_PER_CM / mpp[1]
+    return (x, y) if all(1 / MAX_TERM < pixels < MAX_TERM for pixels in (x, y)) else None
 
 
 def _description(slide: Slide, level: Level) -> str:

@@ -55,6 +55,14 @@ def test_the_scale_runs_from_the_worst_to_the_best_in_whole_decibels() -> None:
     assert span.colours(np.array([0.0, 24.0, 32.0, 99.0])).tolist() == SCALE[[0, 0, -1, -1]].tolist()
 
 
+@pytest.mark.parametrize("lowest", [0.0, 31.5, 3e38])
+def test_a_map_with_an_absurd_psnr_has_a_scale_too(lowest: float) -> None:
+    psnr = np.array([[lowest, 3e38]], np.float32)
+    span = Range.of(psnr)
+    assert 0 <= span.low < span.high == 200
+    assert chunk_colours(np.full((1, 2), CODED, np.uint8), psnr, span)[0, 1].tolist() == SCALE[-1].tolist()
+
+
 def test_what_is_lossless_or_left_out_has_no_colour_of_the_scale() -> None:
     for colour in (LOSSLESS_COLOUR, (255, 255, 255)):
         scale = Range(0, 100).colours(np.linspace(0, 100, 500)).astype(int)

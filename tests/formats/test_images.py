@@ -89,6 +89,30 @@ def test_an_unknown_resolution_is_not_invented(tmp_path: Path, pixels: Pixels, s
         assert slide.mpp is None
 
 
+@pytest.mark.parametrize("microns", [1e-300, 1e-6, 2.4e-6, 1e-4, 2.4e-4, 1e6, 1e9, 1e14])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_an_extreme_resolution_is_written_or_left_out(tmp_path: Path, suffix: str, microns: float) -> None:
+    path, pixels = tmp_path / f"region{suffix}", np.full((20, 30, 3), 200, np.uint8)
+    write_region(path, pixels, mpp=(microns, microns), icc=None)
+    with Image.open(path) as image:
+        assert image.size == (30, 20)
+        dpi, exif = image.info.get("dpi"), image.getexif()
+    if suffix == ".png":
+        assert dpi is None or dpi[0] == pytest.approx(25_400 / microns)
+    elif exif.get(296) == 3:
+        assert float(exif[282]) == pytest.approx(10_000 / microns)
+    else:
+        assert float(exif.get(282, 1)) == 1  # as of a file whose resolution is not known
+
+
+@pytest.mark.parametrize("microns", [1e-6, 1e6])
+def test_a_pyramid_of_an_extreme_resolution_can_be_written(tmp_path: Path, microns: float) -> None:
+    slide = ArraySlide(np.full((300, 300, 3), 200, np.uint8), mpp=(microns, microns))
+    write_pyramid(tmp_path / "a.tif", slide)
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert file.pages[0].shape == (300, 300, 3)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (17, 5)])
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".npy", ".jpg"])
 def test_any_size_can_be_written(tmp_path: Path, size: tuple[int, int], suffix: str) -> None:
