@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ctypes import ArgumentError
 
 from openslide import OpenSlideError, OpenSlideUnsupportedFormatError
 
@@ -10,6 +11,14 @@ from histocodec.errors import FormatError, HistocodecError, MissingModelError, U
 
 class SlideUsageError(UsageError, OpenSlideError):
     """A request that makes no sense, such as a level that does not exist or a negative size."""
+
+
+class SlideMissingError(UsageError, OpenSlideUnsupportedFormatError):
+    """A path that does not exist, where a slide was to be opened; for OpenSlide that is an unsupported format."""
+
+
+class SlideClosedError(SlideUsageError, ArgumentError):
+    """A read after `close`. `openslide.OpenSlide` raises ArgumentError there, `openslide.ImageSlide` ValueError."""
 
 
 class SlideFormatError(FormatError, OpenSlideError):
@@ -30,15 +39,17 @@ _BOTH: dict[type[HistocodecError], type[HistocodecError]] = {
     UnsupportedError: SlideUnsupportedError,
     MissingModelError: SlideMissingModelError,
 }
+_OPENING: dict[type[HistocodecError], type[HistocodecError]] = {**_BOTH, UsageError: SlideMissingError}
 
 
 @contextmanager
-def openslide_errors() -> Iterator[None]:
-    """Around code that OpenSlide's users call: errors that it raises are `OpenSlideError`s, and still our own."""
+def openslide_errors(*, opening: bool = False) -> Iterator[None]:
+    """Around code that OpenSlide's users call: errors that it raises are `OpenSlideError`s, and still our own. With
+    `opening`, the code opens a path, and the only wrong usage is one that does not exist."""
     try:
         yield
     except HistocodecError as exc:
-        both = _BOTH.get(type(exc))
+        both = (_OPENING if opening else _BOTH).get(type(exc))
         if both is None:
             raise
         raise both(*exc.args) from exc

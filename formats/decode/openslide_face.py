@@ -15,18 +15,24 @@ from PIL import Image
 from histocodec.errors import UsageError
 from histocodec.formats.container.attributes import Attributes
 from histocodec.formats.container.read import is_container
-from histocodec.formats.decode.openslide_errors import openslide_errors
+from histocodec.formats.decode.openslide_errors import SlideClosedError, openslide_errors
 from histocodec.geometry import Level, Region
 from histocodec.slide import LazyImages, Pixels
 
 
 class OpenSlideFace(openslide.AbstractSlide):
-    """The methods of `openslide.OpenSlide`. A subclass adds `name`, `levels`, `read`, `associated`, `icc_profile`
-    and `properties`."""
+    """The methods of `openslide.OpenSlide`. A subclass adds `name`, `levels`, `read`, `associated`, `icc_profile`,
+    `properties` and `closed`.
+
+    It differs where OpenSlide's ways would only surprise: a level that does not exist raises an error instead of
+    giving a transparent image, an error does not spoil the reads after it, metadata outlive `close`, and `close` may
+    be called twice.
+    """
 
     name: str
     levels: tuple[Level, ...]
     icc_profile: bytes | None
+    closed: bool
 
     def read(self, region: Region, level: int) -> Pixels:
         """The pixels (h, w, 3) uint8 of a region in the level's own pixels; see `Slide`."""
@@ -70,6 +76,7 @@ class OpenSlideFace(openslide.AbstractSlide):
 
         def picture(name: str) -> Image.Image:
             with openslide_errors():
+                self._check_open()
                 return Image.fromarray(images[name])
 
         return LazyImages({name: partial(picture, name) for name in images})
@@ -88,8 +95,8 @@ class OpenSlideFace(openslide.AbstractSlide):
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
         """An RGBA image of `size` in the level's pixels, from `location` in level-0 pixels; transparent beyond the
         level's edge. A position between two pixels of the level is rounded to the nearer one, where OpenSlide would
-        interpolate. Raises UsageError where the level does not exist or the size is negative; all errors are
-        `OpenSlideError`s, too."""
+        interpolate. Raises UsageError where the level does not exist, the size is negative or the slide is
+        closed; all errors are `OpenSlideError`s, too."""
         with openslide_errors():
             region = self._region_at(location, level, size)
             rgba = np.zeros((region.height, region.width, 4), np.uint8)
@@ -109,9 +116,15 @@ class OpenSlideFace(openslide.AbstractSlide):
         return Region(round(location[0] / downsample), round(location[1] / downsample), *size)
 
     def _checked_level(self, level: int) -> int:
+        """The level, where it exists and the slide is open."""
+        self._check_open()
         if not 0 <= level < len(self.levels):
             raise UsageError(f"{self.name}: level {level} does not exist; it has 0 to {len(self.levels) - 1}")
         return level
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise SlideClosedError(f"{self.name}: is closed; open it again to read from it")
 
 
 # What the source's properties say of its levels and associated images, where the container has its own.

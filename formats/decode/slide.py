@@ -51,7 +51,7 @@ class CompressedSlide(OpenSlideFace):
     DataLoader.
 
     PyTorch is loaded with the first pixel: metadata and latents need none. Reads raise UsageError for a level that does
-    not exist or a negative size, and FormatError where a file that they need is missing or damaged.
+    not exist, a negative size or a closed slide, and FormatError where a file that they need is missing or damaged.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class CompressedSlide(OpenSlideFace):
         path = os.fsdecode(path)
         self._filename = path  # where programs look that were written for `openslide.OpenSlide`
         self._arguments = (os.path.abspath(path), device, cache_bytes, workers)
-        with openslide_errors():
+        with openslide_errors(opening=True):
             self.container = Container.open(Path(path))
             self.weights = model_of(self.container)
         attributes = self.container.attributes
@@ -82,6 +82,7 @@ class CompressedSlide(OpenSlideFace):
         self._workers = Workers(workers)
         self._cache_bytes = cache_bytes
         self._decoder: PixelDecoder | None = None
+        self.closed = False
 
     # The interface of a `Slide`. OpenSlide's is in the base class.
 
@@ -94,7 +95,11 @@ class CompressedSlide(OpenSlideFace):
     def associated(self) -> Mapping[str, Pixels]:
         """Label, macro and thumbnail, where the container has them, (H, W, 3) uint8; decoded at each look-up."""
         names = self.container.attributes.associated
-        return LazyImages({name: partial(self.container.associated, name) for name in names})
+        return LazyImages({name: partial(self._associated, name) for name in names})
+
+    def _associated(self, name: str) -> Pixels:
+        self._check_open()
+        return self.container.associated(name)
 
     def read(self, region: Region, level: int) -> Pixels:
         """The pixels (h, w, 3) uint8 of a region in the level's own pixels; the background colour beyond its edge."""
@@ -116,7 +121,8 @@ class CompressedSlide(OpenSlideFace):
         return pixels
 
     def close(self) -> None:
-        """Ends the worker threads and forgets what was decoded. A read after it starts both anew."""
+        """Ends the worker threads and forgets what was decoded. A read after it raises UsageError; metadata stay."""
+        self.closed = True
         self._workers.close()
         self._decoder = None
 
@@ -213,6 +219,7 @@ class CompressedSlide(OpenSlideFace):
     def decoder(self) -> "PixelDecoder":
         """What decodes the slide's pixels, made at the first use. Raises UsageError or UnsupportedError for a device
         that is not there."""
+        self._check_open()
         if self._decoder is None:
             from histocodec.device import choose_device
             from histocodec.formats.decode.pixels import PixelDecoder
