@@ -97,14 +97,29 @@ def _highest_within_rate(
         lambda quality, factor: bpp(quality, factor) <= target, _effect_of_effort(_bits, samples, quantiser, workers)
     )
     if bracket.below < 0:
-        raise UsageError(
-            f"{target:.4g} bpp{origin} is less than quality 0 needs on this slide, about {bpp(0):.3g} bpp; "
-            "--quality takes what it needs"
-        )
+        raise UsageError(_too_low_a_rate(target, origin, max(bpp(0), bpp(0, bracket.factor)), fixed_bits / pixels))
     if bracket.above == QUALITIES or not isinstance(quantiser.weights.config, HyperConfig):
         return bracket.below
     rates = (bpp(bracket.below, bracket.factor), target, bpp(bracket.above, bracket.factor))
     return max(bracket.below + _part(*(math.log(rate) for rate in rates)) - SPARE, bracket.below)
+
+
+def _too_low_a_rate(target: float, origin: str, needed: float, fixed: float) -> str:
+    """The message for a target, in bits per pixel, that is below what quality 0 needs; `fixed` of that the container
+    takes whatever its quality."""
+    ratio = _rounded_down(24 / needed)
+    fitting = f"--ratio {ratio:g} or less fits, or " if ratio > 1 else ""
+    return (
+        f"{target:.4g} bpp (1:{24 / target:.4g}){origin} is less than quality 0 needs on this slide: about "
+        f"{needed:.3g} bpp, of which {fixed:.3g} bpp are the container's own files, however small the slide. {fitting}"
+        f"--quality {DEFAULT_QUALITY:g} takes what it needs"
+    )
+
+
+def _rounded_down(ratio: float) -> float:
+    """A ratio with two digits, not above `ratio`."""
+    digit = 10.0 ** (math.floor(math.log10(ratio)) - 1)
+    return math.floor(ratio / digit) * digit
 
 
 @dataclass(frozen=True)

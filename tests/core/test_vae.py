@@ -1,6 +1,7 @@
 """The variational autoencoder as a codec: its chunks, its container, its rates, its vectors."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -204,6 +205,17 @@ def test_a_slide_too_small_for_the_model_is_told_what_to_do(model: Path, tmp_pat
     with pytest.raises(UsageError, match=r"at which model tiny-vae-64 aims, .*--quality"):
         histocodec.encode(ArraySlide(synthetic_slide(200, 200)), tmp_path / "a.zarr", model=str(model), device="cpu")
     assert not (tmp_path / "a.zarr").exists()
+
+
+def test_a_slide_too_small_for_the_model_is_encoded_as_its_error_says(model: Path, tmp_path: Path) -> None:
+    slide = ArraySlide(synthetic_slide(600, 600, seed=3))
+    with pytest.raises(UsageError, match="the container's own files") as refused:
+        histocodec.encode(slide, tmp_path / "a.zarr", model=str(model), device="cpu")
+    options = re.search(r"--ratio (\S+) or less fits, or --quality (\d+) takes", str(refused.value))
+    assert options is not None
+    ratio, quality = float(options[1]), int(options[2])
+    assert histocodec.encode(slide, tmp_path / "b.zarr", model=str(model), device="cpu", ratio=ratio).ratio_raw >= ratio
+    histocodec.encode(slide, tmp_path / "c.zarr", model=str(model), device="cpu", quality=quality)
 
 
 def test_a_quality_between_two_is_refused(model: Path, tmp_path: Path, pixels: Pixels) -> None:
