@@ -94,8 +94,9 @@ class OpenSlideFace(openslide.AbstractSlide):
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
         """An RGBA image of `size` in the level's pixels, from `location` in level-0 pixels; transparent beyond the
-        level's edge. A position between two pixels of the level is rounded to the nearer one, where OpenSlide would
-        interpolate. Raises UsageError where the level does not exist, the size is negative or the slide is
+        level's edge. A position between two pixels of the level is rounded to the nearer one, where OpenSlide
+        interpolates between them: the image is shifted by at most half a pixel of the level, on each axis, and is not
+        blurred. Raises UsageError where the level does not exist, the size is negative or the slide is
         closed; all errors are `OpenSlideError`s, too."""
         with openslide_errors():
             region = self._region_at(location, level, size)
