@@ -15,6 +15,7 @@ from histocodec.errors import FormatError, OutputError, UnsupportedError
 from histocodec.formats.container.arrays import (
     METADATA,
     Form,
+    chunk_path,
     group_metadata,
     read_metadata,
     read_plain,
@@ -35,6 +36,9 @@ COVERED = (f"positions/{METADATA}", "positions/c/0/0", f"vectors/{METADATA}", "v
 DIGESTS_BYTES = sum(64 + 2 + len(name) + 1 for name in COVERED)
 MAX_LENGTH = 4096  # values of a vector
 MAX_VALUES = 1 << 28  # of all vectors together: 512 MiB as float16
+# What is above 16 MiB must not have shrunk below a 64th: vectors and positions shrink to a third or so, while gzip lets
+# half a megabyte claim 512 MiB.
+MAX_SHRUNK, FREE_BYTES = 64, 16 << 20
 VECTOR_NAMES, POSITION_NAMES = ("patch", "value"), ("patch", "xy")
 
 
@@ -153,8 +157,11 @@ def _read(container: Container, folder: Path) -> Embeddings:
     if digest != latents_digest(container, level):
         raise FormatError(f"{folder}: was computed from other latents; `histocodec embed --overwrite` makes it anew")
     count = f["count"].integer(1, MAX_VALUES // kind.length)
-    vectors = read_plain(folder / "vectors", _vector_form(count, kind.length)).astype(np.float32)
-    positions = read_plain(folder / "positions", _position_form(count))
+    forms = {"vectors": _vector_form(count, kind.length), "positions": _position_form(count)}
+    for name, form in forms.items():
+        _check_shrunk(folder / name, form)
+    vectors = read_plain(folder / "vectors", forms["vectors"]).astype(np.float32)
+    positions = read_plain(folder / "positions", forms["positions"])
     if not np.isfinite(vectors).all():
         raise FormatError(f"{folder / 'vectors'}: has values that are not finite")
     size = container.attributes.levels[0]
@@ -164,6 +171,17 @@ def _read(container: Container, folder: Path) -> Embeddings:
     span = patch * container.attributes.levels[level].downsample
     mpp = container.attributes.mpp_at(level)
     return Embeddings(kind, level, patch, span, mpp, digest, vectors, positions)
+
+
+def _check_shrunk(folder: Path, form: Form) -> None:
+    """Raises FormatError where an array claims far more memory than its file can stand for, before any is taken."""
+    file = chunk_path(folder, (0,) * len(form.shape))
+    size = file.stat().st_size if file.is_file() else 0  # what is no file is refused when it is read
+    if file.is_file() and form.chunk_bytes > max(FREE_BYTES, MAX_SHRUNK * size):
+        raise FormatError(
+            f"{file}: has {size} bytes for an array of {form.chunk_bytes}; above {FREE_BYTES >> 20} MiB, at least a "
+            f"{MAX_SHRUNK}th is needed. `histocodec embed --overwrite` makes it anew"
+        )
 
 
 def _check_digests(folder: Path) -> None:

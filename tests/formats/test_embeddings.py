@@ -168,3 +168,19 @@ def test_reading_vectors_and_searching_need_no_torch() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("length", [1, 48])  # with one value a vector, positions are the larger
+def test_a_small_file_that_claims_much_memory_is_refused_before_it_is_taken(slide: Path, length: int) -> None:
+    folder, count = slide / WHERE, (1 << 28) // length
+    root = json.loads((folder / "zarr.json").read_text())
+    root["attributes"]["histocodec_embedding"] |= {"count": count, "length": length}
+    (folder / "zarr.json").write_text(json.dumps(root))
+    for name, shape in (("vectors", [count, length]), ("positions", [count, 2])):
+        array = json.loads((folder / name / "zarr.json").read_text())
+        array["shape"] = array["chunk_grid"]["configuration"]["chunk_shape"] = shape
+        (folder / name / "zarr.json").write_text(json.dumps(array))
+        # Half a megabyte, as much as gzip makes of 512 MiB of zeros; what it holds is never looked at.
+        (folder / name / "c/0/0").write_bytes(bytes(520_000))
+    with pytest.raises(FormatError, match=r"has 520000 bytes for an array of .*at least a 64th is needed"):
+        read_embeddings(slide)
