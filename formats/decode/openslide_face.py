@@ -3,6 +3,7 @@
 Everything here follows from `levels`, `read`, `associated` and `icc_profile`, which `CompressedSlide` has.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -16,8 +17,11 @@ from histocodec.errors import UsageError
 from histocodec.formats.container.attributes import Attributes
 from histocodec.formats.container.read import is_container
 from histocodec.formats.decode.openslide_errors import SlideClosedError, openslide_errors
-from histocodec.geometry import Level, Region
+from histocodec.geometry import Level, Region, ceil_div
 from histocodec.slide import LazyImages, Pixels
+
+THUMBNAIL_PIXELS = 32 << 20  # of a level that a thumbnail is made from at once: in RGBA and copies, about 400 MB
+PART = 2048  # pixels of a side of what is averaged at once of a larger level
 
 
 class OpenSlideFace(openslide.AbstractSlide):
@@ -111,6 +115,42 @@ class OpenSlideFace(openslide.AbstractSlide):
             image.info["icc_profile"] = self.icc_profile
         return image
 
+    def get_thumbnail(self, size: tuple[int, int]) -> Image.Image:
+        """An RGB image of the whole slide, within `size`, as OpenSlide makes it. Where the best level has more than
+        THUMBNAIL_PIXELS, it is read in parts that are averaged at once, so that memory does not grow with the slide."""
+        width, height = self.levels[0].width, self.levels[0].height
+        level = self.levels[self.get_best_level_for_downsample(max(width / size[0], height / size[1]))]
+        if level.region.area <= THUMBNAIL_PIXELS:
+            return super().get_thumbnail(size)
+        # Averaged to about twice the size; Pillow's filter does the rest.
+        factor = max(1, round(max(level.width / size[0], level.height / size[1]) / 2))
+        with openslide_errors():
+            averaged = Image.fromarray(self._averaged(self.levels.index(level), factor))
+        whole = (0.0, 0.0, level.width / factor, level.height / factor)  # the last column and row may be parts of one
+        thumbnail = averaged.resize(_thumbnail_size(level, size), Image.Resampling.LANCZOS, whole)
+        if self.icc_profile is not None:
+            thumbnail.info["icc_profile"] = self.icc_profile
+        return thumbnail
+
+    def _averaged(self, number: int, factor: int) -> Pixels:
+        """A level of which each factor × factor pixels are averaged: (⌈h / factor⌉, ⌈w / factor⌉, 3) uint8."""
+        level = self.levels[number]
+        rows, columns = ceil_div(level.height, factor), ceil_div(level.width, factor)
+        sums = np.zeros((rows, columns, 3), np.float32)
+        for y in range(0, level.height, PART):
+            for x in range(0, level.width, PART):
+                part = Region(x, y, PART, PART).intersect(level.region)
+                sums_of_part, top, left = self.read(part, number), y // factor, x // factor
+                for axis, (start, end) in enumerate(((part.y, part.y_end), (part.x, part.x_end))):
+                    edges = np.arange(start // factor * factor, end, factor)
+                    starts = np.maximum(edges, start) - start
+                    sums_of_part = np.add.reduceat(sums_of_part, starts, axis=axis, dtype=np.uint32)  # below 2^30
+                sums[top : top + sums_of_part.shape[0], left : left + sums_of_part.shape[1]] += sums_of_part
+        heights = np.minimum(factor, level.height - factor * np.arange(rows))
+        widths = np.minimum(factor, level.width - factor * np.arange(columns))
+        sums /= heights[:, None, None] * widths[:, None].astype(np.float32)
+        return np.rint(sums, out=sums).astype(np.uint8)
+
     def _region_at(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Region:
         """The region in the level's pixels that OpenSlide's `location` (level-0 pixels) and `size` (level's) name."""
         downsample = self.levels[self._checked_level(level)].downsample
@@ -126,6 +166,19 @@ class OpenSlideFace(openslide.AbstractSlide):
     def _check_open(self) -> None:
         if self.closed:
             raise SlideClosedError(f"{self.name}: is closed; open it again to read from it")
+
+
+def _thumbnail_size(level: Level, size: tuple[int, int]) -> tuple[int, int]:
+    """The largest size within `size` that has the level's shape, rounded as `Image.thumbnail` does."""
+    width, height = math.floor(size[0]), math.floor(size[1])
+    if width >= level.width and height >= level.height:
+        return level.width, level.height
+    shape = level.width / level.height
+    if width / height >= shape:
+        around = (math.floor(height * shape), math.ceil(height * shape))
+        return max(1, min(around, key=lambda n: abs(shape - n / height))), height
+    around = (math.floor(width / shape), math.ceil(width / shape))
+    return width, max(1, min(around, key=lambda n: abs(shape - width / n) if n else 0.0))
 
 
 # What the source's properties say of its levels and associated images, where the container has its own.
