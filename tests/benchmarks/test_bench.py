@@ -67,6 +67,7 @@ def arguments(folder: Path, model: Path, *more: str) -> list[str]:
     return [*given, "--device", "cpu", "--threads", "1", *more]
 
 
+@pytest.mark.slow
 def test_everything_is_written_and_says_the_same(finished: Path, tiny_file: Path, capsys: Captured) -> None:
     out = finished / "out"
     assert run(arguments(finished, tiny_file, "--out", str(out), "--json")) == 0
@@ -96,6 +97,7 @@ def test_everything_is_written_and_says_the_same(finished: Path, tiny_file: Path
     assert all(one["decode_mps_1"] > 0 and one["encode_mps_all"] > 0 for one in timed)
 
 
+@pytest.mark.slow
 def test_the_paper_ratio_is_in_bytes_of_the_file(folder: Path, tiny_file: Path, capsys: Captured) -> None:
     assert run(arguments(folder, tiny_file, "--no-timing", "--json")) == 0
     found = {one["codec"]: one for one in json.loads(capsys.readouterr().out)["rows"] if one["kind"] == "1:48"}
@@ -130,6 +132,7 @@ def test_another_model_costs_only_our_own_rows(
     assert {one["version"] for one in rows if one["codec"] == "histocodec"} == {"tiny-9"}
 
 
+@pytest.mark.slow
 def test_a_changed_image_is_measured_again(
     folder: Path, tiny_file: Path, calls: Counter[str], capsys: Captured
 ) -> None:
@@ -194,6 +197,7 @@ def test_progress_rises_from_nothing_to_all(tmp_path: Path, tiny_file: Path) -> 
     assert {note.partition(":")[0] for _, _, note in told[:-1]} == {"a-1.png", "a-2.png"}
 
 
+@pytest.mark.slow
 def test_tiles_are_a_peer_of_their_own_where_an_image_is_larger_than_one(
     folder: Path, tiny_file: Path, capsys: Captured
 ) -> None:
@@ -266,6 +270,7 @@ def test_an_effort_is_part_of_the_name(folder: Path, tiny_file: Path, capsys: Ca
     assert names == {"histocodec effort 0.5", "JPEG 2000"}
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_a_table_and_no_progress(folder: Path, tiny_file: Path, capsys: Captured) -> None:
     assert run(arguments(folder, tiny_file, "--no-timing", "--ratios", "none")) == 0
     printed = capsys.readouterr()

@@ -47,6 +47,7 @@ def test_a_finished_run_is_not_repeated(tmp_path: Path, monkeypatch: pytest.Monk
         Results(tmp_path, "some").run(Setup("tiny", latent_dim=8, side=32, batch=4, steps=3), images(), images(1))
 
 
+@pytest.mark.slow
 def test_curves_are_a_picture(tmp_path: Path) -> None:
     outcome = Results(tmp_path, "some").run(Setup("tiny", 8, 32, batch=4, steps=2), images(), images(1))
     drawn = curves({"one": [outcome], "two": [outcome]}, value="validation_psnr", label="PSNR")
@@ -118,6 +119,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "name", "runs", "pictures"),
     [

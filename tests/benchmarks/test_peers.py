@@ -142,6 +142,7 @@ def test_the_coarsest_stands_in_where_nothing_is_small_enough() -> None:
     assert code_at_bytes(contender, np.zeros((16, 16, 3), np.uint8), 3).setting == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peer", [*PEERS["jpegxl"], *INTEGER_SETTINGS], ids=lambda peer: peer.name)
 def test_a_ladder_rises_without_a_rung_twice(peer: Contender, pixels: Pixels) -> None:
     rungs = code_curve(peer, pixels, 29.0, 35.0, steps=5)

@@ -76,6 +76,7 @@ def test_points_that_nobody_would_use_are_left_out() -> None:
 # Speed and memory.
 
 
+@pytest.mark.slow
 def test_speed_times_both_codecs_on_the_same_pixels(tiny_file: Path, tmp_path: Path) -> None:
     path = tmp_path / "made-up.png"
     Image.fromarray(synthetic_slide(512, 512, seed=2)).save(path)

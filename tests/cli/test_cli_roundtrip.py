@@ -68,6 +68,7 @@ def whole(folder: Path) -> np.ndarray:
 # encode
 
 
+@pytest.mark.slow
 def test_encode_prints_the_promised_fields_which_agree(capsys: Captured, folder: Path) -> None:
     report = json_of(capsys, *encoding(folder, "json.zarr"))
     assert set(report) >= PROMISED
@@ -78,6 +79,7 @@ def test_encode_prints_the_promised_fields_which_agree(capsys: Captured, folder:
     assert report["ratio_source_file"] == pytest.approx((folder / "slide.tif").stat().st_size / files)
 
 
+@pytest.mark.slow
 def test_encode_says_all_three_ratios_to_people(capsys: Captured, folder: Path) -> None:
     capsys.readouterr()
     assert run(encoding(folder, "text.zarr", "--quality", "30", "--levels", "0")) == 0
@@ -89,6 +91,7 @@ def test_encode_says_all_three_ratios_to_people(capsys: Captured, folder: Path) 
     assert f"quality {stored}{equivalent}\n" in text
 
 
+@pytest.mark.slow
 def test_a_floor_is_held_and_reported(capsys: Captured, folder: Path) -> None:
     report = json_of(capsys, *encoding(folder, "floor.zarr", "--levels", "0", "--quality", "10", "--min-psnr", "27"))
     assert isinstance(report["worst_psnr"], float)
@@ -248,6 +251,7 @@ def test_a_sound_container_verifies_against_its_source(capsys: Captured, folder:
     assert json_of(capsys, "verify", source, "--quick")["ok"] is True
 
 
+@pytest.mark.slow
 def test_a_slide_without_a_pyramid_verifies_against_itself(capsys: Captured, folder: Path, tmp_path: Path) -> None:
     Image.fromarray(synthetic_slide(1300, 200, seed=2)).save(tmp_path / "flat.png")
     flat, target = str(tmp_path / "flat.png"), str(tmp_path / "flat.zarr")
@@ -293,6 +297,7 @@ def test_the_facade_encodes_paths_and_opened_slides(folder: Path) -> None:
         histocodec.encode(folder / "slide.tif", folder / "array.zarr", model=model)
 
 
+@pytest.mark.slow
 def test_a_container_can_be_compressed_again(capsys: Captured, folder: Path) -> None:
     source, target = str(folder / "slide.zarr"), str(folder / "again.zarr")
     model = str(folder / "tiny-0.safetensors")
@@ -303,6 +308,7 @@ def test_a_container_can_be_compressed_again(capsys: Captured, folder: Path) -> 
 # demo
 
 
+@pytest.mark.slow
 def test_the_demo_runs_and_leaves_a_picture(
     capsys: Captured, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,7 @@ def test_a_truncated_source_is_refused_and_leaves_nothing(
     assert sorted(path.name for path in jpeg_tiff.parent.iterdir()) == ["slide.tif"]
 
 
+@pytest.mark.slow
 def test_a_source_that_fails_late_leaves_the_old_container(capsys: Captured, jpeg_tiff: Path, tiny_file: Path) -> None:
     target = jpeg_tiff.parent / "a.zarr"
     assert run([str(one) for one in encoding(jpeg_tiff, target, tiny_file)]) == 0
@@ -95,6 +96,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_exit_code_1_and_what_is_left_can_be_resumed(
     capsys: Captured, sound_folder: Path, small_disk: Path, tiny_file: Path
 ) -> None:
@@ -106,6 +108,7 @@ def test_a_full_disk_is_exit_code_1_and_what_is_left_can_be_resumed(
         Container.open(partial_path(small_disk / "a.zarr"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 2, 15, 40])
 def test_a_disk_that_fills_at_any_write_leaves_what_can_be_resumed(
     capsys: Captured, sound_folder: Path, tmp_path: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch, after: int
@@ -175,6 +178,7 @@ def test_a_source_that_vanishes_is_exit_code_1_and_is_not_encoded_as_black(
     assert not (tmp_path / "a.zarr").exists()
 
 
+@pytest.mark.slow
 def test_a_source_that_changes_while_it_is_read_is_exit_code_1(
     capsys: Captured, jpeg_tiff: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,6 +139,7 @@ def test_a_missing_model_is_exit_code_4(capsys: Captured, plain: Path, monkeypat
     assert run(["info", str(plain)]) == 0
 
 
+@pytest.mark.slow
 def test_a_foreign_model_of_the_same_name_is_exit_code_4(
     capsys: Captured, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +190,7 @@ with histocodec.open(sys.argv[1], device="cpu") as slide:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sound", "plain"])
 def test_an_embedded_model_decodes_where_no_weights_are_installed(sound_folder: Path, plain: Path, name: str) -> None:
     path = sound_folder / "sound.zarr" if name == "sound" else plain

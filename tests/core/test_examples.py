@@ -33,6 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page, text in pages().items() if python_blocks(text)])
 def test_the_examples_of_a_page_run_in_order(folder: Path, page: str) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # the tests' own, in another folder

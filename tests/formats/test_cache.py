@@ -96,6 +96,7 @@ def test_a_forked_child_waits_for_nobody() -> None:
         assert os.waitpid(child, 0)[1] == 0
 
 
+@pytest.mark.slow
 def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four chunks on four threads; the window of each touches all four."""
     model = tiny_model(tmp_path)

@@ -43,11 +43,13 @@ def test_the_kit_is_small_and_its_model_is_what_it_was(folder: Path) -> None:
     assert load_model(folder / f"{MODEL_ID}.safetensors").sha256 == FACTS["model_sha256"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "one-thread"])
 def test_every_variant_of_this_machine_decodes_the_kit_alike(folder: Path, variant: str) -> None:
     check(decode(folder, variant))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_an_integer_synthesis_gives_the_same_pixels_everywhere(variant: str) -> None:
     assert integer_pixels(variant) == EXPECTED_SHA256
@@ -63,6 +65,7 @@ def test_a_gpu_decodes_the_kit_alike(folder: Path) -> None:
     check(decode(folder, "cuda", "--device", "cuda"))
 
 
+@pytest.mark.slow
 def test_what_is_encoded_without_avx_decodes_alike_with_it(tmp_path: Path) -> None:
     unpack(tmp_path)
     there = decode(tmp_path, "no-avx", "--encode", "foreign")["foreign"]
@@ -75,6 +78,7 @@ def synthesised(transform: Transform, y: np.ndarray, stats: ChannelStats) -> np.
     return transform.synthesise([y], Margin(), stats)[0].astype(int)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [DEFAULT_MODEL, "vae-512"])
 @pytest.mark.parametrize("dtype", list(SHIPPED))
 def test_pixels_of_the_shipped_models_differ_by_no_more_than_is_promised(dtype: torch.dtype, model: str) -> None:

@@ -63,6 +63,7 @@ def crop(pixels: Pixels, region: Region) -> Pixels:
     return pixels[region.y : region.y_end, region.x : region.x_end]
 
 
+@pytest.mark.slow
 def test_direct_reads_are_crops_of_the_whole_wherever_they_lie(path: Path, whole: Pixels, direct: list[Region]) -> None:
     rng = np.random.default_rng(0)
     places = rng.integers((0, 0), (SIZE[0] - 1, SIZE[1] - 1), (60, 2)).tolist()
@@ -115,6 +116,7 @@ def test_a_batch_reads_regions_that_share_no_chunk_directly(path: Path, whole: P
     assert sorted((region.x, region.y) for region in direct) == [(1500, 1100), (1650, 30)]
 
 
+@pytest.mark.slow
 def test_a_floating_point_synthesis_is_never_read_directly(tmp_path: Path, direct: list[Region]) -> None:
     """Its pixels would depend on the region that was read."""
     source = ArraySlide(synthetic_slide(700, 600, seed=2))

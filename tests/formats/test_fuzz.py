@@ -36,6 +36,7 @@ def container(tmp_path: Path) -> Path:
     return small_container(tmp_path)
 
 
+@pytest.mark.slow
 @linux_only
 @pytest.mark.parametrize("name", list(COUNTS))
 def test_damage_is_refused_by_our_own_errors_or_harmless(all_targets: dict[str, Target], name: str) -> None:

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import histocodec
 from tests.support.peak import linux_only
 
@@ -63,6 +65,7 @@ def peak(side: int, folder: Path, tiny_file: Path) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @linux_only
 def test_four_times_the_slide_takes_no_more_memory(tmp_path: Path, tiny_file: Path) -> None:
     small, large = (peak(side, tmp_path, tiny_file) for side in SIDES)

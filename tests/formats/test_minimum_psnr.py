@@ -24,6 +24,8 @@ from histocodec.sources import ArraySlide, open_slide, with_pyramid
 from histocodec.sources.synthetic import synthetic_slide
 from tests.support.slides import contents
 
+pytestmark = pytest.mark.slow
+
 CHUNK = 512
 SIZE = (4700, 600)  # 10 x 2 chunks: the shards' border is at x = 4096; and two derived levels
 NARROW = (4300, 130)  # the same in a few moments

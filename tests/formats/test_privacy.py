@@ -75,6 +75,7 @@ def test_no_secret_is_in_any_byte_of_the_container(svs: Path, tmp_path: Path, ti
         assert bytes(colour) * 50 not in found
 
 
+@pytest.mark.slow
 def test_what_is_harmless_is_kept_word_for_word(svs: Path, tmp_path: Path, tiny_file: Path) -> None:
     kept = encode(svs, tmp_path / "a.zarr", tiny_file)["properties"]
     assert isinstance(kept, dict)
@@ -82,6 +83,7 @@ def test_what_is_harmless_is_kept_word_for_word(svs: Path, tmp_path: Path, tiny_
     assert kept["openslide.vendor"] == "aperio"
 
 
+@pytest.mark.slow
 def test_info_says_what_was_left_out(
     svs: Path, tmp_path: Path, tiny_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,6 +98,7 @@ def test_info_says_what_was_left_out(
     assert "aperio.Barcode" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_all_of_it_is_kept_where_it_is_asked_for(svs: Path, tmp_path: Path, tiny_file: Path) -> None:
     attributes = encode(svs, tmp_path / "a.zarr", tiny_file, "--keep-private", "--keep-label", "--keep-macro")
     with histocodec.open_slide(svs) as source, histocodec.open(tmp_path / "a.zarr") as slide:

@@ -187,6 +187,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_fork_opens_a_slide_whatever_its_parent_computed(folder: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", FORKING, str(folder / "a.zarr")]
