@@ -98,10 +98,15 @@ class Node:
         return FormatError(f"{self.where}: found {text[:80]}{'…' if len(text) > 80 else ''}; allowed is {allowed}")
 
 
+def _refuse(token: str) -> object:
+    """Python's json takes NaN and Infinity, which are no JSON."""
+    raise ValueError(f"{token} is no number")
+
+
 def parse_json(data: bytes, where: str) -> Node:
     """The document in `data`. Raises FormatError, which begins with `where`, for what is no JSON, and for JSON that is
     nested so deeply that it exhausts the parser."""
     try:
-        return Node(json.loads(data), where)
+        return Node(json.loads(data, parse_constant=_refuse), where)
     except (ValueError, RecursionError) as exc:
         raise FormatError(f"{where}: is not JSON: {exc}") from exc

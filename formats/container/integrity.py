@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from histocodec.errors import FormatError
 from histocodec.formats.container.arrays import METADATA, Form, chunk_path, read_metadata, read_plain, write_plain
+from histocodec.formats.container.attributes import SHA256
 from histocodec.formats.container.files import check_regular, relative_files
 from histocodec.formats.container.layout import BACKGROUND, GROUPS, LISTING, NO_SHARD, is_shard, plain_arrays
 from histocodec.formats.container.read import Container
@@ -64,10 +65,17 @@ def read_listing(root: Path) -> dict[str, str]:
     listed: dict[str, str] = {}
     for number, line in enumerate(text, 1):
         digest, separator, name = line.decode("utf-8", "replace").rstrip("\n").partition("  ")
-        if not separator or len(digest) != 64 or ".." in name.split("/") or name.startswith("/"):
+        if not separator or not re.fullmatch(SHA256, digest) or not _is_inner_name(name):
             raise FormatError(f"{folder}: line {number} is not a SHA-256, two spaces and a file's name")
+        if name in listed:
+            raise FormatError(f"{folder}: line {number} lists {name} a second time")
         listed[name] = digest
     return listed
+
+
+def _is_inner_name(name: str) -> bool:
+    """Whether this may name a file of a container: relative, within it, and printable."""
+    return name.isprintable() and ".." not in name.split("/") and not name.startswith("/")
 
 
 def check_shard(container: Container, shard: ShardKey, digests: NDArray[np.uint8]) -> None:

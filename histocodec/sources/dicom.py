@@ -8,6 +8,7 @@ import os
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
@@ -30,7 +31,7 @@ def dicom_in(folder: Path, is_slide: Callable[[Path], bool]) -> Path | None:
     `is_slide` says whether a DICOM file is part of a slide. Raises UnsupportedError, which lists them, where there are
     several series, or one in several folders."""
     groups: dict[tuple[str, Path], list[Path]] = defaultdict(list)
-    for file in islice(_files_below(folder), MOST_FILES):
+    for file in islice(files_below(folder), MOST_FILES):
         if is_dicom(file) and is_slide(file):
             groups[series_of(file) or "unknown", file.parent].append(file)
     if len(groups) > 1:
@@ -121,10 +122,12 @@ def _text(value: bytes) -> str:
     return value.rstrip(b"\0 ").decode("ascii", "replace")
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(parent) / name
-            if path.is_file():  # no pipe or device, which might never end
-                yield path
+def files_below(folder: Path) -> Iterator[Path]:
+    """The regular files of a folder by name, then those of the folders in it. Not by recursion, since folders may be
+    nested more deeply than Python's calls."""
+    pending = [os.fspath(folder)]
+    while pending:
+        with suppress(OSError), os.scandir(pending.pop()) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+            yield from (Path(entry.path) for entry in entries if entry.is_file())  # a pipe or device may never end
+            pending += [entry.path for entry in reversed(entries) if entry.is_dir(follow_symlinks=False)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tifffile import TiffFile
 
-from histocodec.sources.dicom import is_dicom, series_files
+from histocodec.sources.dicom import files_below, is_dicom, series_files
 
 OME_FILE = re.compile(r"""\b(?:FileName|MetadataFile)\s*=\s*["']([^"'/\\]+)["']""")
 MOST_TEXT = 1 << 26  # bytes of a text that lists other files
@@ -17,7 +17,7 @@ def slide_files(path: Path) -> list[Path]:
     """All files of the slide that is opened by `path`, each once, that one first if it is a file: a folder's files, the
     data of .mrxs and .vms, the DICOM files of a series, the files that OME-XML names. Empty where there is nothing."""
     if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file())
+        return sorted(files_below(path))
     if not path.is_file():
         return []
     others = (file for file in _files_beside(path) if file.is_file() and file != path)

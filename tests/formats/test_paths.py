@@ -4,10 +4,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from histocodec.cli.main import run
 from histocodec.errors import FormatError, UnsupportedError
+from histocodec.formats.container.arrays import Form, write_plain
 from histocodec.formats.container.files import relative_files
 from histocodec.formats.container.integrity import container_problems
 from histocodec.formats.container.read import Container
@@ -107,6 +109,31 @@ def test_a_file_that_was_added_is_found(tmp_path: Path, name: str) -> None:
     assert [str(problem) for problem in container_problems(container)] == [
         f"{tmp_path / 'a' / name}: is not listed in integrity/files, so it was added later"
     ]
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        b"0" * 64 + b"  a\x00b\n",
+        b"0" * 64 + b"  ../a\n",
+        b"z" * 64 + b"  a\n",
+        b"0" * 64 + b"  a\n" + b"1" * 64 + b"  a\n",
+    ],
+)
+def test_a_listing_that_names_no_file_or_one_twice_is_refused(tmp_path: Path, listing: bytes) -> None:
+    container = written(tmp_path / "a")
+    values = np.frombuffer(listing, np.uint8)
+    write_plain(tmp_path / "a/integrity/files", Form(values.shape, "uint8"), values)
+    assert any("integrity/files: line" in str(problem) for problem in container_problems(container))
+
+
+@pytest.mark.parametrize("token", ["NaN", "Infinity", "-Infinity"])
+def test_metadata_with_numbers_that_are_none_is_no_json(tmp_path: Path, token: str) -> None:
+    written(tmp_path / "a")
+    file = tmp_path / "a/zarr.json"
+    file.write_text(file.read_text().replace('"attributes":{', f'"attributes":{{"other":{token},', 1))
+    with pytest.raises(FormatError, match="is not JSON"):
+        Container.open(tmp_path / "a")
 
 
 def test_groups_of_other_programs_are_theirs(tmp_path: Path) -> None:
