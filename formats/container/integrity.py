@@ -111,15 +111,15 @@ def container_problems(container: Container) -> Iterator[FormatError]:
             _check_digest(container.path / name, digest)
         except FormatError as exc:
             yield exc
-    yield from _unlisted_problems(container, listed.keys())
+    yield from _unlisted_problems(container, listed.keys() | needed)
 
 
-def _unlisted_problems(container: Container, listed: Collection[str]) -> Iterator[FormatError]:
+def _unlisted_problems(container: Container, known: Collection[str]) -> Iterator[FormatError]:
     """Files that were added to the container's own groups, or beside them: an image, a level, a shard beyond the grid.
     Groups of other names are other programs'."""
     for name in relative_files(container.path):
         group, *rest = name.split("/")
-        if (rest and group not in OWN_GROUPS) or name in listed or name.startswith(f"{LISTING}/"):
+        if (rest and group not in OWN_GROUPS) or name in known or name.startswith(f"{LISTING}/"):
             continue
         if not _is_shard_of(container, name):
             yield FormatError(f"{container.path / name}: is not listed in {LISTING}, so it was added later")
