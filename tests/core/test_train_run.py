@@ -12,6 +12,7 @@ from histocodec.cli.main import run
 from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.errors import FormatError, UsageError
 from histocodec.models.config import HyperConfig
+from histocodec.models.export import export_model
 from histocodec.models.weights import load_model
 from histocodec.sources.synthetic import synthetic_slide
 from histocodec.train.recipe import (
@@ -28,10 +29,11 @@ from histocodec.train.recipe import (
 from histocodec.train.recipe_file import find_recipe
 from histocodec.train.run import run_training
 from histocodec.train.setup import RunOptions
-from tests.support.tiny import TINY, tiny_integer_weights, tiny_model
+from histocodec.train.start.from_model import deepened
+from tests.support.tiny import TINY, tiny_integer_weights, tiny_model, tiny_network
 from tests.support.training import folder_of_images
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 FROM_KLT = HyperRecipe(
     model=Model("hyper", "mine"),
@@ -65,6 +67,14 @@ def section(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     folder.mkdir()
     Image.fromarray(synthetic_slide(320, 320, seed=1)).save(folder / "section.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three images in `data`, and in `run` what FROM_KLT makes of them."""
+    folder = tmp_path_factory.mktemp("finished")
+    run_training(FROM_KLT, options(folder_of_images(folder / "data"), folder / "run"), ignore_line)
     return folder
 
 
@@ -118,19 +128,22 @@ def test_a_resumed_run_makes_the_same_model(section: Path, tmp_path: Path) -> No
     ],
 )
 def test_a_checkpoint_of_another_recipe_is_refused(
-    change: dict[str, HyperConfig | HyperPatches], seed: int, complaint: str, section: Path, tmp_path: Path
+    change: dict[str, HyperConfig | HyperPatches], seed: int, complaint: str, finished_run: Path
 ) -> None:
-    run_training(FROM_KLT, options(section, tmp_path / "run"), ignore_line)
     other = replace(FROM_KLT, **change)  # type: ignore[arg-type]  # the fields' own types
     with pytest.raises(UsageError, match=complaint):
-        run_training(other, options(section, tmp_path / "run", seed=seed, resume=True), ignore_line)
+        run_training(other, options(finished_run / "data", finished_run / "run", seed=seed, resume=True), ignore_line)
 
 
-def test_a_checkpoint_of_another_start_is_refused(section: Path, tmp_path: Path) -> None:
-    run_training(FROM_KLT, options(section, tmp_path / "run"), ignore_line)
-    other = replace(FROM_KLT, shape=None, start=HyperStart(str(integer_model(tmp_path))))
-    with pytest.raises(UsageError, match="of another model"):
-        run_training(other, options(section, tmp_path / "run", resume=True), ignore_line)
+def test_a_checkpoint_of_another_start_is_refused(finished_run: Path, tmp_path: Path) -> None:
+    deeper = export_model(tiny_network(config=deepened(TINY)), "deeper")  # which a start deepens no further
+    (tmp_path / "deeper.safetensors").write_bytes(deeper.data)
+    start = replace(FROM_KLT, shape=deepened(TINY))
+    out = tmp_path / "run"
+    run_training(start, options(finished_run / "data", out), ignore_line)
+    other = replace(FROM_KLT, shape=None, start=HyperStart(str(tmp_path / "deeper.safetensors")))
+    with pytest.raises(UsageError, match=f"whose start is klt, not {deeper.sha256}"):
+        run_training(other, options(finished_run / "data", out, resume=True), ignore_line)
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(section: Path, tmp_path: Path) -> None:
