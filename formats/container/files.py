@@ -99,6 +99,15 @@ def linked_folders(root: Path, depth: int) -> Iterator[Path]:
 def relative_files(root: Path) -> Iterator[str]:
     """The names of everything below `root` but folders, relative to it and with slashes. Leaves out what a killed
     writer left, and follows no links; folders may be nested as deeply as the system allows."""
+    return (name for name in _names_below(root) if not _is_temporary(name))
+
+
+def temporary_files(root: Path) -> list[str]:
+    """The names of what a killed writer left below `root`, as `relative_files` gives those of the rest."""
+    return [name for name in _names_below(root) if _is_temporary(name)]
+
+
+def _names_below(root: Path) -> Iterator[str]:
     pending = [""]
     while pending:
         folder = pending.pop()
@@ -106,8 +115,12 @@ def relative_files(root: Path) -> Iterator[str]:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(f"{folder}{entry.name}/")
-                elif not fnmatch(entry.name, TEMPORARY_GLOB):
+                else:
                     yield f"{folder}{entry.name}"
+
+
+def _is_temporary(name: str) -> bool:
+    return fnmatch(name.rpartition("/")[2], TEMPORARY_GLOB)
 
 
 def file_bytes(root: Path) -> int:

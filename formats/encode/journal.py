@@ -6,6 +6,7 @@
                      first change is made; with --on-error background, lines that name what could not be read, written
                      before the shards that lack it
     <dst>.old        the container that is being replaced, for the moment in which both names change
+    <dst>.journal.lock  only on file systems without locks: who holds the journal (lock.py)
 
 A shard's line is written after the shard itself is on the disk, so a line is a promise. A line that was cut short or
 altered promises nothing, and neither does any line after it.
@@ -17,22 +18,22 @@ note began (`_recover`): it moves the new container to <dst> if nothing is there
 by hand, run `mv <dst>.partial <dst>`, or `mv <dst>.old <dst>` to go back, and remove what remains.
 """
 
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
 from histocodec.errors import FormatError, OutputError, UsageError
 from histocodec.formats.container.fields import Node, parse_json
-from histocodec.formats.container.files import TEMPORARY_GLOB, sync_folder
+from histocodec.formats.container.files import sync_folder, temporary_files
 from histocodec.formats.container.integrity import file_digest
 from histocodec.formats.container.layout import shard_path
 from histocodec.formats.container.read import is_container
 from histocodec.formats.container.shard import crc32c
+from histocodec.formats.encode.lock import LockedFile
 from histocodec.formats.encode.records import Losses, Round, ShardRecord
 from histocodec.formats.encode.unreadable import Unreadable
 from histocodec.geometry import ShardKey
@@ -52,7 +53,7 @@ class Journal:
     def __init__(
         self,
         dst: Path,
-        file: IO[bytes],
+        file: LockedFile,
         records: dict[ShardKey, ShardRecord],
         rounds: list[Round],
         unreadable: Unreadable,
@@ -72,11 +73,11 @@ class Journal:
         """
         if not dst.name:
             raise UsageError(f"{dst}: is no name for a container; give a path such as slide.hc.zarr")
-        file = _locked(journal_path(dst))
+        file = LockedFile(journal_path(dst))
         try:
-            _recover(dst)
+            lines = _lines(file)
+            _recover(dst, lines)
             _check_free(dst, overwrite=overwrite)
-            lines = _lines(journal_path(dst))
             if lines and partial_path(dst).is_dir():
                 if resume:
                     return cls._resumed(dst, file, lines, fingerprint)
@@ -87,18 +88,19 @@ class Journal:
                     )
             _remove(partial_path(dst))
             journal = cls(dst, file, {}, [], Unreadable())
-            _truncate(file, 0, journal_path(dst))
+            _truncate(file, 0)
             journal._write({"journal": JOURNAL_VERSION, "fingerprint": dict(fingerprint)})
             journal._make_partial()
             return journal
         except BaseException:
-            if not partial_path(dst).is_dir():  # then nobody can use the journal
-                journal_path(dst).unlink(missing_ok=True)
-            file.close()
+            if partial_path(dst).is_dir():
+                file.close()
+            else:  # then nobody can use the journal
+                file.remove()
             raise
 
     @classmethod
-    def _resumed(cls, dst: Path, file: IO[bytes], lines: list[bytes], fingerprint: Mapping[str, Json]) -> "Journal":
+    def _resumed(cls, dst: Path, file: LockedFile, lines: list[bytes], fingerprint: Mapping[str, Json]) -> "Journal":
         name = str(journal_path(dst))
         head = parse_json(lines[0], f"{name}: line 1").fields("journal", "fingerprint")
         head["journal"].integer(JOURNAL_VERSION, JOURNAL_VERSION)
@@ -112,9 +114,9 @@ class Journal:
         nodes = [node for node in nodes if not _is_round(node) and not _is_losses(node)]
         records = [ShardRecord.from_json(node) for node in nodes]
         size = sum(len(line) + 2 + CHECKSUM + 1 for line in lines)
-        _truncate(file, size, journal_path(dst))  # drops a line that was cut short
-        for leftover in partial_path(dst).rglob(TEMPORARY_GLOB):
-            leftover.unlink(missing_ok=True)
+        _truncate(file, size)  # drops a line that was cut short
+        for name in temporary_files(partial_path(dst)):
+            _remove(partial_path(dst) / name)
         latest = {record.key: record for record in records}
         sound = {key: record for key, record in latest.items() if _is_as_recorded(partial_path(dst), record)}
         return cls(dst, file, sound, rounds, Unreadable(place for loss in losses for place in loss.places))
@@ -181,8 +183,7 @@ class Journal:
         self.close()
 
     def _end(self) -> None:
-        journal_path(self.dst).unlink(missing_ok=True)  # while it is still locked
-        self.close()
+        self._file.remove()
 
     def _make_partial(self) -> None:
         try:
@@ -192,11 +193,12 @@ class Journal:
 
     def _write(self, entry: Mapping[str, object]) -> None:
         try:
-            self._file.seek(0, os.SEEK_END)
+            file = self._file.file
+            file.seek(0, os.SEEK_END)
             text = json.dumps(entry, separators=(",", ":")).encode()
-            self._file.write(text + b"  " + crc32c(text).hex().encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            file.write(text + b"  " + crc32c(text).hex().encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
         except OSError as exc:
             raise OutputError(f"{journal_path(self.dst)}: cannot be written: {exc.strerror or exc}") from exc
 
@@ -223,34 +225,9 @@ def source_identity(path: Path) -> dict[str, Json]:
     return {"name": path.name, "size": sum(s.st_size for s in status), "mtime": max(s.st_mtime_ns for s in status)}
 
 
-def _locked(path: Path) -> IO[bytes]:
-    """Opens a journal for reading and writing, and locks it against other encoders."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                    return file
-            except FileNotFoundError:
-                pass  # its owner finished and removed it after we opened it and before we locked it
-            except BaseException:
-                file.close()
-                raise
-            file.close()
-    except BlockingIOError as exc:
-        raise OutputError(
-            f"{path}: another encode is writing to this place; wait for it, or give another path"
-        ) from exc
-    except OSError as exc:
-        raise OutputError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
-
-
-def _recover(dst: Path) -> None:
+def _recover(dst: Path, lines: list[bytes]) -> None:
     """Finishes a `commit` that was interrupted between its renamings. Touches nothing unless the journal has its note:
     a <dst>.old may belong to anybody."""
-    lines = _lines(journal_path(dst))
     if not lines or lines[-1] != json.dumps({FINISHED: True}, separators=(",", ":")).encode():
         return
     old, partial = old_path(dst), partial_path(dst)
@@ -285,22 +262,23 @@ def _check_free(dst: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{old_path(dst)}: is in the way of replacing {dst}; move it elsewhere")
 
 
-def _lines(path: Path) -> list[bytes]:
+def _lines(file: LockedFile) -> list[bytes]:
     """The sound lines of a journal, without their checksums. A last line without its end promises nothing."""
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]
+        file.file.seek(0)
+        lines = file.file.read().split(b"\n")[:-1]
     except OSError as exc:
-        raise OutputError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+        raise OutputError(f"{file.path}: cannot be read: {exc.strerror or exc}") from exc
     split = ((line[: -CHECKSUM - 2], line[-CHECKSUM:]) for line in lines)
     return [text for text, _ in takewhile(lambda pair: crc32c(pair[0]).hex().encode() == pair[1], split)]
 
 
-def _truncate(file: IO[bytes], size: int, path: Path) -> None:
+def _truncate(file: LockedFile, size: int) -> None:
     try:
-        file.truncate(size)
-        file.flush()
+        file.file.truncate(size)
+        file.file.flush()
     except OSError as exc:
-        raise OutputError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
+        raise OutputError(f"{file.path}: cannot be written: {exc.strerror or exc}") from exc
 
 
 def _difference(before: object, now: object, name: str = "") -> str:

@@ -1,12 +1,12 @@
 """The journal: what was finished stays finished, and whatever interrupts, one whole container is left."""
 
+import errno
 import fcntl
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import IO
 
 import pytest
 
@@ -16,6 +16,7 @@ from histocodec.formats.container.files import write_atomically
 from histocodec.formats.container.layout import shard_path
 from histocodec.formats.container.read import is_container
 from histocodec.formats.encode import journal as module
+from histocodec.formats.encode import lock
 from histocodec.formats.encode.journal import Journal, journal_path, old_path, partial_path, source_identity
 from histocodec.formats.encode.records import Change, Round, ShardRecord
 from histocodec.geometry import ChunkKey, ShardKey
@@ -130,9 +131,24 @@ def test_a_shard_that_is_not_as_recorded_is_encoded_again(dst: Path) -> None:
 
 def test_files_of_a_killed_writer_are_removed(dst: Path) -> None:
     with Journal.start(dst, FINGERPRINT) as journal:
+        deep = journal.partial / "latents" / "0" / "c"
+        deep.mkdir(parents=True)
         (journal.partial / ".0.123.tmp").write_bytes(b"half")
+        (deep / ".0.45.tmp").write_bytes(b"half")
+        (deep / "0").write_bytes(b"whole")
     with Journal.start(dst, FINGERPRINT, resume=True) as journal:
-        assert names(journal.partial) == []
+        assert names(journal.partial) == ["latents"]
+        assert names(deep) == ["0"]
+
+
+def test_looking_for_files_of_a_killed_writer_follows_no_link(dst: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / ".0.1.tmp").write_bytes(b"somebody's")
+    Journal.start(dst, FINGERPRINT).close()
+    (partial_path(dst) / "link").symlink_to(elsewhere)
+    Journal.start(dst, FINGERPRINT, resume=True).close()
+    assert names(elsewhere) == [".0.1.tmp"]
 
 
 @pytest.mark.parametrize(
@@ -190,16 +206,104 @@ def test_a_lock_on_a_journal_that_was_removed_is_no_lock(dst: Path, monkeypatch:
     real = fcntl.flock
     calls: list[int] = []
 
-    def flock(file: IO[bytes], operation: int) -> None:
+    def flock(descriptor: int, operation: int) -> None:
         if not calls:
             journal_path(dst).unlink()
         calls.append(operation)
-        real(file, operation)
+        real(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", flock)
     with Journal.start(dst, FINGERPRINT):
         assert len(calls) == 2
         assert journal_path(dst).exists()
+
+
+def without_locks(monkeypatch: pytest.MonkeyPatch, number: int = errno.ENOSYS) -> None:
+    """As on a file system without locks. A lock file that is held is refused at once."""
+
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(lock, "PATIENCE", 0.2)
+
+
+def killed(dst: Path, host: str = "") -> None:
+    """A process starts a journal where there are no locks, and dies. `host` is its host's name, where that differs."""
+    code = (
+        "import errno, fcntl, os, signal, socket, sys; from pathlib import Path\n"
+        "from histocodec.formats.encode.journal import Journal\n"
+        "def flock(*_): raise OSError(errno.ENOLCK, 'no locks')\n"
+        "fcntl.flock = flock\n"
+        "if sys.argv[2]: socket.gethostname = lambda: sys.argv[2]\n"
+        "journal = Journal.start(Path(sys.argv[1]), {}); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(dst), host], check=False).returncode < 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL])
+def test_a_file_system_without_locks_will_do(dst: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    without_locks(monkeypatch, number)
+    with Journal.start(dst, FINGERPRINT) as journal:
+        made = record(journal, 0, b"shard")
+        assert names(dst.parent) == ["a.zarr.journal", "a.zarr.journal.lock", "a.zarr.partial"]
+    assert names(dst.parent) == ["a.zarr.journal", "a.zarr.partial"]
+    with Journal.start(dst, FINGERPRINT, resume=True) as journal:
+        assert list(journal.records.values()) == [made]
+        container(journal.partial, "new")
+        journal.commit()
+    assert names(dst.parent) == ["a.zarr"]
+    with Journal.start(dst.with_name("b.zarr"), FINGERPRINT) as journal:
+        journal.discard()
+    assert names(dst.parent) == ["a.zarr"]
+
+
+def test_two_encoders_do_not_share_a_target_without_locks_either(dst: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        without_locks(patch)
+        holder = Journal.start(dst, FINGERPRINT)
+        with pytest.raises(
+            OutputError, match=r"another encode is writing.*a\.zarr\.journal\.lock.*Remove this file if"
+        ):
+            Journal.start(dst, FINGERPRINT, resume=True)
+    with pytest.raises(OutputError, match="another encode is writing"):  # nor does one that could lock
+        Journal.start(dst, FINGERPRINT, resume=True)
+    holder.close()
+    Journal.start(dst, FINGERPRINT, resume=True).close()
+
+
+def test_a_lock_file_of_a_killed_encode_is_taken_over(dst: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed(dst)
+    assert names(dst.parent) == ["a.zarr.journal", "a.zarr.journal.lock", "a.zarr.partial"]
+    without_locks(monkeypatch)
+    Journal.start(dst, {}, resume=True).close()
+    assert names(dst.parent) == ["a.zarr.journal", "a.zarr.partial"]
+
+
+def test_a_lock_file_of_another_host_holds_until_it_is_removed(dst: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed(dst, "elsewhere")
+    without_locks(monkeypatch)
+    with pytest.raises(
+        OutputError, match=r"a\.zarr\.journal\.lock.* on elsewhere.*Remove this file if that encode has"
+    ):
+        Journal.start(dst, {}, resume=True)
+    lock.lock_file_path(journal_path(dst)).unlink()
+    Journal.start(dst, {}, resume=True).close()
+
+
+def test_where_an_open_file_cannot_be_removed_it_is_closed_first(dst: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows."""
+    real = Path.unlink
+    journal = Journal.start(dst, FINGERPRINT)
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path == journal_path(dst) and not journal._file.file.closed:
+            raise PermissionError(errno.EACCES, "in use")
+        real(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    journal.discard()
+    assert names(dst.parent) == []
 
 
 def test_committing_puts_the_container_in_place(dst: Path) -> None:
