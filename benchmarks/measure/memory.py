@@ -31,7 +31,7 @@ def resident_bytes() -> int | None:
 def _return_freed_memory() -> None:
     """Return freed memory to the system; a call that takes it again would seem to take none."""
     gc.collect()
-    with suppress(OSError, AttributeError):  # only glibc has it
+    with suppress(OSError, AttributeError, TypeError):  # only glibc has it; Windows has no CDLL(None)
         ctypes.CDLL(None).malloc_trim(0)
 
 

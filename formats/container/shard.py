@@ -15,6 +15,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from itertools import pairwise
 from pathlib import Path
 
@@ -111,14 +112,11 @@ def read_index(path: Path, count: int) -> ShardIndex:
     """The index of a shard's file with `count` chunks. Only the end of the file is read. Raises FormatError where it is
     missing, too short or damaged."""
     length = index_bytes(count)
-    descriptor = _open(path)
-    try:
-        size = os.fstat(descriptor).st_size
+    with _open(path) as file:
+        size = os.fstat(file.fileno()).st_size
         if size < length:
             raise FormatError(f"{path}: has {size} bytes; the index of a shard alone has {length}")
-        return ShardIndex.parse(_pread(descriptor, length, size - length, path), file_bytes=size, name=str(path))
-    finally:
-        os.close(descriptor)
+        return ShardIndex.parse(_read_at(file, length, size - length, path), file_bytes=size, name=str(path))
 
 
 def read_chunk(path: Path, index: ShardIndex, number: int) -> bytes | None:
@@ -132,19 +130,16 @@ def read_chunks(path: Path, index: ShardIndex, numbers: Iterable[int]) -> list[b
     entries = [(number, index.entries[number]) for number in numbers]
     present = sorted((entry, number) for number, entry in entries if entry is not None)
     chunks: dict[int, bytes] = {}
-    descriptor = _open(path)
-    try:
+    with _open(path) as file:
         for run in _runs(present):
             (first, _), (last, size) = run[0][0], run[-1][0]
-            data = memoryview(_pread(descriptor, last + size - first, first, path))
+            data = memoryview(_read_at(file, last + size - first, first, path))
             for (offset, size), number in run:
                 stored = data[offset - first : offset - first + size]
                 chunk = bytes(stored[:-CRC_BYTES])
                 if crc32c(chunk) != stored[-CRC_BYTES:]:
                     raise FormatError(f"{path}: chunk {number} does not match its checksum (altered or cut short)")
                 chunks[number] = chunk
-    finally:
-        os.close(descriptor)
     return [chunks.get(number) for number, _ in entries]
 
 
@@ -160,20 +155,22 @@ def _runs(entries: Sequence[tuple[tuple[int, int], int]]) -> Iterator[list[tuple
         yield run
 
 
-def _open(path: Path) -> int:
+def _open(path: Path) -> FileIO:
+    """The file, for one read: no two threads share its position."""
     try:
         check_regular(path)
-        return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        return path.open("rb", buffering=0)
     except OSError as exc:
         raise FormatError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
 
 
-def _pread(descriptor: int, size: int, offset: int, path: Path) -> bytes:
+def _read_at(file: FileIO, size: int, offset: int, path: Path) -> bytes:
     """Exactly `size` bytes at `offset`."""
     parts = []
     try:
+        file.seek(offset)
         while size:
-            part = os.pread(descriptor, size, offset)
+            part = file.read(size)
             if not part:
                 raise FormatError(f"{path}: ends at byte {offset}, within a chunk or its index")
             parts.append(part)
