@@ -11,6 +11,7 @@ from histocodec.errors import UnsupportedError
 from histocodec.formats.container.embeddings import latents_digest
 from histocodec.formats.container.layout import BACKGROUND, chunks_where
 from histocodec.formats.container.read import Container
+from histocodec.formats.decode.cache import Cache
 from histocodec.formats.decode.chunks import ChunkReader
 from histocodec.formats.decode.model import model_of
 from histocodec.formats.decode.open import open_slide
@@ -47,7 +48,7 @@ def embed(
         )
     digest, grid, side = latents_digest(container, level), attributes.grid(level), attributes.chunk
     weights, stats, pool = model_of(container), container.stats(), Workers(workers)
-    reader = ChunkReader(container, weights, pool, cache_bytes=0)
+    reader = ChunkReader(container, weights, pool, cache=Cache(0))
     min_side = min(embedder.min_side, grid.latent_rows, grid.latent_columns)
 
     def chunk_vectors(key: ChunkKey) -> list[tuple[LatentPosition, Vector]]:

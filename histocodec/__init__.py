@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from histocodec.formats.decode.open import open_slide
+    from histocodec.formats.decode.settings import configure
     from histocodec.formats.decode.slide import CompressedSlide
     from histocodec.formats.encode.options import EncodeOptions, EncodeProgress
     from histocodec.formats.encode.report import EncodeReport
@@ -53,6 +54,7 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "__version__",
+    "configure",
     "encode",
     "open",
     "open_slide",
@@ -74,6 +76,7 @@ _HOMES = {
     "SourceError": "histocodec.errors",
     "UnsupportedError": "histocodec.errors",
     "UsageError": "histocodec.errors",
+    "configure": "histocodec.formats.decode.settings",
     "open_slide": "histocodec.formats.decode.open",
 }
 
@@ -101,16 +104,19 @@ class EncodeChoices(TypedDict, total=False):
     embed_model: bool
 
 
-def open(path: str | Path, *, device: str = "auto", cache_bytes: int = 256 << 20) -> CompressedSlide:
+def open(
+    path: str | Path, *, device: str = "auto", cache_bytes: int | None = None, workers: int | None = None
+) -> CompressedSlide:
     """Open a compressed slide.
 
-    `device` is "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:N". At most `cache_bytes` of decoded pixels
-    and latents are cached. Raises UsageError where the path does not exist, UnsupportedError where it is no container
-    of this version, MissingModelError where the model is not installed, and FormatError where the container is broken.
+    `device` is "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:N". All slides share the process's threads and
+    its cache of decoded latents and pixels, which `configure` sets; `workers` and `cache_bytes` give this slide its
+    own. Raises UsageError where the path does not exist, UnsupportedError where it is no container of this version,
+    MissingModelError where the model is not installed, and FormatError where the container is broken.
     """
     from histocodec.formats.decode.slide import open_compressed
 
-    return open_compressed(path, device=device, cache_bytes=cache_bytes)
+    return open_compressed(path, device=device, cache_bytes=cache_bytes, workers=workers)
 
 
 def encode(

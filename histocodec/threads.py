@@ -9,12 +9,17 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
+
+from histocodec.forks import renew_in_children
 
 LARGE_BYTES = 31 << 20  # just below 32 MiB, the highest that glibc raises its mmap threshold to
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+_current = threading.local()  # `mark` tells whose thread this is
 
 
 def default_workers() -> int:
@@ -24,13 +29,24 @@ def default_workers() -> int:
 
 class Workers:
     """A pool of `count` threads, by default one for each core that this process may use. It starts on first use, and
-    survives pickling and forking: a forked child starts its own."""
+    survives pickling and forking: a forked child starts its own.
+
+    Work may use the pool that it runs in: it then does there, on its own thread, what it would have waited for.
+    """
 
     def __init__(self, count: int | None = None) -> None:
-        self.count = count or default_workers()
-        self._lock = threading.Lock()
+        self._chosen = count
         self._pool: ThreadPoolExecutor | None = None
-        self._process = 0
+        self._mark = object()  # what the threads of this pool, and no others, have as `_current.mark`
+        self.renew()
+
+    def __reduce__(self) -> tuple[type["Workers"], tuple[int | None]]:
+        return Workers, (self._chosen,)
+
+    @property
+    def count(self) -> int:
+        """The number of threads."""
+        return self._chosen or default_workers()
 
     def map(self, function: Callable[[T], R], items: Iterable[T], *, ahead: int = 2) -> Iterator[R]:
         """Yield the function's results in the order of the items. At most `ahead` items for each worker are taken
@@ -38,13 +54,15 @@ class Workers:
 
         When the caller stops early or an item fails, items that have not begun are cancelled, and the others awaited.
         """
-        pool = self._started()
+        if self._is_here():
+            yield from map(function, items)
+            return
         waiting: deque[Future[R]] = deque()
-        source = iter(items)
+        most = ahead * self.count
         try:
-            for item in source:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= ahead * self.count:
+            for item in items:
+                waiting.append(self._submit(partial(function, item)))
+                if len(waiting) >= most:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -57,23 +75,44 @@ class Workers:
 
     def run(self, function: Callable[[], R]) -> R:
         """The function's result, computed on one worker, so that its arithmetic is that of a single core."""
-        return self._started().submit(function).result()
+        return function() if self._is_here() else self._submit(function).result()
+
+    def resize(self, count: int | None) -> None:
+        """From the next item on, work on `count` threads, by default one for each core. What runs is finished on the
+        old ones, which then end."""
+        with self._lock:
+            pool, self._pool, self._chosen = self._pool, None, count
+        if pool is not None:
+            pool.shutdown(wait=False)
 
     def close(self) -> None:
-        """Stop the threads. The next use starts them again."""
+        """Finish what was given to the threads, and stop them. The next use starts them again."""
         with self._lock:
-            if self._pool is not None and self._process == os.getpid():
-                self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=not self._is_here())
 
-    def _started(self) -> ThreadPoolExecutor:
-        with self._lock:
-            if self._pool is None or self._process != os.getpid():
-                self._pool, self._process = _single_core_pool(self.count), os.getpid()
-            return self._pool
+    def renew(self) -> None:
+        """Forget the threads, and whoever was starting them. See `forks`."""
+        self._lock = threading.Lock()
+        self._pool = None
+        renew_in_children(self)
+
+    def _is_here(self) -> bool:
+        """Whether this thread is one of the pool's own. If it waited for another, all of them might wait."""
+        return getattr(_current, "mark", None) is self._mark
+
+    def _submit(self, function: Callable[[], R]) -> "Future[R]":
+        with self._lock:  # so that nobody stops the pool before it has the work
+            if self._pool is None:
+                self._pool = _single_core_pool(self.count, self._mark)
+            return self._pool.submit(function)
 
 
-def _single_core_pool(count: int) -> ThreadPoolExecutor:
+SHARED_WORKERS = Workers()  # of all compressed slides that have none of their own
+
+
+def _single_core_pool(count: int, mark: object) -> ThreadPoolExecutor:
     import torch
 
     # Until something this large has been freed once, glibc returns the short-lived memory of each chunk to the system
@@ -82,7 +121,8 @@ def _single_core_pool(count: int) -> ThreadPoolExecutor:
     bytearray(LARGE_BYTES)
     all_started = threading.Barrier(count + 1)
 
-    def start() -> None:
+    def start() -> None:  # holds no reference to the Workers, so that these and their threads can be collected
+        _current.mark = mark
         torch.set_num_threads(1)  # for this thread; and, as a side effect, for threads yet to be started …
         torch.get_num_threads()  # … of which this is one until it has asked: else its first operation takes theirs
         all_started.wait()

@@ -20,13 +20,13 @@ from histocodec.formats.container.integrity import check_shard
 from histocodec.formats.container.layout import BACKGROUND
 from histocodec.formats.container.read import Container
 from histocodec.formats.container.shard import ShardIndex, read_chunks, read_index
-from histocodec.formats.decode.cache import Cache, Underway
+from histocodec.formats.decode.cache import SHARED_INDICES, Cache, CachePart, Underway, alone
 from histocodec.geometry import ChunkKey, Grid, Margin, Region, ShardKey, ceil_div
 from histocodec.kernels.jit import jit
 from histocodec.models.weights import ModelWeights
 from histocodec.threads import Workers
 
-MAX_INDICES = 1024  # shard indices in memory; each takes 10 KB as Python objects
+ENTRY_BYTES = 160  # of a chunk in a shard's index, as Python objects
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +38,12 @@ class ChunkLatents:
 
 
 class ChunkReader:
-    """Reads the chunks of one container. Thread-safe. Caches at most `cache_bytes` of decoded latents.
+    """Reads the chunks of one container. Thread-safe. Keeps decoded latents in `cache`, which others may share.
 
     Raises FormatError from every method where a file is missing or damaged, or contradicts another.
     """
 
-    def __init__(self, container: Container, weights: ModelWeights, workers: Workers, *, cache_bytes: int) -> None:
+    def __init__(self, container: Container, weights: ModelWeights, workers: Workers, *, cache: Cache) -> None:
         self.container, self.weights, self.workers = container, weights, workers
         # Built on a worker: a process that was forked from one that had used PyTorch's threads waits for these for
         # ever as soon as its main thread multiplies.
@@ -53,10 +53,15 @@ class ChunkReader:
         levels = range(len(container.attributes.levels))
         self.tiles = [container.tiles(level) for level in levels]  # the tile states (rows, columns) of each level
         self._planes = [container.attributes.grid(level).latents for level in levels]
-        self._indices: dict[ShardKey, ShardIndex] = {}
+        self._indices: CachePart[ShardKey, ShardIndex] = CachePart(SHARED_INDICES)
         self._digests: dict[int, NDArray[np.uint8]] = {}  # the SHA-256 of every shard, by level
-        self._cache: Cache[ChunkLatents] = Cache(cache_bytes)
+        self._cache: CachePart[ChunkKey, ChunkLatents] = CachePart(cache)
         self._underway = Underway()
+
+    def close(self) -> None:
+        """Forgets what was decoded. Reads that go on elsewhere are finished."""
+        self._indices.close()
+        self._cache.close()
 
     # Tile states.
 
@@ -103,9 +108,7 @@ class ChunkReader:
         if index is None:
             index = read_index(self.container.shard_path(shard), self.container.attributes.shard**2)
             self._check_shard(shard)
-            if len(self._indices) >= MAX_INDICES:
-                self._indices.clear()
-            self._indices[shard] = index
+            self._indices.put(shard, index, ENTRY_BYTES * len(index))
         return index
 
     def _check_shard(self, shard: ShardKey) -> None:
@@ -154,7 +157,7 @@ class ChunkReader:
         limits = np.iinfo(dtype)
         if y.min() < limits.min or y.max() > limits.max:
             raise FormatError(f"{self._name(key)}: holds values from {y.min()} to {y.max()}, beyond {dtype}")
-        return ChunkLatents(y.astype(dtype, copy=False), quality_of(data))
+        return ChunkLatents(alone(y.astype(dtype, copy=False)), quality_of(data))
 
     def is_cached(self, key: ChunkKey) -> bool:
         """Whether the latents of a chunk are in the cache."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from histocodec.fidelity import mean_squared_error, psnr, psnr_map, squared_error
 from histocodec.formats.container.layout import BACKGROUND, chunks_where
 from histocodec.formats.container.read import Container
+from histocodec.formats.decode.cache import Cache
 from histocodec.formats.decode.pixels import PixelDecoder
 from histocodec.geometry import ChunkKey
 from histocodec.models.weights import ModelWeights
@@ -115,7 +116,7 @@ def measure_level(
     by default the device's fastest. Raises FormatError where a chunk is damaged, and SourceError where the source
     cannot be read.
     """
-    decoder = PixelDecoder(container, weights, device, workers, cache_bytes=CACHE_BYTES, dtype=dtype)
+    decoder = PixelDecoder(container, weights, device, workers, cache=Cache(CACHE_BYTES), dtype=dtype)
     tiles = container.tiles(level)
     keys = chunks_where(level, tiles != BACKGROUND) if keys is None else list(keys)
     if previous is None:

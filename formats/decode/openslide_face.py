@@ -53,10 +53,9 @@ class OpenSlideFace(openslide.AbstractSlide):
         return "histocodec" if is_container(Path(os.fsdecode(filename))) else None
 
     def set_cache(self, cache: openslide.OpenSlideCache) -> None:
-        """Takes a cache as `openslide.OpenSlide` does, and leaves it unused: what is decoded stays in the slide's own
-        cache, of `cache_bytes`. Raises TypeError for what is no cache."""
-        if not isinstance(cache, openslide.OpenSlideCache):
-            raise TypeError(f"{cache!r} is no openslide.OpenSlideCache")
+        """Uses a cache of the capacity of `cache`, shared with the other slides that are given it, as OpenSlide does.
+        Raises TypeError for what is no cache."""
+        raise NotImplementedError
 
     @property
     def level_count(self) -> int:

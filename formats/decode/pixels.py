@@ -17,7 +17,7 @@ import torch
 from histocodec.codec.transform import Transform
 from histocodec.formats.container.layout import BACKGROUND, CODED, LOSSLESS
 from histocodec.formats.container.read import Container
-from histocodec.formats.decode.cache import Cache
+from histocodec.formats.decode.cache import Cache, CachePart, alone
 from histocodec.formats.decode.chunks import ChunkReader
 from histocodec.geometry import ChunkKey, Region
 from histocodec.models.weights import ModelWeights
@@ -34,8 +34,8 @@ GPU_BATCH = 16  # windows a launch; filled up to this unless exact: in another b
 class PixelDecoder:
     """Decodes the chunks of one container to pixels, on one device. Thread-safe.
 
-    Half of `cache_bytes` is for latents, half for pixels. `dtype` is the arithmetic of a synthesis in floating point,
-    by default the device's fastest. Methods raise FormatError where a file that they need is missing or damaged.
+    Latents and pixels are kept in `cache`, which others may share. `dtype` is the arithmetic of a synthesis in floating
+    point, by default the device's fastest. Methods raise FormatError where a file that they need is missing or damaged.
     """
 
     def __init__(
@@ -45,13 +45,18 @@ class PixelDecoder:
         device: torch.device,
         workers: Workers,
         *,
-        cache_bytes: int,
+        cache: Cache,
         dtype: torch.dtype | None = None,
     ) -> None:
         self.container, self.weights, self.device, self.workers = container, weights, device, workers
-        self.reader = ChunkReader(container, weights, workers, cache_bytes=cache_bytes // 2)
+        self.reader = ChunkReader(container, weights, workers, cache=cache)
         self.transform = workers.run(lambda: _transform(weights, device, dtype))  # on a worker, as the reader's codec
-        self._cache: Cache[Pixels] = Cache(cache_bytes // 2)
+        self._cache: CachePart[ChunkKey, Pixels] = CachePart(cache)
+
+    def close(self) -> None:
+        """Forgets what was decoded. Reads that go on elsewhere are finished."""
+        self.reader.close()
+        self._cache.close()
 
     @cached_property
     def gpu_regions(self) -> "GpuRegions | None":
@@ -171,7 +176,7 @@ class PixelDecoder:
 
     def _cut_and_cache(self, key: ChunkKey, pixels: Pixels) -> Pixels:
         region = self.container.attributes.chunk_region(key)
-        pixels = np.ascontiguousarray(pixels[: region.height, : region.width])
+        pixels = alone(np.ascontiguousarray(pixels[: region.height, : region.width]))
         self._cache.put(key, pixels, pixels.nbytes)
         return pixels
 

@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
+import openslide
 from PIL import Image
 
 from histocodec.errors import UsageError
+from histocodec.forks import Lock
 from histocodec.formats.container.read import Container
 from histocodec.formats.decode.model import model_of
 from histocodec.formats.decode.openslide_errors import openslide_errors
 from histocodec.formats.decode.openslide_face import OpenSlideFace, openslide_properties
+from histocodec.formats.decode.settings import cache_for, cache_of, check_settings, workers_of
 from histocodec.geometry import ChunkKey, Level, Region
 from histocodec.slide import WHITE, Colour, LazyImages, Mpp, Pixels
-from histocodec.threads import Workers
+from histocodec.threads import SHARED_WORKERS
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
 
     from histocodec.formats.decode.pixels import PixelDecoder
 
-CACHE_BYTES = 256 << 20
 GPU_PIXELS = 4 << 20  # the least that a GPU decodes as a region from bytes; with less, most of it would be idle
 BATCH_PIXELS = 64 << 20  # pixels of chunks that read_batch holds at once, at most
 
@@ -33,13 +35,14 @@ def open_compressed(
     path: str | bytes | os.PathLike[str],
     *,
     device: str = "auto",
-    cache_bytes: int = CACHE_BYTES,
+    cache_bytes: int | None = None,
     workers: int | None = None,
 ) -> "CompressedSlide":
     """Opens a container for reading.
 
-    Pixels are decoded on `device` ("auto", "cpu", "cuda", "cuda:1") with `workers` threads, by default one for each
-    core; at most `cache_bytes` of what was decoded stay in memory. Raises UsageError where the path does not exist,
+    Pixels are decoded on `device` ("auto", "cpu", "cuda", "cuda:1"). All slides of a process share its threads and its
+    cache, which `configure` sets; with `workers` the slide has as many threads of its own, and with `cache_bytes` a
+    cache of its own for what was decoded. Raises UsageError where the path does not exist or a number is too low,
     UnsupportedError where it is no container or one of a later version, FormatError where it is damaged, and
     MissingModelError. The first read raises UsageError or UnsupportedError for a device that is not there.
     """
@@ -59,10 +62,11 @@ class CompressedSlide(OpenSlideFace):
         path: str | bytes | os.PathLike[str],
         *,
         device: str = "auto",
-        cache_bytes: int = CACHE_BYTES,
+        cache_bytes: int | None = None,
         workers: int | None = None,
     ) -> None:
         super().__init__()
+        check_settings(workers, cache_bytes)
         path = os.fsdecode(path)
         self._filename = path  # where programs look that were written for `openslide.OpenSlide`
         self._arguments = (os.path.abspath(path), device, cache_bytes, workers)
@@ -79,10 +83,11 @@ class CompressedSlide(OpenSlideFace):
         self.icc_profile = self.container.icc_profile()
         self._profile = self.icc_profile  # where OpenSlide's `color_profile` looks
         self._properties = openslide_properties(attributes)
-        self._workers = Workers(workers)
-        self._cache_bytes = cache_bytes
+        self._workers = workers_of(workers)
+        self._cache = cache_of(cache_bytes)
         self._decoder: PixelDecoder | None = None
         self.closed = False
+        self._lock = Lock()  # of the decoder
 
     # The interface of a `Slide`. OpenSlide's is in the base class.
 
@@ -121,10 +126,25 @@ class CompressedSlide(OpenSlideFace):
         return pixels
 
     def close(self) -> None:
-        """Ends the worker threads and forgets what was decoded. A read after it raises UsageError; metadata stay."""
-        self.closed = True
-        self._workers.close()
-        self._decoder = None
+        """Forgets what was decoded, and ends the slide's threads where it has its own. A read after it raises
+        UsageError; metadata stay. Other slides are not disturbed, and reads of other threads end as if before it."""
+        self._forget(closed=True)
+        if self._workers is not SHARED_WORKERS:
+            self._workers.close()
+
+    def set_cache(self, cache: openslide.OpenSlideCache) -> None:
+        """See `OpenSlideFace.set_cache`."""
+        chosen = cache_for(cache)
+        self._check_open()
+        self._cache = chosen
+        self._forget()
+
+    def _forget(self, *, closed: bool = False) -> None:
+        with self._lock:
+            self.closed = closed
+            decoder, self._decoder = self._decoder, None
+        if decoder is not None:
+            decoder.close()
 
     def __enter__(self) -> Self:
         return self
@@ -220,15 +240,18 @@ class CompressedSlide(OpenSlideFace):
         """What decodes the slide's pixels, made at the first use. Raises UsageError or UnsupportedError for a device
         that is not there."""
         self._check_open()
-        if self._decoder is None:
+        decoder = self._decoder
+        if decoder is None:
             from histocodec.device import choose_device
             from histocodec.formats.decode.pixels import PixelDecoder
 
+            # Made without the lock, since it waits for a worker. Where two threads make one, the first is taken.
             device = choose_device(self.device)
-            self._decoder = PixelDecoder(
-                self.container, self.weights, device, self._workers, cache_bytes=self._cache_bytes
-            )
-        return self._decoder
+            decoder = PixelDecoder(self.container, self.weights, device, self._workers, cache=self._cache)
+            with self._lock:
+                self._check_open()
+                decoder = self._decoder = self._decoder or decoder
+        return decoder
 
     def __reduce__(self) -> tuple[Callable[[str], "CompressedSlide"], tuple[str]]:
         path, device, cache_bytes, workers = self._arguments

@@ -21,6 +21,7 @@ from histocodec.formats.container.embeddings import embedding_problems
 from histocodec.formats.container.integrity import container_problems
 from histocodec.formats.container.layout import BACKGROUND, LOSSLESS, chunks_where
 from histocodec.formats.container.read import Container
+from histocodec.formats.decode.cache import Cache
 from histocodec.formats.decode.model import model_of
 from histocodec.geometry import ChunkKey
 from histocodec.slide import Slide
@@ -152,7 +153,7 @@ class _Check:
         self.container, self.workers, self.progress, self.total, self.done = container, workers, progress, total, 0
         self.weights, self.device = model_of(container), choose_device(device)
         # The decoder of pixels, so that a model whose networks do not fit is noticed, too.
-        self.reader = PixelDecoder(container, self.weights, self.device, workers, cache_bytes=0).reader
+        self.reader = PixelDecoder(container, self.weights, self.device, workers, cache=Cache(0)).reader
 
     def decode(self) -> list[str]:
         """Decodes every chunk to latents. The entropy decoder's own check is that it ends in the state that the encoder

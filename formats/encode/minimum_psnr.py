@@ -29,6 +29,7 @@ from histocodec.fidelity import squared_error
 from histocodec.formats.container import write as files
 from histocodec.formats.container.layout import CODED, LOSSLESS
 from histocodec.formats.container.read import Container
+from histocodec.formats.decode.cache import Cache
 from histocodec.formats.decode.chunks import ChunkReader
 from histocodec.formats.decode.fidelity import CACHE_BYTES, Floor, LevelFidelity
 from histocodec.formats.encode.partial_container import PartialContainer, StoredChunk
@@ -92,7 +93,7 @@ class MinimumPsnr:
 
     def _searched(self, below: Sequence[ChunkKey]) -> tuple[Change, ...]:
         stored = Container(self.container.root, self.container.attributes)
-        reader = ChunkReader(stored, self.quantiser.weights, self.workers, cache_bytes=CACHE_BYTES // 2)
+        reader = ChunkReader(stored, self.quantiser.weights, self.workers, cache=Cache(CACHE_BYTES // 2))
         self.clock.extend(SEARCH_TRIES * self._pixels(below))
         before = self.container.maps(below[0].level).quality
 

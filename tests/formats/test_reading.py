@@ -144,7 +144,7 @@ def test_a_thumbnail_fits_its_box(slide: CompressedSlide) -> None:
 def test_a_pickled_slide_reads_the_same(folder: Path, slide: CompressedSlide) -> None:
     with open_compressed(folder / "a.zarr", device="cpu", cache_bytes=5, workers=3) as original:
         copy = pickle.loads(pickle.dumps(original))
-    assert (copy._cache_bytes, copy._workers.count, copy.device) == (5, 3, "cpu")
+    assert (copy._cache.limit, copy._workers.count, copy.device) == (5, 3, "cpu")
     with copy:
         assert np.array_equal(copy.read_array(450, 400, 200, 200), slide.read_array(450, 400, 200, 200))
 

@@ -81,6 +81,7 @@ def latent_digests(path: Path, weights: ModelWeights) -> list[str]:
 def decoded_pixels(path: Path, weights: ModelWeights, device: str, dtype: "torch.dtype") -> "Pixels":
     """Every STEP-th pixel of level 0 in each direction: (H / STEP, W / STEP, 3) uint8."""
     from histocodec.device import choose_device
+    from histocodec.formats.decode.cache import Cache
     from histocodec.formats.decode.pixels import PixelDecoder
     from histocodec.geometry import ChunkKey, Grid, Region
     from histocodec.threads import Workers
@@ -89,7 +90,7 @@ def decoded_pixels(path: Path, weights: ModelWeights, device: str, dtype: "torch
     level = container.attributes.levels[0]
     grid = Grid(level.height, level.width, container.attributes.chunk_side)
     level_region = Region(0, 0, level.width, level.height)
-    decoder = PixelDecoder(container, weights, choose_device(device), workers, cache_bytes=64 << 20, dtype=dtype)
+    decoder = PixelDecoder(container, weights, choose_device(device), workers, cache=Cache(64 << 20), dtype=dtype)
     pixels = np.empty((level.height, level.width, 3), np.uint8)
     keys = [ChunkKey(0, row, column) for row in range(grid.rows) for column in range(grid.columns)]
     for key, chunk in decoder.chunks(keys):
