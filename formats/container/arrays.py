@@ -25,7 +25,10 @@ METADATA = "zarr.json"
 MAX_METADATA = 16 << 20
 GZIP_LEVEL = 9
 GZIP_WINDOW = 31  # zlib's code for a gzip header and the largest window
-TOLERATED = ("attributes", "storage_transformers", "consolidated_metadata")  # members that other programs may add
+TOLERATED = ("attributes", "consolidated_metadata")  # members that other programs may add, without a meaning here
+TRANSFORMERS = "storage_transformers"  # only an empty list of them may be added: they change what the bytes mean
+EXTENSIONS = ("data_type", "chunk_grid", "chunk_key_encoding")  # members that Zarr writes in several ways; see `_named`
+CODEC_LISTS = ("codecs", "index_codecs")  # likewise, each of their elements
 
 Json = dict[str, object]
 Values = NDArray[Any]
@@ -108,23 +111,58 @@ def read_metadata(folder: Path) -> Node:
 
 
 def check_metadata(folder: Path, expected: Json) -> None:
-    """Raises FormatError, naming the field, where a node's metadata is not what the attributes imply."""
+    """Raises FormatError, naming the field, where a node's metadata do not mean what the attributes imply. Zarr 3.1 has
+    several ways to write the same, and all of them are taken."""
     node = read_metadata(folder)
     if not isinstance(node.value, dict):
         raise FormatError(f"{node.where}: is not an object")
-    found = {key: value for key, value in node.value.items() if key not in TOLERATED}
-    expected = {key: value for key, value in expected.items() if key not in TOLERATED}
+    found = {key: value for key, value in node.value.items() if not _may_be_ignored(key, value)}
     for key in (*expected, *found):
-        if key not in found or key not in expected or not _same(found[key], expected[key]):
+        if key not in found or key not in expected or not _same(key, found[key], expected[key], node.where):
             needed = _short(expected.get(key))
             raise FormatError(f"{node.where}: {str(key)[:80]} is {_short(found.get(key))}; {needed} is needed")
 
 
-def _same(found: object, expected: object) -> bool:
-    """Whether two values are equal as JSON: True is not 1, but an integer may be written as 1.0."""
+def _may_be_ignored(key: str, value: object) -> bool:
+    """Whether a member of an array's metadata has no meaning here: it says so itself, or is known to have none."""
+    if key == TRANSFORMERS:
+        return value == []
+    says_so = isinstance(value, dict) and value.get("must_understand") is False
+    return key in TOLERATED or (says_so and key not in EXTENSIONS)
+
+
+def _canonical(key: str, value: object) -> object:
+    """A member of an array's metadata in one of the ways in which Zarr may write it."""
+    if key in EXTENSIONS:
+        return _named(value)
+    if key in CODEC_LISTS and isinstance(value, list):
+        return [_named(codec) for codec in value]
+    return value
+
+
+def _named(extension: object) -> object:
+    """A data type, a grid, a codec …: "bytes" is {"name": "bytes"}, and so is one with an empty configuration. Whether
+    it must be understood is of no account, since it is."""
+    if isinstance(extension, str):
+        return {"name": extension}
+    if not isinstance(extension, dict):
+        return extension
+    named = {key: value for key, value in extension.items() if key != "must_understand" or not isinstance(value, bool)}
+    configuration = named.pop("configuration", {})
+    if isinstance(configuration, dict):
+        configuration = {key: _canonical(key, value) for key, value in configuration.items()}
+    return named if configuration == {} else {**named, "configuration": configuration}
+
+
+def _same(key: str, found: object, expected: object, where: str) -> bool:
+    """Whether two values of a member mean the same: as JSON, True is not 1, but an integer may be written as 1.0."""
     if isinstance(found, bool) or isinstance(expected, bool):
         return found is expected
-    return json.dumps(_normalised(found), sort_keys=True) == json.dumps(_normalised(expected), sort_keys=True)
+    try:
+        ours, theirs = (_normalised(_canonical(key, value)) for value in (expected, found))
+        return json.dumps(ours, sort_keys=True) == json.dumps(theirs, sort_keys=True)
+    except RecursionError as exc:
+        raise FormatError(f"{where}: {key[:80]} is nested too deeply") from exc
 
 
 def _normalised(value: object) -> object:

@@ -3,13 +3,14 @@
 `SPEC.md` states the same rules in words, and `schema.json` for other programs.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from histocodec.errors import FormatError, UnsupportedError
-from histocodec.formats.container.fields import Node
+from histocodec.formats.container.fields import Node, parse_json
 from histocodec.geometry import ChunkKey, Grid, Region, ceil_div
 from histocodec.models.config import MOST_LATENTS, PATCHES, QUALITIES, HyperConfig
 from histocodec.slide import MPP_RANGE, POWER_RANGE, Colour, Mpp, mpp_at
@@ -262,7 +263,7 @@ class Attributes:
         """`to_json`, after making sure that `from_json` accepts it, so that nothing is written that cannot be read.
         Raises FormatError, which begins with `where`."""
         written = self.to_json()
-        Attributes.from_json(Node(written, where))
+        Attributes.from_json(parse_json(json.dumps(written).encode("ascii"), where))
         return written
 
 

@@ -1,6 +1,5 @@
 """JSON that may be hostile: the type and range of every value are checked as it is read."""
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from histocodec.errors import FormatError
+from histocodec.strict_json import parse_strict_json
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -98,15 +98,10 @@ class Node:
         return FormatError(f"{self.where}: found {text[:80]}{'…' if len(text) > 80 else ''}; allowed is {allowed}")
 
 
-def _refuse(token: str) -> object:
-    """Python's json takes NaN and Infinity, which are no JSON."""
-    raise ValueError(f"{token} is no number")
-
-
 def parse_json(data: bytes, where: str) -> Node:
-    """The document in `data`. Raises FormatError, which begins with `where`, for what is no JSON, and for JSON that is
-    nested so deeply that it exhausts the parser."""
+    """The document in `data`. Raises FormatError, which begins with `where`, for what is no JSON or what readers of
+    JSON understand differently (see `parse_strict_json`), and for JSON that exhausts the parser."""
     try:
-        return Node(json.loads(data, parse_constant=_refuse), where)
+        return Node(parse_strict_json(data), where)
     except (ValueError, RecursionError) as exc:
-        raise FormatError(f"{where}: is not JSON: {exc}") from exc
+        raise FormatError(f"{where}: is not JSON as it is allowed here: {exc}") from exc

@@ -68,6 +68,13 @@ def described_by(root: Path) -> Node | None:
     return None if node is None else Node(node, f"{root / METADATA}: {KEY}")
 
 
+def _check_root(root: Path) -> None:
+    """Raises FormatError unless the metadata is that of a group of Zarr v3, which any reader of Zarr opens."""
+    node = read_metadata(root)
+    node.member("zarr_format").integer(3, 3)
+    node.member("node_type").choice(("group",))
+
+
 def is_container(path: str | Path) -> bool:
     """Whether `path` is a folder that says that it is a histocodec container; sound or not."""
     try:
@@ -121,6 +128,7 @@ class Container:
         node = described_by(root)
         if node is None:
             raise UnsupportedError(f"{root}: is Zarr, but no histocodec container (no attribute {KEY!r})")
+        _check_root(root)
         for link in linked_folders(root, LINK_DEPTH):
             raise FormatError(f"{link}: is a link; a container consists of folders and regular files")
         attributes = Attributes.from_json(node)
@@ -215,7 +223,8 @@ class Container:
 
     def latents(self, level: int) -> "zarr.Array[Any]":
         """latents/<level> as zarr sees it: int8 or int16 (C, rows, columns), decoded as it is indexed. Raises
-        MissingModelError when it is indexed without the model."""
+        MissingModelError when it is indexed without the model, and UnsupportedError where zarr itself cannot read the
+        way in which another program wrote the metadata."""
         import zarr  # here, as in zarr_codec: `info` and `--help` must answer at once
 
         from histocodec.formats.container.zarr_codec import provide_model, register
@@ -227,7 +236,10 @@ class Container:
         if data is not None:
             provide_model(parse_model(data, name=str(self.path / "model/weights")))
         register()
-        return zarr.open_array(folder, mode="r")
+        try:  # zarr does not read every way to write the metadata
+            return zarr.open_array(folder, mode="r")
+        except (TypeError, ValueError, KeyError) as exc:
+            raise UnsupportedError(f"{folder}: zarr {zarr.__version__} cannot open it: {exc}") from exc
 
     def check_latent_metadata(self, level: int) -> None:
         """Raises FormatError where the metadata of latents/<level> is not what the attributes imply."""

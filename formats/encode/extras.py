@@ -23,6 +23,7 @@ from histocodec.formats.encode.privacy import without_private
 from histocodec.formats.encode.unreadable import Place
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Pixels, Slide
+from histocodec.strict_json import well_formed
 from histocodec.tissue import coarse_view
 
 OVERVIEW_SHARE = 0.01  # of the latents' bytes, at most; the same for the thumbnail
@@ -96,7 +97,8 @@ def _dropped(images: tuple[str, ...], unreadable: Sequence[Place], properties: t
     for. One place is kept for properties."""
     room = MAX_ASSOCIATED - len(images)
     regions = _limited([str(place) for place in unreadable], room - bool(properties), REGION)
-    return (*images, *regions, *_limited(properties, room - len(regions), PROPERTY))
+    names = (*images, *regions, *_limited(properties, room - len(regions), PROPERTY))
+    return tuple(well_formed(name) for name in names)
 
 
 def _limited(names: Sequence[str], room: int, kind: str) -> list[str]:

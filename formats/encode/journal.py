@@ -38,6 +38,7 @@ from histocodec.formats.encode.records import Losses, Round, ShardRecord
 from histocodec.formats.encode.unreadable import Unreadable
 from histocodec.geometry import ShardKey
 from histocodec.sources.files import slide_files
+from histocodec.strict_json import well_formed
 
 JOURNAL_VERSION = 2
 CHECKSUM = 8  # hexadecimal digits at a line's end, after two spaces: crc32c of the text before them
@@ -73,6 +74,7 @@ class Journal:
         """
         if not dst.name:
             raise UsageError(f"{dst}: is no name for a container; give a path such as slide.hc.zarr")
+        fingerprint = json.loads(well_formed(json.dumps(dict(fingerprint), ensure_ascii=False)))  # of any file name
         file = LockedFile(journal_path(dst))
         try:
             lines = _lines(file)
@@ -89,7 +91,7 @@ class Journal:
             _remove(partial_path(dst))
             journal = cls(dst, file, {}, [], Unreadable())
             _truncate(file, 0)
-            journal._write({"journal": JOURNAL_VERSION, "fingerprint": dict(fingerprint)})
+            journal._write({"journal": JOURNAL_VERSION, "fingerprint": fingerprint})
             journal._make_partial()
             return journal
         except BaseException:
@@ -104,7 +106,7 @@ class Journal:
         name = str(journal_path(dst))
         head = parse_json(lines[0], f"{name}: line 1").fields("journal", "fingerprint")
         head["journal"].integer(JOURNAL_VERSION, JOURNAL_VERSION)
-        difference = _difference(head["fingerprint"].value, json.loads(json.dumps(dict(fingerprint))))
+        difference = _difference(head["fingerprint"].value, fingerprint)
         if difference:
             raise UsageError(f"{dst}: cannot be resumed: {difference}; --overwrite starts anew")
         nodes = [parse_json(line, f"{name}: line {n}") for n, line in enumerate(lines[1:], 2)]

@@ -23,6 +23,7 @@ from histocodec.models.config import CHUNK_PIXELS
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Colour, Pixels, Slide, known_mpp, known_power
 from histocodec.sources.files import slide_bytes
+from histocodec.strict_json import well_formed
 from histocodec.tissue import is_background
 from histocodec.version import VERSION
 
@@ -103,10 +104,10 @@ def draft_attributes(
             for level in (slide.levels[number] for number in source_levels)
         ),
         background=BackgroundAttributes("code" if options.background == "code" else "skip", background),
-        source=SourceAttributes(file.name, slide_bytes(file), vendor),
+        source=SourceAttributes(well_formed(file.name), slide_bytes(file), well_formed(vendor)),
         mpp=known_mpp(slide.mpp),
         objective_power=known_power(slide.objective_power),
-        properties=properties,
+        properties={well_formed(key): well_formed(value) for key, value in properties.items()},
         chunk=config.chunk,
         shard=_shard_side(slide.levels[0]),
     )

@@ -8,7 +8,7 @@ from tests.support.modules import Import, Module, imports, modules
 
 # From bottom to top. A module imports from its own floor and from those below, in functions and for types too.
 FLOORS = (
-    ("errors", "version", "extras", "text", "forks"),
+    ("errors", "version", "extras", "text", "forks", "strict_json"),
     ("geometry",),
     ("slide",),
     ("threads", "device", "kernels", "entropy"),

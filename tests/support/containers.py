@@ -40,7 +40,7 @@ def attributes(**changes: Any) -> Attributes:
         source=SourceAttributes("a.svs", 12345, "aperio"),
         mpp=(0.25, 0.26),
         objective_power=40.0,
-        properties={"aperio.AppMag": "40", "tiff.Artist": "é\udc80"},
+        properties={"aperio.AppMag": "40", "tiff.Artist": "é\ufffd"},
         icc=5,
         overview=(15, 10),
         associated={"thumbnail": (7, 6)},

@@ -1,0 +1,178 @@
+"""Metadata that would mean something else are refused; metadata that mean the same, however written, are taken."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+import histocodec
+from histocodec.errors import FormatError, UnsupportedError
+from histocodec.formats.container.read import Container
+from histocodec.sources import ArraySlide
+from histocodec.sources.synthetic import synthetic_slide
+from tests.support.containers import written
+
+Metadata = dict[str, Any]
+
+
+def rewritten(folder: Path, change: Callable[[Metadata], object]) -> None:
+    """Change the metadata of a group or an array."""
+    file = folder / "zarr.json"
+    metadata = json.loads(file.read_text())
+    change(metadata)
+    file.write_text(json.dumps(metadata))
+
+
+@pytest.mark.parametrize("change", [{"zarr_format": 2}, {"zarr_format": "3"}, {"node_type": "array"}])
+def test_a_root_that_is_no_group_of_zarr_v3_is_refused(tmp_path: Path, change: Metadata) -> None:
+    root = written(tmp_path / "a").path
+    rewritten(root, lambda m: m.update(change))
+    with pytest.raises(FormatError, match=rf"zarr\.json\.{next(iter(change))}: found"):
+        Container.open(root)
+
+
+@pytest.mark.parametrize("member", ["zarr_format", "node_type"])
+def test_a_root_that_does_not_say_what_it_is_is_refused(tmp_path: Path, member: str) -> None:
+    root = written(tmp_path / "a").path
+    rewritten(root, lambda m: m.pop(member))
+    with pytest.raises(FormatError, match=rf"zarr\.json: field '{member}' is missing"):
+        Container.open(root)
+
+
+def test_a_name_that_occurs_twice_is_refused_in_the_root_and_in_arrays(tmp_path: Path) -> None:
+    container = written(tmp_path / "a")
+    for file in (container.path / "zarr.json", container.path / "tiles/0/zarr.json"):
+        file.write_text(file.read_text().replace('"zarr_format"', '"zarr_format":3,"zarr_format"'))
+    with pytest.raises(FormatError, match="has the name 'zarr_format' twice"):
+        container.tiles(0)
+    with pytest.raises(FormatError, match="has the name 'zarr_format' twice"):
+        Container.open(container.path)
+
+
+@pytest.mark.parametrize("transformers", [[{"name": "reverse"}], ["reverse"], None, {}, {"must_understand": False}])
+def test_storage_transformers_are_refused_not_ignored(tmp_path: Path, transformers: object) -> None:
+    container = written(tmp_path / "a")
+    for name in ("tiles/0", "latents/0"):
+        rewritten(container.path / name, lambda m: m.update(storage_transformers=transformers))
+    with pytest.raises(FormatError, match=r"tiles/0/zarr\.json: storage_transformers is"):
+        container.tiles(0)
+    with pytest.raises(FormatError, match=r"latents/0/zarr\.json: storage_transformers is"):
+        container.check_latent_metadata(0)
+
+
+def abbreviate(metadata: Metadata) -> None:
+    """Write names without a configuration as bare strings, as Zarr 3.1 allows."""
+    metadata["codecs"] = [c["name"] if set(c) == {"name"} else c for c in metadata["codecs"]]
+    for codec in metadata["codecs"]:
+        if isinstance(codec, dict) and "codecs" in codec["configuration"]:
+            for key in ("codecs", "index_codecs"):
+                inner = codec["configuration"][key]
+                codec["configuration"][key] = [c["name"] if set(c) == {"name"} else c for c in inner]
+
+
+def spell_out(metadata: Metadata) -> None:
+    """Write everything that Zarr 3.1 lets one leave out."""
+    metadata["data_type"] = {"name": metadata["data_type"], "configuration": {}}
+    metadata["codecs"] = [{"configuration": {}, "must_understand": True, **codec} for codec in metadata["codecs"]]
+    metadata["storage_transformers"] = []
+
+
+def add_what_may_be_ignored(metadata: Metadata) -> None:
+    metadata["other"] = {"name": "other", "must_understand": False, "configuration": {"a": 1}}
+    metadata["attributes"] = {"mine": 1}
+
+
+SAME = [abbreviate, spell_out, add_what_may_be_ignored]
+
+
+@pytest.mark.parametrize("change", SAME)
+def test_metadata_that_mean_the_same_are_taken(tmp_path: Path, change: Callable[[Metadata], None]) -> None:
+    container = written(tmp_path / "a")
+    expected = container.tiles(0), container.psnr(0)
+    for name in ("tiles/0", "psnr/0", "latents/0"):
+        rewritten(container.path / name, change)
+    assert np.array_equal(container.tiles(0), expected[0])
+    assert np.array_equal(container.psnr(0), expected[1])
+    container.check_latent_metadata(0)
+
+
+@pytest.mark.parametrize("change", SAME)
+def test_pixels_are_read_whichever_way_the_metadata_are_written(
+    folder: Path, tmp_path: Path, change: Callable[[Metadata], None]
+) -> None:
+    path = Path(shutil.copytree(folder / "a.zarr", tmp_path / "a.zarr"))
+    for file in path.glob("*/*/zarr.json"):
+        rewritten(file.parent, change)
+    with histocodec.open(path, device="cpu") as slide, histocodec.open(folder / "a.zarr", device="cpu") as unchanged:
+        region = slide.levels[0].region
+        assert np.array_equal(slide.read(region, 0), unchanged.read(region, 0))
+
+
+def test_latents_that_zarr_cannot_open_are_an_error_of_ours(folder: Path, tmp_path: Path) -> None:
+    container = Container.open(shutil.copytree(folder / "a.zarr", tmp_path / "a.zarr"))
+    expected = np.asarray(container.latents(0)[:])
+    rewritten(container.path / "latents/0", abbreviate)
+    try:
+        found = np.asarray(container.latents(0)[:])
+    except UnsupportedError as exc:
+        assert "cannot open it" in str(exc)  # zarr 3.1 wants an object even where a bare name is allowed
+    else:
+        assert np.array_equal(found, expected)
+
+
+def test_metadata_that_zarr_itself_writes_anew_are_taken(folder: Path, tmp_path: Path) -> None:
+    container = Container.open(shutil.copytree(folder / "a.zarr", tmp_path / "a.zarr"))
+    expected = container.tiles(0), container.stats().channels, np.asarray(container.latents(0)[:])
+    for name in ("tiles/0", "stats/mean", "stats/std", "latents/0"):
+        zarr.open_array(container.path / name, mode="r+").attrs["mine"] = 1
+    assert np.array_equal(container.tiles(0), expected[0])
+    assert container.stats().channels == expected[1]
+    assert np.array_equal(np.asarray(container.latents(0)[:]), expected[2])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(other={"must_understand": True}),
+        lambda m: m.update(other={"must_understand": 0}),
+        lambda m: m.update(codecs=["bytes", "zstd"]),
+        lambda m: m.update(codecs=["gzip", "bytes"]),
+        lambda m: m["codecs"].append({"name": "other", "must_understand": False}),
+        lambda m: m["codecs"][0].update(more=1),
+        lambda m: m["codecs"][0].update(must_understand="no"),
+        lambda m: m["codecs"][0].update(configuration=[]),
+        lambda m: m["chunk_grid"].update(must_understand=False, name="other"),
+        lambda m: m.update(data_type={"name": "uint8", "configuration": {"a": 1}}),
+    ],
+)
+def test_metadata_that_mean_something_else_are_refused(tmp_path: Path, change: Callable[[Metadata], object]) -> None:
+    container = written(tmp_path / "a")
+    rewritten(container.path / "tiles/0", change)
+    with pytest.raises(FormatError, match=r"tiles/0/zarr\.json: \w+ is"):
+        container.tiles(0)
+
+
+def test_metadata_nested_without_end_are_refused(tmp_path: Path) -> None:
+    container = written(tmp_path / "a")
+    for depth in (100, 400, 480, 900, 3000):
+        nested = '{"name":"sharding_indexed","configuration":{"codecs":[' * depth + "]}}" * depth
+        for deep in (nested, "[" * depth + "]" * depth):
+            (container.path / "tiles/0/zarr.json").write_text(f'{{"codecs": {deep}}}')
+            with pytest.raises(FormatError, match=r"tiles/0/zarr\.json"):
+                container.tiles(0)
+
+
+def test_what_is_not_unicode_in_a_source_does_not_spoil_the_container(tmp_path: Path, tiny_file: Path) -> None:
+    names = {"tiff.Make": "caf\udce9", "tiff.Model": "half \ud83d"}
+    slide = ArraySlide(synthetic_slide(64, 64, seed=1), name="caf\udce9.svs", properties=names)
+    histocodec.encode(slide, tmp_path / "a.zarr", model=str(tiny_file), device="cpu", keep_private=True)
+    attributes = Container.open(tmp_path / "a.zarr").attributes
+    assert attributes.source.name == "caf\ufffd.svs"
+    assert dict(attributes.properties) == {"tiff.Make": "caf\ufffd", "tiff.Model": "half \ufffd"}
+    assert math.isclose(attributes.levels[0].downsample, 1)
