@@ -38,7 +38,7 @@ from histocodec.formats.encode.plan import Plan, make_plan
 from histocodec.formats.encode.progress import Clock
 from histocodec.formats.encode.report import EncodeReport, Outcome, make_report
 from histocodec.formats.encode.scope import selected_levels
-from histocodec.formats.encode.unreadable import check_readable, tolerant
+from histocodec.formats.encode.unreadable import advising, check_readable, tolerant
 from histocodec.geometry import ChunkKey, Grid, ShardKey
 from histocodec.models.weights import ModelWeights, find_model
 from histocodec.slide import Slide
@@ -64,18 +64,20 @@ def encode_slide(
     options = options or EncodeOptions()
     weights, device = find_model(options.model), choose_device(options.device)
     options = replace(options, effort=options.effort_with(weights))
-    derive, source = options.levels is None, slide
-    slide = with_pyramid(source) if derive else source
-    fingerprint = _fingerprint(slide, options, weights)
+    derive = options.levels is None
+    levelled = with_pyramid(slide) if derive else slide
+    fingerprint = _fingerprint(levelled, options, weights)
     with (
         closing(Workers(options.workers)) as workers,
         Journal.start(dst, fingerprint, resume=options.resume, overwrite=options.overwrite) as journal,
     ):
         try:
             if options.on_error == "background":
-                slide = tolerant(source, journal.unreadable, derive=derive)
-            attributes, outcome = _write_container(slide, options, weights, device, journal, workers, progress)
-            if _fingerprint(slide, options, weights) != fingerprint:  # a chunk that Zarr misses reads as zeros
+                source = tolerant(slide, journal.unreadable, derive=derive)
+            else:
+                source = advising(slide, derive=derive)
+            attributes, outcome = _write_container(source, options, weights, device, journal, workers, progress)
+            if _fingerprint(levelled, options, weights) != fingerprint:  # a chunk that Zarr misses reads as zeros
                 raise SourceError(f"{slide.name}: changed or vanished while it was read")
             journal.commit(overwrite=options.overwrite)
         except (OutputError, KeyboardInterrupt):
@@ -89,7 +91,7 @@ def encode_slide(
         dst,
         attributes,
         outcome,
-        unreadable=journal.unreadable.places(selected_levels(slide, options)),
+        unreadable=journal.unreadable.places(selected_levels(levelled, options)),
         asked_quality=options.quality,
         seconds=seconds,
         device=str(device),

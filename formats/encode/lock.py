@@ -54,7 +54,8 @@ class LockedFile:
 
     def _open(self) -> None:
         while True:
-            self.file = self.path.open("a+b")
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)  # made if missing, and kept if not
+            self.file = os.fdopen(os.open(self.path, flags, 0o666), "r+b")
             try:
                 self._lock()
                 if os.path.samestat(os.fstat(self.file.fileno()), self.path.stat()):

@@ -1,5 +1,6 @@
-"""With `--on-error background`: what of a source cannot be read gets the background colour, and is named.
+"""What of a source cannot be read: an error, or with `--on-error background` background that is named.
 
+`AdvisingSlide` stands between the encoder and the source where this is an error, and adds to it what to do.
 `TolerantSlide` stands between the encoder and the source. A region that cannot be read is read again in pieces of a
 fixed grid, so that which pieces are lost depends neither on the regions that were read nor on the number of workers.
 `Unreadable` collects them. The journal notes them before the shard that they belong to.
@@ -94,10 +95,10 @@ class Unreadable:
         return tuple(sorted(joined))
 
 
-class TolerantSlide(BaseSlide):
-    """A slide whose pieces that cannot be read have the background colour, and are added to `unreadable`."""
+class _Standin(BaseSlide):
+    """A slide with everything of another, and another background colour."""
 
-    def __init__(self, slide: Slide, unreadable: Unreadable, colour: Colour) -> None:
+    def __init__(self, slide: Slide, colour: Colour | None) -> None:
         super().__init__(
             name=slide.name,
             levels=slide.levels,
@@ -109,7 +110,29 @@ class TolerantSlide(BaseSlide):
             associated=slide.associated,
             notes=notes_of(slide),
         )
-        self._slide, self._unreadable, self._colour = slide, unreadable, colour
+        self._slide = slide
+
+
+class AdvisingSlide(_Standin):
+    """A slide whose errors of pixels that cannot be read say that the encoder can go on without them."""
+
+    def __init__(self, slide: Slide) -> None:
+        super().__init__(slide, slide.background)
+
+    def _read_inside(self, region: Region, level: int) -> Pixels:
+        try:
+            return self._slide.read(region, level)
+        except (SourceError, FormatError) as exc:
+            kind = SourceError if isinstance(exc, SourceError) else FormatError
+            raise kind(f"{exc}; --on-error background stores background there, and goes on") from exc
+
+
+class TolerantSlide(_Standin):
+    """A slide whose pieces that cannot be read have the background colour, and are added to `unreadable`."""
+
+    def __init__(self, slide: Slide, unreadable: Unreadable, colour: Colour) -> None:
+        super().__init__(slide, colour)
+        self._unreadable, self._colour = unreadable, colour
 
     def _read_inside(self, region: Region, level: int) -> Pixels:
         try:
@@ -147,6 +170,11 @@ def tolerant(slide: Slide, unreadable: Unreadable, *, derive: bool) -> Slide:
 
     # Gaps are black while the colour is estimated, so that they are not taken for bare glass.
     return filled(slide.background or background_of(coarse_view(filled(BLACK))))
+
+
+def advising(slide: Slide, *, derive: bool) -> Slide:
+    """The slide as an `AdvisingSlide`; with derived levels where `derive` is true and it has none."""
+    return with_pyramid(AdvisingSlide(slide)) if derive else AdvisingSlide(slide)
 
 
 def check_readable(slide: Slide, places: Iterable[Place]) -> None:

@@ -9,7 +9,7 @@ import tifffile
 
 import histocodec
 from histocodec.cli.main import run
-from histocodec.errors import SourceError
+from histocodec.errors import FormatError, HistocodecError, SourceError, UnsupportedError
 from histocodec.formats.container.attributes import MAX_ASSOCIATED
 from histocodec.formats.container.read import Container
 from histocodec.formats.encode.extras import _dropped
@@ -69,8 +69,38 @@ def test_pieces_that_touch_are_named_together() -> None:
 
 def test_by_default_a_tile_that_cannot_be_read_is_an_error(tmp_path: Path, tiny_file: Path) -> None:
     slide = Damaged(two_levels(1300, 900), Region(700, 300, 1, 1))
-    with pytest.raises(SourceError, match="cannot be read"):
+    with pytest.raises(SourceError, match=r"cannot be read; --on-error background stores background there"):
         encoded(slide, tmp_path / "a.zarr", tiny_file)
+
+
+def test_a_damaged_container_as_source_says_the_same_and_stays_a_damaged_file(tmp_path: Path, tiny_file: Path) -> None:
+    class Broken(Damaged):
+        def _read_inside(self, region: Region, level: int) -> Pixels:
+            raise FormatError("a.hc.zarr: chunk 3 does not match its checksum")
+
+    with pytest.raises(FormatError, match="chunk 3 does not match its checksum; --on-error background stores"):
+        encoded(Broken(two_levels(1300, 900)), tmp_path / "a.zarr", tiny_file)
+
+
+def test_where_background_would_not_help_it_is_not_advised(tmp_path: Path, tiny_file: Path) -> None:
+    class Refused(Damaged):
+        def _read_inside(self, region: Region, level: int) -> Pixels:
+            raise UnsupportedError("its tiles are of a kind that cannot be read")
+
+    class Vanishing(Damaged):
+        def _read_inside(self, region: Region, level: int) -> Pixels:
+            self.name = str(tmp_path / "another")
+            return super()._read_inside(region, level)
+
+    levels = two_levels(1300, 900)
+    for slide, options in (
+        (Refused(levels), {}),
+        (Vanishing(levels), {}),
+        (Damaged(levels, Region(0, 0, 1300, 900)), {"on_error": "background"}),
+    ):
+        with pytest.raises(HistocodecError) as raised:
+            encoded(slide, tmp_path / "a.zarr", tiny_file, **options)
+        assert "--on-error" not in str(raised.value)
 
 
 def test_the_rest_is_encoded_and_the_places_are_named(tmp_path: Path, tiny_file: Path) -> None:
