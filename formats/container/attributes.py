@@ -5,8 +5,9 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, TypeVar
 
 from histocodec.errors import FormatError, UnsupportedError
@@ -248,6 +249,7 @@ class Attributes:
             chunk=chunk,
             shard=f["shard"].integer(1, 32),
         )
+        _check_order(attributes.levels, f["levels"].where)
         chunks = shards = 0
         for index in range(len(attributes.levels)):
             grid = attributes.grid(index)
@@ -300,12 +302,25 @@ def _level(node: Node) -> LevelAttributes:
     return LevelAttributes(
         width=f["width"].integer(1, MAX_SIDE),
         height=f["height"].integer(1, MAX_SIDE),
-        downsample=f["downsample"].number(1e-3, MAX_DOWNSAMPLE),
+        downsample=f["downsample"].number(1.0, MAX_DOWNSAMPLE),
         dtype=f["dtype"].choice(DTYPES),
         quality=f["quality"].integer(0, QUALITIES - 1),
         bytes=_optional(f["bytes"], lambda n: n.integer(0, 2**53)),
         psnr=_optional(f["psnr"], _psnr),
     )
+
+
+def _check_order(levels: Sequence[LevelAttributes], where: str) -> None:
+    """Levels go from the largest to the smallest, and positions count in pixels of level 0."""
+    if levels[0].downsample != 1:
+        raise FormatError(f"{where}[0].downsample: found {levels[0].downsample:g}; allowed is 1, since it is level 0")
+    for number, (level, following) in enumerate(pairwise(levels), 1):
+        if following.width > level.width or following.height > level.height:
+            raise FormatError(
+                f"{where}[{number}]: has {following.width} x {following.height} pixels, more than the "
+                f"{level.width} x {level.height} of the level before it; allowed are levels from the largest to the "
+                "smallest"
+            )
 
 
 def _psnr(node: Node) -> float:

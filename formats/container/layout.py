@@ -35,6 +35,14 @@ LATENT_NAMES = ("channel", "row", "column")
 GRID_NAMES = ("row", "column")
 PIXEL_NAMES = ("y", "x", "c")
 
+# Ranges of the values in plain arrays: far beyond what any slide has, and small enough that no product of them with
+# latents overflows float32, which would decode to infinity or NaN without any error.
+MOST_STATISTIC = 2.0**20  # grey values, of a mean and a standard deviation …
+LEAST_STD = 2.0**-20  # … which divides, so that it must not be arbitrarily small either
+MOST_BACKGROUND_LATENT = 2.0**30
+MOST_PSNR = 200.0  # dB; a chunk in which one sample is off by one has less than 120
+MOST_BLOCK_ERROR = 255.0  # grey values
+
 
 def plain_arrays(attributes: Attributes) -> dict[str, Form]:
     """The form of every array of one Zarr chunk that a container with these attributes must have, by name; all but
@@ -117,16 +125,28 @@ def is_lossless(name: str) -> bool:
 
 def check_values(name: str, values: NDArray[Any], where: str) -> None:
     """Raises FormatError, which begins with `where`, where the values of a plain array are out of range."""
-    group, _, member = name.partition("/")
+    group = name.partition("/")[0]
     if group == "tiles":
-        sound = values.max() <= LOSSLESS
+        low, high, others = 0.0, float(LOSSLESS), ""
     elif group == "quality":
-        sound = values.max() < QUALITIES
+        low, high, others = 0.0, QUALITIES - 1.0, ""
     elif group == "psnr":
-        sound = not (values < 0).any()  # NaN and infinity have a meaning
-    elif group == "stats":
-        sound = bool(np.isfinite(values).all()) and not (member == "std" and (values <= 0).any())
+        low, high, others = 0.0, MOST_PSNR, ", NaN and infinity"
+    elif group == "block_error":
+        low, high, others = 0.0, MOST_BLOCK_ERROR, " and NaN"
+    elif name == "stats/mean":
+        low, high, others = -MOST_STATISTIC, MOST_STATISTIC, ""
+    elif name == "stats/std":
+        low, high, others = LEAST_STD, MOST_STATISTIC, ""
+    elif name == "stats/background_latent":
+        low, high, others = -MOST_BACKGROUND_LATENT, MOST_BACKGROUND_LATENT, ""
     else:
         return
-    if not sound:
-        raise FormatError(f"{where}: has values that are not allowed there (from {values.min()} to {values.max()})")
+    sound = (values >= low) & (values <= high)  # never true of NaN
+    if "NaN" in others:
+        sound |= np.isnan(values)
+    if "infinity" in others:
+        sound |= values == np.inf
+    if not sound.all():
+        found = values[~sound].flat[0]
+        raise FormatError(f"{where}: has {found}, which is not allowed there; {low:g} to {high:g}{others} are")

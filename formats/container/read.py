@@ -156,8 +156,7 @@ class Container:
         if not folder.exists():
             return None
         values = read_plain(folder, block_error_form(self.attributes, level))
-        if not (np.isnan(values) | ((values >= 0) & (values <= 255))).all():
-            raise FormatError(f"{folder}: has values that are not allowed there; 0 to 255 and NaN are")
+        check_values(f"block_error/{level}", values, str(folder))
         return values
 
     def integrity(self, level: int) -> NDArray[np.uint8]:

@@ -74,12 +74,16 @@ def write_stats(root: Path, attributes: Attributes, stats: Stats) -> None:
 
 def write_block_error(root: Path, attributes: Attributes, level: int, values: NDArray[np.float32]) -> None:
     """Writes the map of block errors, (rows, columns) float32 in grey values, NaN for background. Containers of earlier
-    versions lack it. Raises UsageError for another shape or a negative value."""
-    form = block_error_form(attributes, level)
-    if values.shape != form.shape or (values < 0).any():
-        raise UsageError(f"block_error/{level}: {values.shape}; {form.shape} without negative values is needed")
-    write_plain(root / "block_error" / str(level), form, values)
-    _write_group_of(root, f"block_error/{level}", attributes)
+    versions lack it. Raises UsageError for another shape or a value out of range."""
+    name, form = f"block_error/{level}", block_error_form(attributes, level)
+    if values.shape != form.shape:
+        raise UsageError(f"{name}: {values.shape}; {form.shape} is needed")
+    try:
+        check_values(name, values, name)
+    except FormatError as exc:
+        raise UsageError(str(exc)) from exc
+    write_plain(root / name, form, values)
+    _write_group_of(root, name, attributes)
 
 
 def write_lossless(root: Path, attributes: Attributes, key: ChunkKey, pixels: Pixels) -> None:

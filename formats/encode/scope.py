@@ -84,6 +84,9 @@ def selected_levels(slide: Slide, options: EncodeOptions) -> tuple[int, ...]:
     if unknown or not selected:
         found = f"level {unknown[0]} does not exist" if unknown else "--levels names none"
         raise UsageError(f"{slide.name}: {found}; the slide has levels 0 to {existing[-1]}")
+    if slide.levels[0].downsample != 1:
+        found = f"{slide.levels[0].downsample:g}"
+        raise UsageError(f"{slide.name}: level 0 has the downsample {found}; 1 is needed, since positions refer to it")
     if 0 not in selected:
         raise UsageError(f"{slide.name}: --levels must include 0, which the positions on all other levels refer to")
     return selected

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from histocodec.codec.gains import dequantise, quantise
 from histocodec.codec.networks import analysis_network, gpu_engine, synthesis_network
 from histocodec.device import fastest_dtype
+from histocodec.errors import FormatError
 from histocodec.geometry import Margin
 from histocodec.kernels.pixels import shuffled, squared_errors, unshuffled
 from histocodec.models.config import HyperConfig
@@ -85,11 +86,17 @@ class Transform:
         self, windows: Sequence[NDArray[np.float32]], margin: Margin, stats: ChannelStats
     ) -> list[NDArray[np.uint8]]:
         """Windows (C, h, w) float32 with their gains undone, all of one shape and margin → pixels (H, W, 3) uint8 of
-        each, without the margin."""
+        each, without the margin. Raises FormatError where a synthesis in floating point gives infinity or NaN."""
         with torch.inference_mode():
             batch = [torch.from_numpy(window) for window in windows]
             latents = batch[0][None] if len(batch) == 1 else torch.stack(batch)
-            return self.denormalise(self._planes(latents.to(self.device), margin), stats)
+            planes = self._planes(latents.to(self.device), margin)
+            if not self.exact and not bool(torch.isfinite(planes).all()):  # NaN would become some colour
+                raise FormatError(
+                    f"model {self.weights.id}: its synthesis goes beyond floating point on these latents; the model or "
+                    "the container is damaged. Get them anew"
+                )
+            return self.denormalise(planes, stats)
 
     @staticmethod
     def denormalise(planes: Tensor, stats: ChannelStats) -> list[NDArray[np.uint8]]:
