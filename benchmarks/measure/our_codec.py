@@ -12,6 +12,7 @@ import torch
 
 from histocodec.benchmarks.measure.result_rows import Sizes
 from histocodec.fidelity import psnr, squared_error
+from histocodec.formats.container.layout import shard_key
 from histocodec.formats.container.read import Container
 from histocodec.formats.container.shard import PAIR_BYTES, read_index
 from histocodec.formats.decode.slide import CompressedSlide, open_compressed
@@ -155,7 +156,7 @@ def _chunk_bytes(container: Container) -> int:
     """The chunks of level 0, each with its checksum and its entry in the index."""
     total, slots = 0, container.attributes.shard**2
     for row, column in np.argwhere(container.present_shards(0)).tolist():
-        entries = read_index(container.shard_path(ShardKey(0, row, column)), slots).entries
+        entries = read_index(container.store, shard_key(ShardKey(0, row, column)), slots).entries
         total += sum(entry[1] + PAIR_BYTES for entry in entries if entry is not None)
     return total
 

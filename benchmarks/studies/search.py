@@ -31,6 +31,7 @@ from histocodec.errors import UnsupportedError
 from histocodec.formats.container.embeddings import write_embeddings
 from histocodec.formats.container.files import write_atomically
 from histocodec.formats.container.read import Container, sizes
+from histocodec.formats.container.store import FolderStore
 from histocodec.formats.decode.open import open_slide
 from histocodec.formats.embed import embed
 from histocodec.formats.encode.encode import encode_slide
@@ -129,7 +130,7 @@ def gather(
                 continue
             written = write_embeddings(path, embeddings, overwrite=True)
             embedding_bytes += written
-            container_bytes += sizes(path).total - written
+            container_bytes += sizes(FolderStore(path)).total - written
             raw = embed(path, embedder=replace(EMBEDDERS["hyper"], name="moments", vector=moments)).vectors
             level = slide.levels[0].region
             squares = [Region(int(x), int(y), SIDE, SIDE).intersect(level) for x, y in embeddings.positions]

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histocodec.errors import FormatError, UsageError
+from histocodec.formats.container.abstract_store import Store
 from histocodec.formats.container.fields import Node, parse_json
-from histocodec.formats.container.files import read_bounded, write_atomically
+from histocodec.formats.container.files import write_atomically
 
 METADATA = "zarr.json"
 # The root's metadata holds all vendor properties, which take hundreds of kilobytes with MIRAX. Parsing hostile JSON can
@@ -104,16 +105,21 @@ def write_metadata(folder: Path, metadata: Json) -> None:
     write_atomically(folder / METADATA, text.encode("ascii"))
 
 
-def read_metadata(folder: Path) -> Node:
+def metadata_key(name: str) -> str:
+    """The key of a node's zarr.json; the root's name is empty."""
+    return f"{name}/{METADATA}" if name else METADATA
+
+
+def read_metadata(store: Store, name: str) -> Node:
     """A node's zarr.json, unchecked. Raises FormatError where it is missing, larger than MAX_METADATA or no JSON."""
-    file = folder / METADATA
-    return parse_json(read_bounded(file, MAX_METADATA), str(file))
+    key = metadata_key(name)
+    return parse_json(store.read(key, MAX_METADATA), store.where(key))
 
 
-def check_metadata(folder: Path, expected: Json) -> None:
+def check_metadata(store: Store, name: str, expected: Json) -> None:
     """Raises FormatError, naming the field, where a node's metadata do not mean what the attributes imply. Zarr 3.1 has
     several ways to write the same, and all of them are taken."""
-    node = read_metadata(folder)
+    node = read_metadata(store, name)
     if not isinstance(node.value, dict):
         raise FormatError(f"{node.where}: is not an object")
     found = {key: value for key, value in node.value.items() if not _may_be_ignored(key, value)}
@@ -178,6 +184,11 @@ def _short(value: object) -> str:
     return text if len(text) <= 200 else text[:200] + "…"
 
 
+def chunk_key(name: str, coordinates: tuple[int, ...]) -> str:
+    """The key of one Zarr chunk of the array `name`."""
+    return "/".join((name, "c", *(str(c) for c in coordinates)))
+
+
 def chunk_path(folder: Path, coordinates: tuple[int, ...]) -> Path:
     """The file of one Zarr chunk of the array in `folder`."""
     return folder.joinpath("c", *(str(c) for c in coordinates))
@@ -214,16 +225,16 @@ def write_plain(folder: Path, form: Form, values: Values) -> None:
     write_metadata(folder, form.metadata())
 
 
-def read_plain(folder: Path, form: Form) -> Values:
+def read_plain(store: Store, name: str, form: Form) -> Values:
     """The values of an array of one Zarr chunk. Raises FormatError where its metadata or its data are not what `form`
     says."""
-    check_metadata(folder, form.metadata())
-    return read_plain_chunk(folder, form, (0,) * len(form.shape))
+    check_metadata(store, name, form.metadata())
+    return read_plain_chunk(store, name, form, (0,) * len(form.shape))
 
 
-def read_plain_chunk(folder: Path, form: Form, coordinates: tuple[int, ...]) -> Values:
+def read_plain_chunk(store: Store, name: str, form: Form, coordinates: tuple[int, ...]) -> Values:
     """The values of one Zarr chunk, at its full size even at the array's edge. Raises FormatError."""
-    file = chunk_path(folder, coordinates)
-    # Deflate enlarges data by at most 5 bytes in 16 KiB; a larger file holds something else.
-    data = read_bounded(file, form.chunk_bytes + form.chunk_bytes // 1024 + 1024)
-    return unpack_values(data, form, str(file))
+    key = chunk_key(name, coordinates)
+    # Deflate enlarges data by at most 5 bytes in 16 KiB; a larger object holds something else.
+    data = store.read(key, form.chunk_bytes + form.chunk_bytes // 1024 + 1024)
+    return unpack_values(data, form, store.where(key))

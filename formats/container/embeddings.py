@@ -5,6 +5,7 @@ of its own, since `integrity/files` does not list it. Follows SPEC's "Embeddings
 """
 
 import hashlib
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,20 +16,23 @@ from histocodec.errors import FormatError, OutputError, UnsupportedError
 from histocodec.formats.container.arrays import (
     METADATA,
     Form,
-    chunk_path,
+    chunk_key,
     group_metadata,
+    metadata_key,
     read_metadata,
     read_plain,
     write_metadata,
     write_plain,
 )
 from histocodec.formats.container.attributes import MODEL_ID, SHA256
+from histocodec.formats.container.digests import file_digest, store_digest
 from histocodec.formats.container.files import file_bytes, sync_folder
-from histocodec.formats.container.integrity import file_digest
 from histocodec.formats.container.read import Container
+from histocodec.formats.container.store import Location, Store
 from histocodec.search.embedding import Embeddings, VectorKind
 
 GROUP = "embeddings"
+MEMBER = re.compile(r"embeddings/[^/]+/zarr\.json")
 KEY = "histocodec_embedding"
 VERSION = 1
 DIGESTS = "digests"
@@ -43,9 +47,11 @@ VECTOR_NAMES, POSITION_NAMES = ("patch", "value"), ("patch", "xy")
 
 
 def check_absent(path: Path) -> None:
-    """Raises OutputError where the container at `path` has embeddings of its model already: to be called before any
-    work is done."""
+    """Raises OutputError where the container at `path` has embeddings of its model already, and UnsupportedError where
+    it is no folder: to be called before any work is done."""
     target = path / GROUP / Container.open(path).attributes.model.id
+    if not path.is_dir():
+        raise UnsupportedError(f"{path}: is one file; vectors are added to a folder, which `histocodec unpack` makes")
     if target.exists():
         raise OutputError(f"{target}: exists already; --overwrite replaces it")
 
@@ -76,24 +82,25 @@ def write_embeddings(path: Path, embeddings: Embeddings, *, overwrite: bool = Fa
         raise OutputError(f"{target}: cannot be written: {exc.strerror or exc}") from exc
 
 
-def read_embeddings(path: Path) -> Embeddings:
+def read_embeddings(location: Location) -> Embeddings:
     """The embeddings of a container, for the model that it names. Raises UnsupportedError where it has none, and
     FormatError where they are damaged or were computed from other latents."""
-    container = Container.open(path)
-    folder = path / GROUP / container.attributes.model.id
-    if not (folder / METADATA).is_file():
-        raise UnsupportedError(f"{path}: has no embeddings; `histocodec embed {path}` adds them")
-    return _read(container, folder)
+    container = Container.open(location)
+    name, where = f"{GROUP}/{container.attributes.model.id}", container.name
+    if container.store.size(metadata_key(name)) is None:
+        raise UnsupportedError(f"{where}: has no embeddings; `histocodec embed {where}` adds them")
+    return _read(container, name)
 
 
 def embedding_problems(container: Container) -> Iterator[FormatError]:
     """Everything in `embeddings/` that is not as it was written. Ignores the groups of other programs."""
-    group = container.path / GROUP
-    for folder in sorted(group.iterdir()) if group.is_dir() else ():
+    store = container.store
+    groups = [key.rpartition("/")[0] for key, _ in store.entries() if MEMBER.fullmatch(key)]
+    for name in sorted(groups):
         try:
-            if (folder / METADATA).is_file() and _is_ours(folder):
-                _check_digests(folder)
-                _read(container, folder)
+            if _is_ours(store, name):
+                _check_digests(store, name)
+                _read(container, name)
         except FormatError as exc:
             yield exc
 
@@ -129,18 +136,19 @@ def _described(embeddings: Embeddings) -> dict[str, object]:
     }
 
 
-def _is_ours(folder: Path) -> bool:
-    node: object = read_metadata(folder).value
+def _is_ours(store: Store, name: str) -> bool:
+    node: object = read_metadata(store, name).value
     attributes = node.get("attributes") if isinstance(node, dict) else None
     return isinstance(attributes, dict) and KEY in attributes
 
 
-def _read(container: Container, folder: Path) -> Embeddings:
-    """The embeddings in `folder`. Checks all that SPEC demands, except the digests."""
-    described = read_metadata(folder).member("attributes").member(KEY)
+def _read(container: Container, name: str) -> Embeddings:
+    """The embeddings in the group `name`. Checks all that SPEC demands, except the digests."""
+    store, where = container.store, container.store.where(name)
+    described = read_metadata(store, name).member("attributes").member(KEY)
     version = described.member("version").integer(1, 1 << 31)
     if version > VERSION:
-        raise UnsupportedError(f"{folder}: embeddings of version {version}; up to {VERSION} can be read")
+        raise UnsupportedError(f"{where}: embeddings of version {version}; up to {VERSION} can be read")
     f = described.fields("version", "model", "embedder", "count", "length", "level", "patch", "latents")
     model = f["model"].fields("id", "sha256")
     kind = VectorKind(
@@ -151,41 +159,42 @@ def _read(container: Container, folder: Path) -> Embeddings:
     )
     named = container.attributes.model
     if (kind.model, kind.sha256) != (named.id, named.sha256):
-        raise FormatError(f"{folder}: is of model {kind.model} ({kind.sha256[:12]}…); the container's is {named.id}")
+        raise FormatError(f"{where}: is of model {kind.model} ({kind.sha256[:12]}…); the container's is {named.id}")
     level = f["level"].integer(0, len(container.attributes.levels) - 1)
     digest = f["latents"].text(64, SHA256)
     if digest != latents_digest(container, level):
-        raise FormatError(f"{folder}: was computed from other latents; `histocodec embed --overwrite` makes it anew")
+        raise FormatError(f"{where}: was computed from other latents; `histocodec embed --overwrite` makes it anew")
     count = f["count"].integer(1, MAX_VALUES // kind.length)
     forms = {"vectors": _vector_form(count, kind.length), "positions": _position_form(count)}
-    for name, form in forms.items():
-        _check_shrunk(folder / name, form)
-    vectors = read_plain(folder / "vectors", forms["vectors"]).astype(np.float32)
-    positions = read_plain(folder / "positions", forms["positions"])
+    for array, form in forms.items():
+        _check_shrunk(store, f"{name}/{array}", form)
+    vectors = read_plain(store, f"{name}/vectors", forms["vectors"]).astype(np.float32)
+    positions = read_plain(store, f"{name}/positions", forms["positions"])
     if not np.isfinite(vectors).all():
-        raise FormatError(f"{folder / 'vectors'}: has values that are not finite")
+        raise FormatError(f"{where}/vectors: has values that are not finite")
     size = container.attributes.levels[0]
     if positions.min() < 0 or positions[:, 0].max() >= size.width or positions[:, 1].max() >= size.height:
-        raise FormatError(f"{folder / 'positions'}: has positions outside the slide's {size.width} x {size.height}")
+        raise FormatError(f"{where}/positions: has positions outside the slide's {size.width} x {size.height}")
     patch = f["patch"].integer(1, 1 << 20)
     span = patch * container.attributes.levels[level].downsample
     mpp = container.attributes.mpp_at(level)
     return Embeddings(kind, level, patch, span, mpp, digest, vectors, positions)
 
 
-def _check_shrunk(folder: Path, form: Form) -> None:
+def _check_shrunk(store: Store, name: str, form: Form) -> None:
     """Raises FormatError where an array claims far more memory than its file can stand for, before any is taken."""
-    file = chunk_path(folder, (0,) * len(form.shape))
-    size = file.stat().st_size if file.is_file() else 0  # what is no file is refused when it is read
-    if file.is_file() and form.chunk_bytes > max(FREE_BYTES, MAX_SHRUNK * size):
+    key = chunk_key(name, (0,) * len(form.shape))
+    size = store.size(key)  # what is missing is refused when it is read
+    if size is not None and form.chunk_bytes > max(FREE_BYTES, MAX_SHRUNK * size):
         raise FormatError(
-            f"{file}: has {size} bytes for an array of {form.chunk_bytes}; above {FREE_BYTES >> 20} MiB, at least a "
-            f"{MAX_SHRUNK}th is needed. `histocodec embed --overwrite` makes it anew"
+            f"{store.where(key)}: has {size} bytes for an array of {form.chunk_bytes}; above {FREE_BYTES >> 20} MiB, "
+            f"at least a {MAX_SHRUNK}th is needed. `histocodec embed --overwrite` makes it anew"
         )
 
 
-def _check_digests(folder: Path) -> None:
-    lines = read_plain(folder / DIGESTS, _DIGESTS_FORM).tobytes().decode("utf-8", "replace").splitlines()
+def _check_digests(store: Store, group: str) -> None:
+    lines = read_plain(store, f"{group}/{DIGESTS}", _DIGESTS_FORM).tobytes().decode("utf-8", "replace").splitlines()
     for number, name in enumerate(sorted(COVERED)):
-        if lines[number : number + 1] != [f"{file_digest(folder / name).hex()}  {name}"]:
-            raise FormatError(f"{folder / name}: was altered (its SHA-256 is not the one that was written)")
+        key = f"{group}/{name}"
+        if lines[number : number + 1] != [f"{store_digest(store, key).hex()}  {name}"]:
+            raise FormatError(f"{store.where(key)}: was altered (its SHA-256 is not the one that was written)")

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -59,6 +60,31 @@ def read_bounded(path: Path, most: int) -> bytes:
     return data
 
 
+def open_regular(path: Path) -> FileIO:
+    """A regular file, for one read: no two threads share its position. Raises FormatError as `check_regular` does."""
+    try:
+        check_regular(path)
+        return path.open("rb", buffering=0)
+    except OSError as exc:
+        raise FormatError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+
+
+def read_at(file: FileIO, size: int, offset: int, where: str) -> bytes:
+    """Exactly `size` bytes at `offset`. Raises FormatError, which begins with `where`, where the file ends before."""
+    parts = []
+    try:
+        file.seek(offset)
+        while size:
+            part = file.read(size)
+            if not part:
+                raise FormatError(f"{where}: ends at byte {offset}, within something that has to be there")
+            parts.append(part)
+            size, offset = size - len(part), offset + len(part)
+    except OSError as exc:
+        raise FormatError(f"{where}: cannot be read: {exc.strerror or exc}") from exc
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
 def sync_folder(folder: Path) -> None:
     """Makes renames in a folder durable, where the system allows a folder to be opened."""
     with suppress(OSError):
@@ -72,18 +98,26 @@ def sync_folder(folder: Path) -> None:
 def check_regular(path: Path) -> None:
     """Raises FormatError unless `path` is a regular file: not missing, no folder, no pipe or device, from which a read
     could wait or last for ever, and no link, which could lead out of a container."""
+    if regular_size(path) is None:
+        raise FormatError(f"{path}: is missing")
+
+
+def regular_size(path: Path) -> int | None:
+    """The size of a regular file; None where there is nothing. Raises FormatError as `check_regular` does."""
     try:
-        mode = path.lstat().st_mode
-    except (FileNotFoundError, NotADirectoryError) as exc:
-        raise FormatError(f"{path}: is missing") from exc
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except OSError as exc:
         raise FormatError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+    mode = status.st_mode
     if stat.S_ISLNK(mode):
         raise FormatError(f"{path}: is a link; a container consists of folders and regular files")
     if stat.S_ISDIR(mode):
         raise FormatError(f"{path}: is missing; a folder is there")
     if not stat.S_ISREG(mode):
         raise FormatError(f"{path}: is no regular file; a container consists of folders and regular files")
+    return status.st_size
 
 
 def linked_folders(root: Path, depth: int) -> Iterator[Path]:

@@ -4,7 +4,6 @@
 decoded here.
 """
 
-import hashlib
 import re
 from collections.abc import Collection, Iterator
 from io import BytesIO
@@ -14,38 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histocodec.errors import FormatError
-from histocodec.formats.container.arrays import METADATA, Form, chunk_path, read_metadata, read_plain, write_plain
+from histocodec.formats.container.abstract_store import Store
+from histocodec.formats.container.arrays import METADATA, Form, chunk_key, read_metadata, read_plain, write_plain
 from histocodec.formats.container.attributes import SHA256
-from histocodec.formats.container.files import check_regular, relative_files
-from histocodec.formats.container.layout import BACKGROUND, GROUPS, LISTING, NO_SHARD, is_shard, plain_arrays
+from histocodec.formats.container.digests import check_digest, file_digest
+from histocodec.formats.container.files import relative_files
+from histocodec.formats.container.layout import BACKGROUND, GROUPS, LISTING, NO_SHARD, is_shard, plain_arrays, shard_key
 from histocodec.formats.container.read import Container
 from histocodec.formats.container.shard import read_index
+from histocodec.formats.container.shards_v1 import check_shard
 from histocodec.geometry import ShardKey
 
 # The groups that a container's files lie in. `embeddings` has digests of its own.
 OWN_GROUPS = (*GROUPS, "block_error", "lossless", "overview", "associated", "metadata", "model")
 SHARD_NAME = re.compile(r"latents/(\d{1,2})/c/0/(0|[1-9]\d{0,8})/(0|[1-9]\d{0,8})")
 MAX_LISTING = 64 << 20  # bytes: a hundred for each of half a million files
-
-
-def file_digest(path: Path) -> bytes:
-    """The SHA-256 of a file, 32 bytes. Raises FormatError where it is missing or cannot be read."""
-    try:
-        check_regular(path)
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as exc:
-        raise FormatError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
-
-
-def file_size(path: Path) -> int:
-    """The size of a file in bytes. Raises FormatError where it is missing or cannot be read."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError as exc:
-        raise FormatError(f"{path}: is missing") from exc
-    except OSError as exc:
-        raise FormatError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
 
 
 def write_listing(root: Path) -> None:
@@ -57,18 +39,18 @@ def write_listing(root: Path) -> None:
     write_plain(root / LISTING, Form(listing.shape, "uint8"), listing)
 
 
-def read_listing(root: Path) -> dict[str, str]:
+def read_listing(store: Store) -> dict[str, str]:
     """The SHA-256 in hexadecimal, by file name, of `integrity/files`. Raises FormatError where it is damaged."""
-    folder = root / LISTING
-    size = read_metadata(folder).member("shape").items(1, 1)[0].integer(1, MAX_LISTING)
-    text = BytesIO(read_plain(folder, Form((size,), "uint8")).tobytes())
+    where = store.where(LISTING)
+    size = read_metadata(store, LISTING).member("shape").items(1, 1)[0].integer(1, MAX_LISTING)
+    text = BytesIO(read_plain(store, LISTING, Form((size,), "uint8")).tobytes())
     listed: dict[str, str] = {}
     for number, line in enumerate(text, 1):
         digest, separator, name = line.decode("utf-8", "replace").rstrip("\n").partition("  ")
         if not separator or not re.fullmatch(SHA256, digest) or not _is_inner_name(name):
-            raise FormatError(f"{folder}: line {number} is not a SHA-256, two spaces and a file's name")
+            raise FormatError(f"{where}: line {number} is not a SHA-256, two spaces and a file's name")
         if name in listed:
-            raise FormatError(f"{folder}: line {number} lists {name} a second time")
+            raise FormatError(f"{where}: line {number} lists {name} a second time")
         listed[name] = digest
     return listed
 
@@ -78,37 +60,26 @@ def _is_inner_name(name: str) -> bool:
     return name.isprintable() and ".." not in name.split("/") and not name.startswith("/")
 
 
-def check_shard(container: Container, shard: ShardKey, digests: NDArray[np.uint8]) -> None:
-    """Raises FormatError unless the file of a shard is the one that was written there. `digests` are those of its
-    level, as `Container.integrity` returns them. Hashes the file, but no more bytes than the level has in all."""
-    path, most = container.shard_path(shard), container.attributes.levels[shard.level].bytes
-    digest = digests[shard.row, shard.column].tobytes()
-    if digest == NO_SHARD:
-        raise FormatError(f"{path}: is there, although all its chunks are background")
-    size = file_size(path)
-    if most is not None and size > most:
-        raise FormatError(f"{path}: has {size} bytes; all shards of level {shard.level} together have {most}")
-    _check_digest(path, digest.hex())
-
-
 def container_problems(container: Container) -> Iterator[FormatError]:
     """Everything in a container that is not as it was written, file by file. Embeddings, which are added later, have
     their own check: `embeddings.embedding_problems`."""
+    store = container.store
+    yield from (FormatError(problem) for problem in store.problems())
     for level in range(len(container.attributes.levels)):
         yield from _shard_problems(container, level)
     try:
-        listed = read_listing(container.path)
+        listed = read_listing(store)
     except FormatError as exc:
         yield exc
         return
     arrays = plain_arrays(container.attributes).items()
     needed = {METADATA, *(f"{name}/{METADATA}" for name, _ in arrays)}
-    needed |= {chunk_path(Path(name), (0,) * len(form.shape)).as_posix() for name, form in arrays}
+    needed |= {chunk_key(name, (0,) * len(form.shape)) for name, form in arrays}
     for name in sorted(needed - listed.keys()):
-        yield FormatError(f"{container.path / LISTING}: does not list {name}")
+        yield FormatError(f"{store.where(LISTING)}: does not list {name}")
     for name, digest in listed.items():
         try:
-            _check_digest(container.path / name, digest)
+            check_digest(store, name, digest)
         except FormatError as exc:
             yield exc
     yield from _unlisted_problems(container, listed.keys() | needed)
@@ -117,12 +88,12 @@ def container_problems(container: Container) -> Iterator[FormatError]:
 def _unlisted_problems(container: Container, known: Collection[str]) -> Iterator[FormatError]:
     """Files that were added to the container's own groups, or beside them: an image, a level, a shard beyond the grid.
     Groups of other names are other programs'."""
-    for name in relative_files(container.path):
+    for name, _ in container.store.entries():
         group, *rest = name.split("/")
         if (rest and group not in OWN_GROUPS) or name in known or name.startswith(f"{LISTING}/"):
             continue
         if not _is_shard_of(container, name):
-            yield FormatError(f"{container.path / name}: is not listed in {LISTING}, so it was added later")
+            yield FormatError(f"{container.store.where(name)}: is not listed in {LISTING}, so it was added later")
 
 
 def _is_shard_of(container: Container, name: str) -> bool:
@@ -147,15 +118,15 @@ def _shard_problems(container: Container, level: int) -> Iterator[FormatError]:
         return
     for row, column in np.ndindex(*present.shape):
         shard, digest = ShardKey(level, row, column), digests[row, column].tobytes()
-        path = container.shard_path(shard)
+        where = container.store.where(shard_key(shard))
         try:
             if present[row, column] == (digest == NO_SHARD):
-                raise FormatError(f"{path}: tiles/{level} and integrity/{level} disagree whether it has to be there")
+                raise FormatError(f"{where}: tiles/{level} and integrity/{level} disagree whether it has to be there")
             if digest != NO_SHARD:
-                check_shard(container, shard, digests)
+                check_shard(container.store, container.attributes, shard, digests)
                 _check_presence(container, shard, tiles)
-            elif path.exists():
-                raise FormatError(f"{path}: is there, although all its chunks are background")
+            elif container.store.size(shard_key(shard)) is not None:
+                raise FormatError(f"{where}: is there, although all its chunks are background")
         except FormatError as exc:
             yield exc
 
@@ -163,19 +134,12 @@ def _shard_problems(container: Container, level: int) -> Iterator[FormatError]:
 def _check_presence(container: Container, shard: ShardKey, tiles: NDArray[np.uint8]) -> None:
     """Raises FormatError unless a shard holds exactly the chunks that `tiles`, the level's, does not call
     background."""
-    path, side = container.shard_path(shard), container.attributes.shard
+    store, key, side = container.store, shard_key(shard), container.attributes.shard
     top, left = shard.row * side, shard.column * side
     expected = np.zeros((side, side), np.bool_)
     states = tiles[top : top + side, left : left + side]
     expected[: states.shape[0], : states.shape[1]] = states != BACKGROUND
-    present = np.reshape(read_index(path, side * side).present, (side, side))
+    present = np.reshape(read_index(store, key, side * side).present, (side, side))
     for i, j in np.argwhere(present != expected)[:1]:
-        chunk = f"{path}: level {shard.level} chunk ({top + i}, {left + j})"
+        chunk = f"{store.where(key)}: level {shard.level} chunk ({top + i}, {left + j})"
         raise FormatError(f"{chunk} is {'here' if present[i, j] else 'missing'}, against what tiles/{shard.level} says")
-
-
-def _check_digest(path: Path, expected: str) -> None:
-    if file_digest(path).hex() != expected:
-        raise FormatError(
-            f"{path}: is not the file written here (its SHA-256 differs): altered, or of another place or slide"
-        )

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histocodec.errors import FormatError
-from histocodec.formats.container.arrays import Form, array_metadata, chunk_path
+from histocodec.formats.container.arrays import Form, array_metadata, chunk_key
 from histocodec.formats.container.attributes import Attributes
 from histocodec.geometry import ChunkKey, ShardKey
 from histocodec.models.config import QUALITIES
@@ -103,9 +103,14 @@ def block_error_form(attributes: Attributes, level: int) -> Form:
     return Form((grid.chunk_rows, grid.chunk_columns), "float32", GRID_NAMES)
 
 
+def shard_key(shard: ShardKey) -> str:
+    """The key of a shard of latents."""
+    return chunk_key(f"latents/{shard.level}", (0, shard.row, shard.column))
+
+
 def shard_path(root: Path, shard: ShardKey) -> Path:
     """The file of a shard of latents."""
-    return chunk_path(root / "latents" / str(shard.level), (0, shard.row, shard.column))
+    return root / shard_key(shard)
 
 
 def chunks_where(level: int, condition: NDArray[np.bool_]) -> list[ChunkKey]:

@@ -1,4 +1,4 @@
-"""The container on disk, read: `Container.open`, then its methods. Each reads its file anew and keeps nothing.
+"""The container, read: `Container.open`, then its methods. Each reads its file anew and keeps nothing.
 
 What a container has, and in which shape, follows from its attributes alone; see `layout.py`. Writing is in `write.py`,
 digests are in `integrity.py`.
@@ -13,11 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.errors import FormatError, UnsupportedError, UsageError
-from histocodec.formats.container.arrays import METADATA, check_metadata, read_metadata, read_plain, read_plain_chunk
+from histocodec.errors import FormatError, HistocodecError, UnsupportedError, UsageError
+from histocodec.formats.container.arrays import (
+    METADATA,
+    check_metadata,
+    metadata_key,
+    read_metadata,
+    read_plain,
+    read_plain_chunk,
+)
 from histocodec.formats.container.attributes import KEY, Attributes
 from histocodec.formats.container.fields import Node
-from histocodec.formats.container.files import file_bytes, linked_folders, relative_files
 from histocodec.formats.container.layout import (
     BACKGROUND,
     DIGEST_BYTES,
@@ -28,17 +34,17 @@ from histocodec.formats.container.layout import (
     latent_metadata,
     lossless_form,
     plain_arrays,
-    shard_path,
 )
-from histocodec.geometry import ChunkKey, ShardKey
+from histocodec.formats.container.locations import is_url, local_path
+from histocodec.formats.container.shards_v1 import IndexCache, ShardReader
+from histocodec.formats.container.store import FolderStore, Location, Store, open_store
+from histocodec.formats.container.zipped import ZipStore, is_zip
+from histocodec.geometry import ChunkKey
 from histocodec.normalise import ChannelStats
 from histocodec.slide import Pixels
 
 if TYPE_CHECKING:
     import zarr
-
-
-LINK_DEPTH = 2  # folders: groups and arrays; single files are looked at as they are read
 
 
 @dataclass(frozen=True)
@@ -52,46 +58,53 @@ class Stats:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes on disk: of all files, and among them of the shards of latents and of the lossless chunks."""
+    """Bytes: of all files, and among them of the shards of latents and of the lossless chunks."""
 
     total: int
     latents: int
     lossless: int
 
 
-def described_by(root: Path) -> Node | None:
+def described_by(store: Store) -> Node | None:
     """The attribute "histocodec" of a Zarr group, unchecked; None where it has none. Raises FormatError where the
     group's metadata cannot be read."""
-    node: object = read_metadata(root).value
+    node: object = read_metadata(store, "").value
     for key in ("attributes", KEY):
         node = node.get(key) if isinstance(node, dict) else None
-    return None if node is None else Node(node, f"{root / METADATA}: {KEY}")
+    return None if node is None else Node(node, f"{store.where(METADATA)}: {KEY}")
 
 
-def _check_root(root: Path) -> None:
+def _check_root(store: Store) -> None:
     """Raises FormatError unless the metadata is that of a group of Zarr v3, which any reader of Zarr opens."""
-    node = read_metadata(root)
+    node = read_metadata(store, "")
     node.member("zarr_format").integer(3, 3)
     node.member("node_type").choice(("group",))
 
 
-def is_container(path: str | Path) -> bool:
-    """Whether `path` is a folder that says that it is a histocodec container; sound or not."""
+def is_container(location: str | bytes | os.PathLike[str]) -> bool:
+    """Whether a folder, a ZIP archive or what lies at a URL says that it is a histocodec container; sound or not."""
     try:
-        return names_container(path)
-    except FormatError:
+        return names_container(location)
+    except HistocodecError:
         return False
 
 
-def names_container(path: str | Path) -> bool:
-    """`is_container` for whoever is going to open the path. Raises FormatError where it is a Zarr group whose metadata
-    cannot be read: then nobody can tell what it is."""
-    return os.path.lexists(Path(path) / METADATA) and described_by(Path(path)) is not None
+def names_container(location: str | bytes | os.PathLike[str]) -> bool:
+    """`is_container` for whoever is going to open the location. Raises FormatError where it is a Zarr group whose
+    metadata cannot be read: then nobody can tell what it is. True of every URL, since nothing else is read from one."""
+    text = os.fsdecode(location)
+    if is_url(text):
+        return True
+    path = local_path(text)
+    if is_zip(path):
+        store: Store = ZipStore.open(path)
+        return store.size(METADATA) is not None and described_by(store) is not None
+    return os.path.lexists(path / METADATA) and described_by(FolderStore(path)) is not None
 
 
-def sizes(root: Path) -> Sizes:
-    """What a container takes on disk."""
-    by_name = {name: (root / name).lstat().st_size for name in relative_files(root)}
+def sizes(store: Store) -> Sizes:
+    """The bytes of a container's files."""
+    by_name = dict(store.entries())
     return Sizes(
         sum(by_name.values()),
         sum(size for name, size in by_name.items() if is_shard(name)),
@@ -99,42 +112,49 @@ def sizes(root: Path) -> Sizes:
     )
 
 
-def lossless_bytes(root: Path, level: int) -> int:
+def lossless_bytes(store: Store, level: int) -> int:
     """The bytes of a level's chunks that are stored losslessly."""
-    return file_bytes(root / "lossless" / str(level) / "c")
+    return sum(size for name, size in store.entries() if name.startswith(f"lossless/{level}/c/"))
 
 
 @dataclass(frozen=True)
 class Container:
-    """A container on disk, its attributes checked. Nothing else is read until a method is called.
+    """A container in a store, its attributes checked. Nothing else is read until a method is called.
 
     Methods raise FormatError where a file is missing, damaged, or not what the attributes imply, and UsageError for a
     level that does not exist.
     """
 
-    path: Path
+    store: Store
     attributes: Attributes
 
     @classmethod
-    def open(cls, path: str | Path) -> "Container":
-        """Opens a finished container. Raises UsageError where `path` does not exist, UnsupportedError where it is no
-        container or one of a later version, and FormatError where its attributes are damaged or it was never finished.
-        """
-        root = Path(path)
-        if not root.exists():
-            raise UsageError(f"{root}: does not exist")
-        if not os.path.lexists(root / METADATA):
-            raise UnsupportedError(f"{root}: is no histocodec container (it has no {METADATA})")
-        node = described_by(root)
+    def open(cls, location: Location) -> "Container":
+        """Opens a finished container at a path or URL, or in a store. Raises UsageError where a path does not exist,
+        UnsupportedError where it is no container or one of a later version, and FormatError where its attributes are
+        damaged or it was never finished."""
+        store = open_store(location)
+        if store.size(METADATA) is None:
+            raise UnsupportedError(f"{store.name}: is no histocodec container (it has no {METADATA})")
+        node = described_by(store)
         if node is None:
-            raise UnsupportedError(f"{root}: is Zarr, but no histocodec container (no attribute {KEY!r})")
-        _check_root(root)
-        for link in linked_folders(root, LINK_DEPTH):
-            raise FormatError(f"{link}: is a link; a container consists of folders and regular files")
+            raise UnsupportedError(f"{store.name}: is Zarr, but no histocodec container (no attribute {KEY!r})")
+        _check_root(store)
+        store.check()
         attributes = Attributes.from_json(node)
         if any(level.bytes is None for level in attributes.levels):
-            raise FormatError(f"{root}: was never finished; `histocodec encode --resume` goes on with it")
-        return cls(root, attributes)
+            raise FormatError(f"{store.name}: was never finished; `histocodec encode --resume` goes on with it")
+        return cls(store, attributes)
+
+    @property
+    def name(self) -> str:
+        """The container as errors name it: its path or URL."""
+        return self.store.name
+
+    @property
+    def path(self) -> Path | None:
+        """The local folder or file; None where the container lies elsewhere."""
+        return self.store.path
 
     def tiles(self, level: int) -> NDArray[np.uint8]:
         """The tile state of every chunk, (rows, columns) uint8: BACKGROUND, CODED or LOSSLESS."""
@@ -152,11 +172,11 @@ class Container:
     def block_error(self, level: int) -> NDArray[np.float32] | None:
         """The largest RMS error of any block of 16×16 pixels of every chunk, in grey values, (rows, columns) float32;
         NaN for background. None in a container of an earlier version, which lacks this map."""
-        folder = self.path / "block_error" / str(self._checked(level))
-        if not folder.exists():
+        name = f"block_error/{self._checked(level)}"
+        if self.store.size(metadata_key(name)) is None:
             return None
-        values = read_plain(folder, block_error_form(self.attributes, level))
-        check_values(f"block_error/{level}", values, str(folder))
+        values = read_plain(self.store, name, block_error_form(self.attributes, level))
+        check_values(name, values, self.store.where(name))
         return values
 
     def integrity(self, level: int) -> NDArray[np.uint8]:
@@ -189,29 +209,30 @@ class Container:
             return None
         data = self.array("model/weights").tobytes()
         if hashlib.sha256(data).hexdigest() != self.attributes.model.sha256:
-            raise FormatError(f"{self.path / 'model/weights'}: is not the model that the attributes name by SHA-256")
+            where = self.store.where("model/weights")
+            raise FormatError(f"{where}: is not the model that the attributes name by SHA-256")
         return data
 
     def array(self, name: str) -> NDArray[Any]:
         """One of the `plain_arrays`, by name: "tiles/0" say. Raises UsageError for a name that is none of them."""
         form = plain_arrays(self.attributes).get(name)
         if form is None:
-            raise UsageError(f"{self.path}: has no array {name}")
-        values = read_plain(self.path / name, form)
-        check_values(name, values, str(self.path / name))
+            raise UsageError(f"{self.name}: has no array {name}")
+        values = read_plain(self.store, name, form)
+        check_values(name, values, self.store.where(name))
         return values
 
     def lossless(self, key: ChunkKey) -> Pixels:
         """The pixels of a chunk that `tiles` calls LOSSLESS, cut at the level's edge: (h, w, 3) uint8."""
         form = lossless_form(self.attributes, self._checked(key.level))
-        folder, region = self.path / "lossless" / str(key.level), self.attributes.chunk_region(key)
-        check_metadata(folder, form.metadata())
-        pixels = read_plain_chunk(folder, form, (key.row, key.column, 0))
+        name, region = f"lossless/{key.level}", self.attributes.chunk_region(key)
+        check_metadata(self.store, name, form.metadata())
+        pixels = read_plain_chunk(self.store, name, form, (key.row, key.column, 0))
         return np.ascontiguousarray(pixels[: region.height, : region.width])
 
-    def shard_path(self, shard: ShardKey) -> Path:
-        """The file of a shard of latents, which need not exist."""
-        return shard_path(self.path, shard)
+    def shard_reader(self, indices: IndexCache) -> ShardReader:
+        """What reads the bytes of chunks, and keeps the shards' indices in a cache."""
+        return ShardReader(self.store, self.attributes, self.integrity, indices)
 
     def present_shards(self, level: int) -> NDArray[np.bool_]:
         """Whether `tiles` demands each shard, (shard rows, shard columns) bool: some chunk of it is not background."""
@@ -229,24 +250,25 @@ class Container:
         from histocodec.formats.container.zarr_codec import provide_model, register
         from histocodec.models.weights import parse_model
 
-        folder = self.path / "latents" / str(self._checked(level))
-        check_metadata(folder, latent_metadata(self.attributes, level))
+        name = f"latents/{self._checked(level)}"
+        check_metadata(self.store, name, latent_metadata(self.attributes, level))
         data = self.model_bytes()
         if data is not None:
-            provide_model(parse_model(data, name=str(self.path / "model/weights")))
+            provide_model(parse_model(data, name=self.store.where("model/weights")))
         register()
         try:  # zarr does not read every way to write the metadata
-            return zarr.open_array(folder, mode="r")
+            return zarr.open_array(self.store.zarr(), path=name, mode="r")
         except (TypeError, ValueError, KeyError) as exc:
-            raise UnsupportedError(f"{folder}: zarr {zarr.__version__} cannot open it: {exc}") from exc
+            where = self.store.where(name)
+            raise UnsupportedError(f"{where}: zarr {zarr.__version__} cannot open it: {exc}") from exc
 
     def check_latent_metadata(self, level: int) -> None:
         """Raises FormatError where the metadata of latents/<level> is not what the attributes imply."""
-        check_metadata(self.path / "latents" / str(self._checked(level)), latent_metadata(self.attributes, level))
+        check_metadata(self.store, f"latents/{self._checked(level)}", latent_metadata(self.attributes, level))
 
     def _checked(self, level: int) -> int:
         if not 0 <= level < len(self.attributes.levels):
             raise UsageError(
-                f"{self.path}: level {level} does not exist; it has 0 to {len(self.attributes.levels) - 1}"
+                f"{self.name}: level {level} does not exist; it has 0 to {len(self.attributes.levels) - 1}"
             )
         return level

@@ -11,18 +11,15 @@ the index codecs [bytes, crc32c] and `index_location` end. It is written without
 of the chunks already.
 """
 
-import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from io import FileIO
 from itertools import pairwise
-from pathlib import Path
 
 import google_crc32c
 
 from histocodec.errors import FormatError, UsageError
-from histocodec.formats.container.files import check_regular
+from histocodec.formats.container.abstract_store import Store
 
 ABSENT = 2**64 - 1
 CRC_BYTES = 4
@@ -108,73 +105,30 @@ class ShardIndex:
         return cls(tuple(entries))
 
 
-def read_index(path: Path, count: int) -> ShardIndex:
-    """The index of a shard's file with `count` chunks. Only the end of the file is read. Raises FormatError where it is
+def read_index(store: Store, key: str, count: int) -> ShardIndex:
+    """The index of a shard with `count` chunks. Only the end of the object is read. Raises FormatError where it is
     missing, too short or damaged."""
-    length = index_bytes(count)
-    with _open(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size < length:
-            raise FormatError(f"{path}: has {size} bytes; the index of a shard alone has {length}")
-        return ShardIndex.parse(_read_at(file, length, size - length, path), file_bytes=size, name=str(path))
+    length, where = index_bytes(count), store.where(key)
+    data, size = store.read_tail(key, length)
+    if size < length:
+        raise FormatError(f"{where}: has {size} bytes; the index of a shard alone has {length}")
+    return ShardIndex.parse(data, file_bytes=size, name=where)
 
 
-def read_chunk(path: Path, index: ShardIndex, number: int) -> bytes | None:
+def read_chunk(store: Store, key: str, index: ShardIndex, number: int) -> bytes | None:
     """The bytes of one chunk, without its CRC; None where it is absent. Raises FormatError where the CRC does not fit
-    or the file cannot be read."""
-    return read_chunks(path, index, (number,))[0]
+    or the shard cannot be read."""
+    return read_chunks(store, key, index, (number,))[0]
 
 
-def read_chunks(path: Path, index: ShardIndex, numbers: Iterable[int]) -> list[bytes | None]:
-    """`read_chunk` for several chunks, in their order. Opens the file once, and reads neighbours in one go."""
+def read_chunks(store: Store, key: str, index: ShardIndex, numbers: Iterable[int]) -> list[bytes | None]:
+    """`read_chunk` for several chunks, in their order. Neighbours are read in one go."""
     entries = [(number, index.entries[number]) for number in numbers]
-    present = sorted((entry, number) for number, entry in entries if entry is not None)
+    present = {number: entry for number, entry in entries if entry is not None}
     chunks: dict[int, bytes] = {}
-    with _open(path) as file:
-        for run in _runs(present):
-            (first, _), (last, size) = run[0][0], run[-1][0]
-            data = memoryview(_read_at(file, last + size - first, first, path))
-            for (offset, size), number in run:
-                stored = data[offset - first : offset - first + size]
-                chunk = bytes(stored[:-CRC_BYTES])
-                if crc32c(chunk) != stored[-CRC_BYTES:]:
-                    raise FormatError(f"{path}: chunk {number} does not match its checksum (altered or cut short)")
-                chunks[number] = chunk
+    for number, stored in zip(present, store.read_parts(key, list(present.values())), strict=True):
+        chunk = stored[:-CRC_BYTES]
+        if crc32c(chunk) != stored[-CRC_BYTES:]:
+            raise FormatError(f"{store.where(key)}: chunk {number} does not match its checksum (altered or cut short)")
+        chunks[number] = chunk
     return [chunks.get(number) for number, _ in entries]
-
-
-def _runs(entries: Sequence[tuple[tuple[int, int], int]]) -> Iterator[list[tuple[tuple[int, int], int]]]:
-    """Sorted entries ((offset, size), number) in runs without gaps, each at most MAX_CHUNK_BYTES long."""
-    run: list[tuple[tuple[int, int], int]] = []
-    for entry in entries:
-        if run and (sum(run[-1][0]) != entry[0][0] or sum(entry[0]) - run[0][0][0] > MAX_CHUNK_BYTES):
-            yield run
-            run = []
-        run.append(entry)
-    if run:
-        yield run
-
-
-def _open(path: Path) -> FileIO:
-    """The file, for one read: no two threads share its position."""
-    try:
-        check_regular(path)
-        return path.open("rb", buffering=0)
-    except OSError as exc:
-        raise FormatError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
-
-
-def _read_at(file: FileIO, size: int, offset: int, path: Path) -> bytes:
-    """Exactly `size` bytes at `offset`."""
-    parts = []
-    try:
-        file.seek(offset)
-        while size:
-            part = file.read(size)
-            if not part:
-                raise FormatError(f"{path}: ends at byte {offset}, within a chunk or its index")
-            parts.append(part)
-            size, offset = size - len(part), offset + len(part)
-    except OSError as exc:
-        raise FormatError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
-    return b"".join(parts)

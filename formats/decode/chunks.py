@@ -1,6 +1,6 @@
 """Chunks from the files of a container to latents, and windows of latents that a synthesis can decode.
 
-    shard file  ── index ──▶  bytes  ── ChunkCodec ──▶  latents  ── gains undone ──▶  window of a region
+    shard  ── ShardReader ──▶  bytes  ── ChunkCodec ──▶  latents  ── gains undone ──▶  window of a region
                   (cached)                             (cached)
 
 `ChunkReader` is what the two pixel decoders share: `pixels.PixelDecoder` takes windows from it, and `gpu.GpuRegions`
@@ -16,17 +16,14 @@ from numpy.typing import NDArray
 
 from histocodec.codec.chunk import ChunkCodec, fast_chunk_codec, quality_of
 from histocodec.errors import FormatError
-from histocodec.formats.container.integrity import check_shard
 from histocodec.formats.container.layout import BACKGROUND
 from histocodec.formats.container.read import Container
-from histocodec.formats.container.shard import ShardIndex, read_chunks, read_index
+from histocodec.formats.container.shard import ShardIndex
 from histocodec.formats.decode.cache import SHARED_INDICES, Cache, CachePart, Underway, alone
 from histocodec.geometry import ChunkKey, Grid, Margin, Region, ShardKey, ceil_div
 from histocodec.kernels.jit import jit
 from histocodec.models.weights import ModelWeights
 from histocodec.threads import Workers
-
-ENTRY_BYTES = 160  # of a chunk in a shard's index, as Python objects
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +51,7 @@ class ChunkReader:
         self.tiles = [container.tiles(level) for level in levels]  # the tile states (rows, columns) of each level
         self._planes = [container.attributes.grid(level).latents for level in levels]
         self._indices: CachePart[ShardKey, ShardIndex] = CachePart(SHARED_INDICES)
-        self._digests: dict[int, NDArray[np.uint8]] = {}  # the SHA-256 of every shard, by level
+        self._shards = container.shard_reader(self._indices)
         self._cache: CachePart[ChunkKey, ChunkLatents] = CachePart(cache)
         self._underway = Underway()
 
@@ -71,12 +68,7 @@ class ChunkReader:
 
     def check_absent(self, key: ChunkKey) -> None:
         """Raises FormatError where a shard holds a chunk that the map calls background: one of the two is wrong."""
-        shard = key.shard(self.container.attributes.shard)
-        if self.container.shard_path(shard).exists() and self._index(shard).entries[self._number(key)] is not None:
-            raise FormatError(
-                f"{self.container.shard_path(shard)}: holds level {key.level} chunk ({key.row}, {key.column}), which "
-                f"tiles/{key.level} calls background"
-            )
+        self._shards.check_absent(key)
 
     # Bytes.
 
@@ -86,48 +78,15 @@ class ChunkReader:
         for key in keys:
             shards.setdefault(key.shard(self.container.attributes.shard), []).append(key)
         chunks: dict[ChunkKey, bytes] = {}
-        for members, data in zip(shards.values(), self.workers.map(self._read_shard, shards.values()), strict=True):
+        for members, data in zip(
+            shards.values(), self.workers.map(self._shards.chunk_bytes, shards.values()), strict=True
+        ):
             chunks.update(zip(members, data, strict=True))
         return [chunks[key] for key in keys]
 
-    def _read_shard(self, keys: Sequence[ChunkKey]) -> list[bytes]:
-        """`read` for chunks of one shard, on this thread."""
-        shard = keys[0].shard(self.container.attributes.shard)
-        chunks = []
-        data = read_chunks(self.container.shard_path(shard), self._index(shard), map(self._number, keys))
-        for key, chunk in zip(keys, data, strict=True):
-            if chunk is None:
-                raise FormatError(f"{self._name(key)} is missing from its shard")
-            chunks.append(chunk)
-        return chunks
-
-    def _index(self, shard: ShardKey) -> ShardIndex:
-        """The index of a shard's file, read once. The whole file is hashed then: the CRCs inside it cannot tell a shard
-        of another place or slide."""
-        index = self._indices.get(shard)
-        if index is None:
-            index = read_index(self.container.shard_path(shard), self.container.attributes.shard**2)
-            self._check_shard(shard)
-            self._indices.put(shard, index, ENTRY_BYTES * len(index))
-        return index
-
-    def _check_shard(self, shard: ShardKey) -> None:
-        """Raises FormatError unless a shard of a finished container is the one that was written there. While a
-        container grows, its shards are the encoder's own and have no digests yet."""
-        if self.container.attributes.levels[shard.level].bytes is None:
-            return
-        if shard.level not in self._digests:
-            self._digests[shard.level] = self.container.integrity(shard.level)
-        check_shard(self.container, shard, self._digests[shard.level])
-
-    def _number(self, key: ChunkKey) -> int:
-        """The place of a chunk in its shard's index."""
-        side = self.container.attributes.shard
-        return key.row % side * side + key.column % side
-
     def _name(self, key: ChunkKey) -> str:
         """A chunk as errors name it."""
-        return f"{self.container.path}: level {key.level} chunk ({key.row}, {key.column})"
+        return f"{self.container.name}: level {key.level} chunk ({key.row}, {key.column})"
 
     # Latents.
 
@@ -148,7 +107,7 @@ class ChunkReader:
 
     def decode(self, key: ChunkKey) -> ChunkLatents:
         """The latents of a chunk that is not background, read and decoded anew."""
-        (data,) = self._read_shard([key])
+        (data,) = self._shards.chunk_bytes([key])
         try:
             y = self.codec.decode(data, (self.weights.config.latent_channels, self.side, self.side))
         except FormatError as exc:

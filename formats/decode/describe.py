@@ -1,25 +1,25 @@
 """The facts about a container that `histocodec info` prints, ready for JSON. Needs neither PyTorch nor the model."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 
 from histocodec.formats.container.layout import BACKGROUND, CODED, LOSSLESS
 from histocodec.formats.container.read import Container, lossless_bytes, sizes
+from histocodec.formats.container.store import Location
 
 
-def describe(path: str | Path) -> dict[str, object]:
-    """The facts about the container at `path`: sizes in pixels and bytes, rates in bits per pixel, ratios, PSNR in dB,
+def describe(location: Location) -> dict[str, object]:
+    """The facts about a container: sizes in pixels and bytes, rates in bits per pixel, ratios, PSNR in dB,
     block errors in grey values, and counts of chunks by tile state. Raises what `Container.open` raises, and
     FormatError where a map is damaged."""
-    container = Container.open(Path(path))
+    container = Container.open(location)
     attributes = container.attributes
-    on_disk = sizes(container.path)
+    on_disk = sizes(container.store)
     first = attributes.levels[0]
-    pixels, level0 = first.width * first.height, (first.bytes or 0) + lossless_bytes(container.path, 0)
+    pixels, level0 = first.width * first.height, (first.bytes or 0) + lossless_bytes(container.store, 0)
     return {
-        "path": str(path),
+        "path": container.name,
         "format_version": 1,
         "generator": attributes.generator,
         "model": attributes.model.id,

@@ -15,10 +15,10 @@ def model_of(container: Container) -> ModelWeights:
     if embedded is None:
         weights = find_model(reference.id, reference.sha256)
     else:
-        weights = parse_model(embedded, name=f"{container.path}: embedded model")
+        weights = parse_model(embedded, name=f"{container.name}: embedded model")
     config = weights.config
     stated = f"family {reference.family}, stride {reference.stride} and {reference.channels} channels"
     actual = f"family {config.family}, stride {config.stride} and {config.latent_channels} channels"
     if stated != actual:
-        raise FormatError(f"{container.path}: states {stated} for model {reference.id}, which has {actual}")
+        raise FormatError(f"{container.name}: states {stated} for model {reference.id}, which has {actual}")
     return weights

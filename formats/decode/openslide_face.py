@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import openslide
@@ -50,7 +49,7 @@ class OpenSlideFace(openslide.AbstractSlide):
     @classmethod
     def detect_format(cls, filename: str | bytes | os.PathLike[str]) -> str | None:
         """`"histocodec"` where `filename` is a container, else None."""
-        return "histocodec" if is_container(Path(os.fsdecode(filename))) else None
+        return "histocodec" if is_container(filename) else None
 
     def set_cache(self, cache: openslide.OpenSlideCache) -> None:
         """Uses a cache of the capacity of `cache`, shared with the other slides that are given it, as OpenSlide does.

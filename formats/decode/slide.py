@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image
 from histocodec.errors import UsageError
 from histocodec.forks import Lock
 from histocodec.formats.container.read import Container
+from histocodec.formats.container.store import Location
 from histocodec.formats.decode.model import model_of
 from histocodec.formats.decode.openslide_errors import openslide_errors
 from histocodec.formats.decode.openslide_face import OpenSlideFace, openslide_properties
@@ -32,13 +32,13 @@ BATCH_PIXELS = 64 << 20  # pixels of chunks that read_batch holds at once, at mo
 
 
 def open_compressed(
-    path: str | bytes | os.PathLike[str],
+    location: Location,
     *,
     device: str = "auto",
     cache_bytes: int | None = None,
     workers: int | None = None,
 ) -> "CompressedSlide":
-    """Opens a container for reading.
+    """Opens a container for reading: at a path or URL, or in a Zarr store.
 
     Pixels are decoded on `device` ("auto", "cpu", "cuda", "cuda:1"). All slides of a process share its threads and its
     cache, which `configure` sets; with `workers` the slide has as many threads of its own, and with `cache_bytes` a
@@ -46,7 +46,7 @@ def open_compressed(
     UnsupportedError where it is no container or one of a later version, FormatError where it is damaged, and
     MissingModelError. The first read raises UsageError or UnsupportedError for a device that is not there.
     """
-    return CompressedSlide(path, device=device, cache_bytes=cache_bytes, workers=workers)
+    return CompressedSlide(location, device=device, cache_bytes=cache_bytes, workers=workers)
 
 
 class CompressedSlide(OpenSlideFace):
@@ -59,7 +59,7 @@ class CompressedSlide(OpenSlideFace):
 
     def __init__(
         self,
-        path: str | bytes | os.PathLike[str],
+        location: Location,
         *,
         device: str = "auto",
         cache_bytes: int | None = None,
@@ -67,14 +67,18 @@ class CompressedSlide(OpenSlideFace):
     ) -> None:
         super().__init__()
         check_settings(workers, cache_bytes)
-        path = os.fsdecode(path)
-        self._filename = path  # where programs look that were written for `openslide.OpenSlide`
-        self._arguments = (os.path.abspath(path), device, cache_bytes, workers)
         with openslide_errors(opening=True):
-            self.container = Container.open(Path(path))
+            self.container = Container.open(location)
             self.weights = model_of(self.container)
-        attributes = self.container.attributes
-        self.name = path
+        attributes, store = self.container.attributes, self.container.store
+        self.name = store.name
+        self._filename = self.name  # where programs look that were written for `openslide.OpenSlide`
+        self._arguments = (
+            location if store.path is None else os.path.abspath(store.path),
+            device,
+            cache_bytes,
+            workers,
+        )
         self.device = device
         self.levels = tuple(Level(level.width, level.height, level.downsample) for level in attributes.levels)
         self.mpp: Mpp | None = attributes.mpp
@@ -253,9 +257,9 @@ class CompressedSlide(OpenSlideFace):
                 decoder = self._decoder = self._decoder or decoder
         return decoder
 
-    def __reduce__(self) -> tuple[Callable[[str], "CompressedSlide"], tuple[str]]:
-        path, device, cache_bytes, workers = self._arguments
-        return partial(CompressedSlide, device=device, cache_bytes=cache_bytes, workers=workers), (path,)
+    def __reduce__(self) -> tuple[Callable[[Location], "CompressedSlide"], tuple[Location]]:
+        location, device, cache_bytes, workers = self._arguments
+        return partial(CompressedSlide, device=device, cache_bytes=cache_bytes, workers=workers), (location,)
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{level.width}x{level.height}" for level in self.levels)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +20,7 @@ from histocodec.formats.container.embeddings import embedding_problems
 from histocodec.formats.container.integrity import container_problems
 from histocodec.formats.container.layout import BACKGROUND, LOSSLESS, chunks_where
 from histocodec.formats.container.read import Container
+from histocodec.formats.container.store import Location
 from histocodec.formats.decode.cache import Cache
 from histocodec.formats.decode.model import model_of
 from histocodec.geometry import ChunkKey
@@ -60,7 +60,7 @@ class VerifyReport:
 
 
 def verify(
-    path: str | Path,
+    location: Location,
     *,
     against: Slide | None = None,
     quick: bool = False,
@@ -72,12 +72,12 @@ def verify(
     every lossless one. With the source as `against`, also decodes all pixels, measures them and compares them with the
     stored maps. Calls `progress` with the chunks that are done and their total.
 
-    Reports what is wrong with the container, and does not raise it. Raises UsageError where `path` does not exist or
-    `against` has levels of other sizes, UnsupportedError where `path` is no container, FormatError where its attributes
+    Reports what is wrong with the container, and does not raise it. Raises UsageError where a path does not exist or
+    `against` has levels of other sizes, UnsupportedError where there is no container, FormatError where its attributes
     cannot be read, and MissingModelError.
     """
     began = time.perf_counter()
-    container = Container.open(Path(path))
+    container = Container.open(location)
     found = chain(container_problems(container), embedding_problems(container))
     problems = [str(problem) for problem in islice(found, MAX_PROBLEMS)]
     chunks = shards = 0
@@ -102,7 +102,7 @@ def verify(
         pool.close()
     shown = tuple(dict.fromkeys(problems))[:MAX_PROBLEMS]
     return VerifyReport(
-        str(path), not shown, chunks, shards, shown,
+        container.name, not shown, chunks, shards, shown,
         fidelity.psnr, fidelity.worst_psnr, fidelity.worst_block_error, fidelity.worst_background_psnr,
         time.perf_counter() - began,
     )  # fmt: skip
@@ -130,7 +130,7 @@ def _contradictions(container: Container, level: int) -> list[str]:
     if block_error is not None:
         disagreeing["block_error"] = background != np.isnan(block_error)
     return [
-        f"{container.path}: chunk ({row}, {column}) is background by one of tiles/{level} and {name}/{level} only"
+        f"{container.name}: chunk ({row}, {column}) is background by one of tiles/{level} and {name}/{level} only"
         for name, chunks in disagreeing.items()
         for row, column in np.argwhere(chunks)[:MAX_PROBLEMS]
     ]
@@ -168,7 +168,7 @@ class _Check:
                 return str(exc)
             stated = int(quality[key.level][key.row, key.column])
             if chunk is not None and chunk.quality != stated:
-                where = f"{self.container.path}: level {key.level} chunk ({key.row}, {key.column})"
+                where = f"{self.container.name}: level {key.level} chunk ({key.row}, {key.column})"
                 return f"{where}: has quality {chunk.quality}, the map says {stated}"
             return None
 
@@ -192,7 +192,7 @@ class _Check:
         for number, level in enumerate(self.container.attributes.levels):
             if (level.width, level.height) not in source_levels:
                 raise UsageError(
-                    f"{original.name}: has no level of {level.width}x{level.height}, as {self.container.path} has"
+                    f"{original.name}: has no level of {level.width}x{level.height}, as {self.container.name} has"
                 )
             source_level = source_levels[level.width, level.height]
             measure = partial(
@@ -226,7 +226,7 @@ class _Check:
         if wrong.any():  # or was it measured on a machine with the other arithmetic?
             wrong &= differs(measure(lambda _: None, dtype=other_dtype(self.device)))
         return [
-            f"{self.container.path}: level {level} chunk ({row}, {column}): {measured.psnr[row, column]:.2f} dB and a "
+            f"{self.container.name}: level {level} chunk ({row}, {column}): {measured.psnr[row, column]:.2f} dB and a "
             f"block error of {measured.block_error[row, column]:.2f}, the maps say {psnr[row, column]:.2f} dB and "
             f"{block_error[row, column]:.2f}"
             for row, column in np.argwhere(wrong)[:MAX_PROBLEMS]

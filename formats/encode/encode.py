@@ -27,6 +27,7 @@ from histocodec.errors import OutputError, SourceError
 from histocodec.formats.container import write as files
 from histocodec.formats.container.attributes import Attributes
 from histocodec.formats.container.read import Container
+from histocodec.formats.container.store import FolderStore
 from histocodec.formats.decode.fidelity import LevelFidelity, measure_level
 from histocodec.formats.encode.extras import check_extras, write_extras
 from histocodec.formats.encode.groups import encode_group, groups_of
@@ -218,7 +219,7 @@ class _Encoder:
     ) -> LevelFidelity:
         scope, transform = self.plan.scope, self.quantiser.transform
         return measure_level(
-            Container(self.container.root, self.container.attributes),
+            Container(FolderStore(self.container.root), self.container.attributes),
             transform.weights,
             transform.device,
             self.workers,

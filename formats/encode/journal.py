@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Self
 
 from histocodec.errors import FormatError, OutputError, UsageError
+from histocodec.formats.container.digests import file_digest
 from histocodec.formats.container.fields import Node, parse_json
 from histocodec.formats.container.files import sync_folder, temporary_files
-from histocodec.formats.container.integrity import file_digest
 from histocodec.formats.container.layout import shard_path
 from histocodec.formats.container.read import is_container
 from histocodec.formats.container.shard import crc32c

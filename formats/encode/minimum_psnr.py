@@ -29,6 +29,7 @@ from histocodec.fidelity import squared_error
 from histocodec.formats.container import write as files
 from histocodec.formats.container.layout import CODED, LOSSLESS
 from histocodec.formats.container.read import Container
+from histocodec.formats.container.store import FolderStore
 from histocodec.formats.decode.cache import Cache
 from histocodec.formats.decode.chunks import ChunkReader
 from histocodec.formats.decode.fidelity import CACHE_BYTES, Floor, LevelFidelity
@@ -92,7 +93,7 @@ class MinimumPsnr:
         return tuple(Change(key, LOSSLESS, int(quality[key.row, key.column])) for key in below)
 
     def _searched(self, below: Sequence[ChunkKey]) -> tuple[Change, ...]:
-        stored = Container(self.container.root, self.container.attributes)
+        stored = Container(FolderStore(self.container.root), self.container.attributes)
         reader = ChunkReader(stored, self.quantiser.weights, self.workers, cache=Cache(CACHE_BYTES // 2))
         self.clock.extend(SEARCH_TRIES * self._pixels(below))
         before = self.container.maps(below[0].level).quality

@@ -11,8 +11,9 @@ from histocodec.codec.chunk import quality_of
 from histocodec.formats.container import write as files
 from histocodec.formats.container.attributes import Attributes
 from histocodec.formats.container.files import write_atomically
-from histocodec.formats.container.layout import BACKGROUND, CODED, LOSSLESS, shard_path
+from histocodec.formats.container.layout import BACKGROUND, CODED, LOSSLESS, shard_key, shard_path
 from histocodec.formats.container.shard import pack_shard, read_chunks, read_index
+from histocodec.formats.container.store import FolderStore
 from histocodec.formats.encode.journal import Journal
 from histocodec.formats.encode.records import ShardRecord
 from histocodec.geometry import ChunkKey, ShardKey
@@ -82,8 +83,8 @@ class PartialContainer:
     def change_shard(self, shard: ShardKey, changed: Mapping[ChunkKey, StoredChunk]) -> None:
         """Writes a shard anew with other chunks in some places. A reader, or a resumed encode, sees the old file or the
         new one."""
-        path, keys = self._path(shard), shard.chunks(self.attributes.shard)
-        data = read_chunks(path, read_index(path, len(keys)), range(len(keys)))
+        store, name, keys = FolderStore(self.root), shard_key(shard), shard.chunks(self.attributes.shard)
+        data = read_chunks(store, name, read_index(store, name, len(keys)), range(len(keys)))
         states = self.journal.records[shard].tiles
         before = {key: StoredChunk(state, part) for key, state, part in zip(keys, states, data, strict=True)}
         self.write_shard(shard, {**before, **changed})

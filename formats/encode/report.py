@@ -9,6 +9,7 @@ import numpy as np
 
 from histocodec.formats.container.attributes import Attributes
 from histocodec.formats.container.read import lossless_bytes, sizes
+from histocodec.formats.container.store import FolderStore
 from histocodec.formats.decode.fidelity import LevelFidelity
 from histocodec.formats.encode.partial_container import Maps
 from histocodec.formats.encode.unreadable import Place
@@ -94,9 +95,9 @@ def make_report(
     device: str,
 ) -> EncodeReport:
     """The report on the finished container at `path`, which took `seconds` on `device`."""
-    size, first = sizes(path), attributes.levels[0]
+    size, first = sizes(FolderStore(path)), attributes.levels[0]
     pixels, source_bytes = first.width * first.height, attributes.source.bytes
-    level0 = (first.bytes or 0) + lossless_bytes(path, 0)
+    level0 = (first.bytes or 0) + lossless_bytes(FolderStore(path), 0)
     stats_bytes = 4 * 3 + 4 * 3 + 3 + 4 * attributes.model.channels  # mean, deviation, background and its latent
     if asked_quality is not None and asked_quality % 1 == 0:
         asked_quality = int(asked_quality)

@@ -18,9 +18,10 @@ from histocodec.errors import FormatError, HistocodecError, UnsupportedError, Us
 from histocodec.formats.container.arrays import Form, write_plain
 from histocodec.formats.container.attributes import LevelAttributes, ModelReference
 from histocodec.formats.container.integrity import container_problems
-from histocodec.formats.container.layout import block_error_form, plain_arrays
+from histocodec.formats.container.layout import block_error_form, plain_arrays, shard_key
 from histocodec.formats.container.read import Container, Stats, is_container, sizes
 from histocodec.formats.container.shard import read_chunk, read_index
+from histocodec.formats.container.store import FolderStore
 from histocodec.formats.container.write import (
     create_skeleton,
     finish,
@@ -67,7 +68,7 @@ def test_stats_come_back(tmp_path: Path) -> None:
     )
     written(tmp_path / "a")
     write_stats(tmp_path / "a", described, stats)
-    found = Container(tmp_path / "a", described).stats()
+    found = Container(FolderStore(tmp_path / "a"), described).stats()
     assert found.channels == stats.channels
     assert np.array_equal(found.background, stats.background)
     assert np.array_equal(found.background_latent, stats.background_latent)
@@ -77,7 +78,7 @@ def test_maps_keep_nan_and_infinity(tmp_path: Path) -> None:
     written(tmp_path / "a")
     psnr = np.array([[np.nan, np.inf, 30], [1, 2, 3]], np.float32)
     write_array(tmp_path / "a", attributes(), "psnr/0", psnr)
-    assert np.array_equal(Container(tmp_path / "a", attributes()).psnr(0), psnr, equal_nan=True)
+    assert np.array_equal(Container(FolderStore(tmp_path / "a"), attributes()).psnr(0), psnr, equal_nan=True)
 
 
 def test_zarr_reads_everything_with_core_codecs(tmp_path: Path) -> None:
@@ -133,9 +134,9 @@ def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_writing_twice_changes_nothing(tmp_path: Path) -> None:
     container = written(tmp_path / "a")
-    before = sizes(tmp_path / "a")
+    before = sizes(FolderStore(tmp_path / "a"))
     finish(tmp_path / "a", container.attributes)
-    assert sizes(tmp_path / "a") == before
+    assert sizes(FolderStore(tmp_path / "a")) == before
 
 
 def test_an_embedded_model_is_held_to_its_digest(tmp_path: Path) -> None:
@@ -188,8 +189,8 @@ def test_chunks_are_found_by_their_place(tmp_path: Path) -> None:
     tiles, present = container.tiles(0), container.present_shards(0)
     for row, column in np.ndindex(*tiles.shape):
         if present[row // 2, column // 2]:
-            path = container.shard_path(ShardKey(0, row // 2, column // 2))
-            chunk = read_chunk(path, read_index(path, 4), row % 2 * 2 + column % 2)
+            name = shard_key(ShardKey(0, row // 2, column // 2))
+            chunk = read_chunk(container.store, name, read_index(container.store, name, 4), row % 2 * 2 + column % 2)
             assert chunk == (b"x" if tiles[row, column] else None)
 
 
@@ -369,5 +370,5 @@ def test_everything_but_latents_takes_little(tmp_path: Path) -> None:
         overview=None, associated={}, properties=properties,
     )  # fmt: skip
     written(tmp_path / "a", described)
-    found = sizes(tmp_path / "a")
+    found = sizes(FolderStore(tmp_path / "a"))
     assert found.total - found.latents < 30_000

@@ -20,6 +20,7 @@ from histocodec.formats.container.shard import (
     read_chunks,
     read_index,
 )
+from histocodec.formats.container.store import FolderStore
 
 # Four chunks, of which 0 ("ab") and 3 ("c") are present.
 GOLDEN = bytes.fromhex(
@@ -33,10 +34,9 @@ GOLDEN = bytes.fromhex(
 )  # fmt: skip
 
 
-def stored(folder: Path, data: bytes) -> Path:
-    path = folder / "shard"
-    path.write_bytes(data)
-    return path
+def stored(folder: Path, data: bytes) -> tuple[FolderStore, str]:
+    (folder / "shard").write_bytes(data)
+    return FolderStore(folder), "shard"
 
 
 def with_index(body: bytes, *pairs: tuple[int, int]) -> bytes:
@@ -53,11 +53,11 @@ def test_a_packed_shard_has_these_bytes() -> None:
 
 
 def test_chunks_come_back_as_they_were_packed(tmp_path: Path) -> None:
-    path = stored(tmp_path, GOLDEN)
-    index = read_index(path, 4)
+    shard_at = stored(tmp_path, GOLDEN)
+    index = read_index(*shard_at, 4)
     assert index.present == (True, False, False, True)
-    assert read_chunks(path, index, range(4)) == [b"ab", None, None, b"c"]
-    assert read_chunk(path, index, 3) == b"c"
+    assert read_chunks(*shard_at, index, range(4)) == [b"ab", None, None, b"c"]
+    assert read_chunk(*shard_at, index, 3) == b"c"
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int16"])
@@ -97,10 +97,10 @@ def test_what_zarr_writes_can_be_read(tmp_path: Path) -> None:
     values = np.arange(256, dtype=np.int16).astype(np.int8).reshape(1, 16, 16)
     values[:, 4:8, 4:8] = 0  # the fill value, which zarr leaves out
     array[:] = values
-    path = tmp_path / "a/c/0/0/0"
-    index = read_index(path, 16)
+    shard_at = FolderStore(tmp_path / "a"), "c/0/0/0"
+    index = read_index(*shard_at, 16)
     assert index.present == tuple(number != 5 for number in range(16))
-    assert read_chunk(path, index, 6) == values[0, 4:8, 8:12].tobytes()
+    assert read_chunk(*shard_at, index, 6) == values[0, 4:8, 8:12].tobytes()
 
 
 def test_a_shard_without_chunks_is_not_stored() -> None:
@@ -117,24 +117,24 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path: Path) -> None:
     for bit in range(8 * len(GOLDEN)):
         data = bytearray(GOLDEN)
         data[bit // 8] ^= 1 << bit % 8
-        path = stored(tmp_path, bytes(data))
+        shard_at = stored(tmp_path, bytes(data))
         with pytest.raises(FormatError, match="shard"):
-            read_chunks(path, read_index(path, 4), range(4))
+            read_chunks(*shard_at, read_index(*shard_at, 4), range(4))
 
 
 @pytest.mark.parametrize("size", range(0, len(GOLDEN), 5))
 def test_a_shard_cut_short_is_refused(tmp_path: Path, size: int) -> None:
-    path = stored(tmp_path, GOLDEN[:size])
+    shard_at = stored(tmp_path, GOLDEN[:size])
     with pytest.raises(FormatError):
-        read_index(path, 4)
+        read_index(*shard_at, 4)
 
 
 def test_a_file_cut_after_its_index_was_read_is_noticed(tmp_path: Path) -> None:
-    path = stored(tmp_path, GOLDEN)
-    index = read_index(path, 4)
-    path.write_bytes(GOLDEN[:8])
+    shard_at = stored(tmp_path, GOLDEN)
+    index = read_index(*shard_at, 4)
+    (tmp_path / "shard").write_bytes(GOLDEN[:8])
     with pytest.raises(FormatError, match="ends at byte 8"):
-        read_chunk(path, index, 3)
+        read_chunk(*shard_at, index, 3)
 
 
 @pytest.mark.parametrize(
@@ -151,15 +151,15 @@ def test_a_file_cut_after_its_index_was_read_is_noticed(tmp_path: Path) -> None:
     ],
 )
 def test_hostile_ranges_are_refused(tmp_path: Path, pairs: tuple[tuple[int, int], ...], message: str) -> None:
-    path = stored(tmp_path, with_index(bytes(20), *pairs))
+    shard_at = stored(tmp_path, with_index(bytes(20), *pairs))
     with pytest.raises(FormatError, match=message):
-        read_index(path, 2)
+        read_index(*shard_at, 2)
 
 
 def test_chunks_may_lie_in_any_order_with_gaps(tmp_path: Path) -> None:
     body = b"-" + b"b" + crc32c(b"b") + b"--" + b"a" + crc32c(b"a")
-    path = stored(tmp_path, with_index(body, (8, 5), (1, 5)))
-    assert read_chunks(path, read_index(path, 2), (0, 1)) == [b"a", b"b"]
+    shard_at = stored(tmp_path, with_index(body, (8, 5), (1, 5)))
+    assert read_chunks(*shard_at, read_index(*shard_at, 2), (0, 1)) == [b"a", b"b"]
 
 
 def test_a_chunk_larger_than_any_can_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,9 +170,9 @@ def test_a_chunk_larger_than_any_can_be_is_refused(monkeypatch: pytest.MonkeyPat
 
 def test_a_missing_shard_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="is missing"):
-        read_index(tmp_path / "none", 4)
+        read_index(FolderStore(tmp_path), "none", 4)
     with pytest.raises(FormatError, match="is missing"):
-        read_index(tmp_path, 4)
+        read_index(FolderStore(tmp_path.parent), tmp_path.name, 4)
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_file_larger_than_allowed_is_not_read(tmp_path: Path) -> None:
-    path = stored(tmp_path, b"12345")
-    assert read_bounded(path, 5) == b"12345"
+    stored(tmp_path, b"12345")
+    assert read_bounded(tmp_path / "shard", 5) == b"12345"
     with pytest.raises(FormatError, match="more than 4 bytes"):
-        read_bounded(path, 4)
+        read_bounded(tmp_path / "shard", 4)

@@ -16,8 +16,8 @@ from histocodec.formats.container.attributes import (
     ModelReference,
     SourceAttributes,
 )
+from histocodec.formats.container.digests import file_digest
 from histocodec.formats.container.files import write_atomically
-from histocodec.formats.container.integrity import file_digest
 from histocodec.formats.container.layout import plain_arrays, shard_path
 from histocodec.formats.container.read import Container
 from histocodec.formats.container.shard import pack_shard

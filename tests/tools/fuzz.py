@@ -34,6 +34,7 @@ from histocodec.formats.container.fields import Node, parse_json
 from histocodec.formats.container.layout import plain_arrays
 from histocodec.formats.container.read import described_by
 from histocodec.formats.container.shard import CRC_BYTES, crc32c, index_bytes, pack_shard, read_chunks, read_index
+from histocodec.formats.container.store import FolderStore
 from histocodec.formats.decode.slide import open_compressed
 from histocodec.formats.decode.verify import verify
 from histocodec.formats.encode.encode import encode_slide
@@ -200,7 +201,7 @@ def small_container(folder: Path) -> Path:
 @lru_cache(maxsize=1)
 def sound_attributes() -> Any:
     with tempfile.TemporaryDirectory() as folder:
-        node = described_by(small_container(Path(folder)))
+        node = described_by(FolderStore(small_container(Path(folder))))
     assert node is not None and isinstance(node.value, dict)
     return {**node.value, "associated": [{"name": "thumbnail", "width": 7, "height": 6}], "overview": [15, 10]}
 
@@ -275,11 +276,12 @@ class Shards:
 
     def take(self, data: bytes) -> None:
         self.file.write_bytes(data)
-        index = read_index(self.file, 4)
+        store, key = FolderStore(self.file.parent), self.file.name
+        index = read_index(store, key, 4)
         covered = [at for entry in index.entries if entry for at in range(entry[0], sum(entry))]
         assert len(covered) == len(set(covered)), "chunks overlap"
         assert all(at < len(data) - index_bytes(4) for at in covered), "a chunk lies in the index"
-        read_chunks(self.file, index, range(4))
+        read_chunks(store, key, index, range(4))
 
 
 def make_attributes(rng: Random) -> bytes:

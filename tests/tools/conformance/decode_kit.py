@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histocodec.codec.chunk import HyperChunkCodec, fast_chunk_codec, quality_of
-from histocodec.formats.container.layout import BACKGROUND
+from histocodec.formats.container.layout import BACKGROUND, shard_key
 from histocodec.formats.container.read import Container
 from histocodec.formats.container.shard import read_chunk, read_index
 from histocodec.geometry import ShardKey
@@ -60,8 +60,9 @@ def decode_chunks(container: Container, codec: HyperChunkCodec) -> tuple[list[st
         shape = (attributes.model.channels, side, side)
         whole = np.zeros((shape[0], grid.chunk_rows * side, grid.chunk_columns * side), "<i2")
         for row, column in np.argwhere(container.tiles(level) != BACKGROUND):
-            path = container.shard_path(ShardKey(level, row // across, column // across))
-            data = read_chunk(path, read_index(path, across**2), row % across * across + column % across)
+            name = shard_key(ShardKey(level, row // across, column // across))
+            index, number = read_index(container.store, name, across**2), row % across * across + column % across
+            data = read_chunk(container.store, name, index, number)
             assert data is not None
             y = codec.decode(data, shape)
             quality = quality_of(data)  # the kit's own z are plainly h_a's, as its writer took them

@@ -1,0 +1,95 @@
+"""Where containers are read from: `open_store` finds the store for a path or URL; `FolderStore` is a local folder."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Union
+
+from histocodec.errors import FormatError, UsageError
+from histocodec.formats.container.abstract_store import Part, Store, read_runs
+from histocodec.formats.container.files import (
+    linked_folders,
+    open_regular,
+    read_at,
+    read_bounded,
+    regular_size,
+    relative_files,
+)
+from histocodec.formats.container.locations import is_url, local_path
+from histocodec.formats.container.zipped import ZipStore, is_zip
+
+if TYPE_CHECKING:
+    import zarr.abc.store
+
+__all__ = ["FolderStore", "Location", "Store", "open_store"]
+
+LINK_DEPTH = 2  # folders: groups and arrays; single files are looked at as they are read
+
+Location = Union[str, bytes, "os.PathLike[str]", Store, "zarr.abc.store.Store"]  # a name in quotes
+
+
+def open_store(location: Location) -> Store:
+    """The store at a path or URL: a folder, or a ZIP archive. A store is returned as it is.
+
+    Raises UsageError where a local path does not exist, FormatError where an archive is damaged, and UnsupportedError
+    for a URL whose kind is not known.
+    """
+    if isinstance(location, Store):
+        return location
+    if not isinstance(location, str | bytes | os.PathLike):
+        raise UsageError(f"{location!r}: is no path, no URL and no Zarr store")
+    text = os.fsdecode(location)
+    if is_url(text):
+        raise UsageError(f"{text}: URLs cannot be read yet")
+    path = local_path(text)
+    if not path.exists():
+        raise UsageError(f"{path}: does not exist")
+    return ZipStore.open(path) if is_zip(path) else FolderStore(path)
+
+
+class FolderStore(Store):
+    """A local folder. Links are refused, which could lead out of it, and so is all that is no regular file: a read of a
+    pipe or a device could wait or last for ever."""
+
+    path: Path
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.name = str(path)
+
+    def read(self, key: str, most: int) -> bytes:
+        return read_bounded(self.path / key, most)
+
+    def read_parts(self, key: str, parts: Sequence[Part]) -> list[bytes]:
+        path = self.path / key
+        with open_regular(path) as file:
+            return read_runs(parts, lambda offset, size: read_at(file, size, offset, str(path)))
+
+    def read_tail(self, key: str, size: int) -> tuple[bytes, int]:
+        path = self.path / key
+        with open_regular(path) as file:
+            total = os.fstat(file.fileno()).st_size
+            part = min(size, total)
+            return read_at(file, part, total - part, str(path)), total
+
+    def size(self, key: str) -> int | None:
+        return regular_size(self.path / key)
+
+    def entries(self) -> Iterator[tuple[str, int]]:
+        for name in relative_files(self.path):
+            yield name, (self.path / name).lstat().st_size
+
+    def keys(self) -> Iterator[str]:
+        return relative_files(self.path)
+
+    def check(self) -> None:
+        for link in linked_folders(self.path, LINK_DEPTH):
+            raise FormatError(f"{link}: is a link; a container consists of folders and regular files")
+
+    def zarr(self) -> "zarr.abc.store.Store":
+        from zarr.storage import LocalStore
+
+        return LocalStore(self.path, read_only=True)
+
+    def __repr__(self) -> str:
+        return f"FolderStore({self.name!r})"
