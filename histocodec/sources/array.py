@@ -18,6 +18,8 @@ from histocodec.sources.microns import checked_mpp, in_microns, stated_mpp, stat
 if TYPE_CHECKING:
     import zarr
 
+MOST_LISTED = 8  # names in a note
+
 Node = TypeVar("Node")
 
 
@@ -145,23 +147,33 @@ def open_zarr(path: Path, *, mpp: Mpp | None = None, background: Colour | None =
     if "histocodec" in node.attrs:
         raise UnsupportedError(f"{name}: is a compressed slide already; open it as a container, not as a source")
     try:
-        group = node
+        group, images = node, ["0"]
         if "bioformats2raw.layout" in _ome(node.attrs):
             group = _child(node, "0", zarr.Group)
-        multiscale = _ome(group.attrs)["multiscales"][0]
+            images = sorted((entry.name for entry in path.iterdir() if entry.name.isdecimal()), key=int)
+        multiscales = _ome(group.attrs)["multiscales"]
+        multiscale = multiscales[0]
         axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in multiscale["axes"]]
         datasets = multiscale["datasets"]
         arrays = [_child(group, dataset["path"], zarr.Array) for dataset in datasets]
         stated = _scale_mpp(axes, [datasets[0], multiscale])
         letters = "".join(str(axis["name"]) for axis in axes)
         channels = [str(channel.get("label", "")) for channel in _omero_channels(group)]
-    except (KeyError, IndexError, TypeError, ValueError) as exc:
+    except (KeyError, IndexError, TypeError, ValueError, OSError) as exc:
         raise UnsupportedError(f"{name}: a Zarr group, but no OME-NGFF 0.4 or 0.5 image: {exc!r}") from exc
     if len(channels) > 1:
         check_colours(channels, name)
     slide = ArraySlide(arrays, axes=letters, name=name, mpp=mpp or known_mpp(stated), background=background)
     slide.notes = (*slide.notes, *disbelieved(stated if mpp is None else None))
+    if len(images) > 1:
+        slide.notes += (f"{len(images)} images are in the folder, called {_listed(images)}; only image 0 is read",)
+    if len(multiscales) > 1:
+        slide.notes += (f"{len(multiscales)} multiscales are listed for the image; only the first is read",)
     return slide
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_LISTED]) + (" …" if len(names) > MOST_LISTED else "")
 
 
 def _ome(attributes: Mapping[str, Any]) -> Mapping[str, Any]:  # JSON; checked where it is used

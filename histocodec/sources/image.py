@@ -6,6 +6,7 @@ are a printer's or a default, so that `mpp` is None unless the user gives it. Of
 """
 
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,10 @@ def open_image(path: Path, *, mpp: Mpp | None = None, background: Colour | None 
         properties = {"image.format": str(image.format), "image.mode": image.mode}
         if orientation is not None:
             properties["exif.Orientation"] = str(orientation)
-        profile = image.info.get("icc_profile")
+        profile, animated = image.info.get("icc_profile"), _is_animated(image)
+    notes = [BROKEN_PROFILE] if profile and not is_profile(profile) else []
+    if animated:
+        notes.append("the file has further images (frames), which are not read")
     return ArraySlide(
         pixels,
         name=str(path),
@@ -57,8 +61,14 @@ def open_image(path: Path, *, mpp: Mpp | None = None, background: Colour | None 
         background=background,
         properties=properties,
         icc_profile=profile if isinstance(profile, bytes) and is_profile(profile) else None,
-        notes=(BROKEN_PROFILE,) if profile and not is_profile(profile) else (),
+        notes=notes,
     )
+
+
+def _is_animated(image: Image.Image) -> bool:
+    with suppress(OSError, ValueError, SyntaxError):  # a damaged second frame is no matter
+        return bool(getattr(image, "is_animated", False))
+    return False
 
 
 def _pixels(image: Image.Image, path: Path, fill: Colour) -> Pixels:

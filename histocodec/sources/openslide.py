@@ -16,6 +16,7 @@ from histocodec.errors import SourceError, UnsupportedError
 from histocodec.geometry import Grid, Level, Region
 from histocodec.slide import WHITE, BaseSlide, Colour, LazyImages, Mpp, Pixels, composited, known_mpp, known_power
 from histocodec.sources.icc import BROKEN_PROFILE
+from histocodec.sources.left_out import left_out
 from histocodec.sources.leica import address_after, leica_areas
 from histocodec.sources.microns import printed_mpp, stated_mpp, stated_number
 from histocodec.sources.pages import PageReader, SegmentCache
@@ -67,19 +68,20 @@ class OpenSlideSlide(BaseSlide):
             stated = printed_mpp(stated)  # OpenSlide reports the resolution tags, 72 dpi included
         profile, notes = _profile(handle)
         unknown = (*(MPP if stated and not known_mpp(stated) else ()), *(POWER,) * (known_power(power) is None))
+        levels = tuple(
+            Level(width, height, downsample)  # the vendor's downsample: sizes are rounded, 4 is not 4.0046
+            for (width, height), downsample in zip(handle.level_dimensions, handle.level_downsamples, strict=True)
+        )
         super().__init__(
             name=str(path),
-            levels=tuple(
-                Level(width, height, downsample)  # the vendor's downsample: sizes are rounded, 4 is not 4.0046
-                for (width, height), downsample in zip(handle.level_dimensions, handle.level_downsamples, strict=True)
-            ),
+            levels=levels,
             mpp=mpp or stated,
             objective_power=power,
             properties={key: value for key, value in properties.items() if key not in unknown},
             icc_profile=profile,
             background=background or _declared_background(properties),
             associated=LazyImages({key: self._associated_loader(key) for key in handle.associated_images}),
-            notes=notes,
+            notes=(*notes, *left_out(path, properties, levels)),
         )
         self._pages, self._areas, self._squares = self._exact_pages(), self._leica_areas(), SegmentCache()
 
@@ -95,7 +97,9 @@ class OpenSlideSlide(BaseSlide):
         try:
             return OpenSlide(self._path)
         except (OpenSlideError, OSError) as exc:
-            raise UnsupportedError(f"{self._path}: OpenSlide cannot open it: {exc}") from exc
+            stack = "FocalPlanes" in str(exc)
+            hint = ". It has several focal planes; save the one you mean as a slide of its own" if stack else ""
+            raise UnsupportedError(f"{self._path}: OpenSlide cannot open it: {exc}{hint}") from exc
 
     def _read_inside(self, region: Region, level: int) -> Pixels:
         downsample = self.levels[level].downsample

@@ -86,19 +86,26 @@ def _tiles(pixels: Pixels, side: int, missing: set[int]) -> Iterator[Pixels | No
 
 
 def write_leica(
-    path: Path, areas: Sequence[tuple[Pixels, int, int]], *, plane: tuple[int, int] = (2503, 2503), power: str = "20"
+    path: Path,
+    areas: Sequence[tuple[Pixels, int, int]],
+    *,
+    plane: tuple[int, int] = (2503, 2503),
+    power: str = "20",
+    depths: int = 1,
 ) -> Path:
     """Leica. Each area is its pixels and its x and y in a plane of (width, height), all at level 0; levels of 1/4 and
-    1/16 follow."""
+    1/16 follow. There are `depths` focal planes, which all show the same."""
     pages: list[Pixels] = []
     width, height = plane
 
     def image(levels: Sequence[Pixels], x: int, y: int, size: tuple[int, int], objective: str) -> str:
         dimensions = ""
         for number, picture in enumerate(levels):
-            dimensions += (
-                f'<dimension sizeX="{picture.shape[1]}" sizeY="{picture.shape[0]}" r="{number}" ifd="{len(pages)}"/>'
-            )
+            for z in range(depths):
+                dimensions += (
+                    f'<dimension sizeX="{picture.shape[1]}" sizeY="{picture.shape[0]}" z="{z}" r="{number}" '
+                    f'ifd="{len(pages)}"/>'
+                )
             pages.append(picture)
         return (
             f'<image name="image"><creationDate>2012-01-19T11:19:41.00Z</creationDate><device model="SCN400"/>'
@@ -281,11 +288,68 @@ def write_mrxs(
     return path
 
 
-def write_dicom(path: Path, pixels: Pixels, *, series: str = "1.2.3.1", instance: int = 1, tile: int = 256) -> Path:
+def write_ndpi(path: Path, pixels: Pixels, *, steps: Sequence[int] = (4,), offsets: Sequence[int] = (0,)) -> Path:
+    """Hamamatsu NDPI: a TIFF of 32 bits, but for the offsets of its directories, and each value has 32 more bits behind
+    its directory. Every level has a page for each of the focal planes at `offsets`, which all show the same."""
+    pages = [(reduced(pixels, step), 20 / step, offset) for step in (1, *steps) for offset in offsets]
+    pages.append((np.full((64, 128, 3), 77, np.uint8), -1, 0))  # the macro image
+    data, link = bytearray(b"II*\0" + bytes(8)), 4  # `link` is where the offset of the next directory is to be
+    for picture, lens, offset in pages:
+        jpeg, start = _jpeg(picture, restart=True), len(data)
+        data += jpeg + bytes(len(jpeg) % 2)
+        numbers = len(data)
+        data += struct.pack("<4I3H", 40_000, 1, 40_000, 1, 8, 8, 8) + bytes(2)  # resolutions, bits
+        short, integer, rational, single, signed = 3, 4, 5, 11, 9
+        entries = [
+            (256, integer, 1, picture.shape[1]), (257, integer, 1, picture.shape[0]), (258, short, 3, numbers + 16),
+            (259, short, 1, 7), (262, short, 1, 6), (273, integer, 1, start), (277, short, 1, 3),
+            (278, integer, 1, picture.shape[0]), (279, integer, 1, len(jpeg)), (282, rational, 1, numbers),
+            (283, rational, 1, numbers + 8), (296, short, 1, 3), (65420, integer, 1, 1),
+            (65421, single, 1, struct.pack("<f", lens)), (65424, signed, 1, struct.pack("<i", offset)),
+        ]  # fmt: skip
+        data[link : link + 8] = struct.pack("<Q", len(data))
+        data += struct.pack("<H", len(entries))
+        for tag, kind, count, value in entries:
+            data += struct.pack("<HHI", tag, kind, count)
+            data += value if isinstance(value, bytes) else struct.pack("<I", value)
+        link = len(data)
+        data += bytes(8 + 4 * len(entries))
+    path.write_bytes(data)
+    return path
+
+
+def write_vms(path: Path, pixels: Pixels, *, layers: int = 1) -> Path:
+    """Hamamatsu VMS: `path`, which names the JPEG files beside it. There are `layers` focal planes."""
+    images = ""
+    for layer in range(layers):
+        name = f"{path.stem}{f'_{layer}' if layer else ''}.jpg"
+        (path.parent / name).write_bytes(_jpeg(pixels, restart=True))
+        images += f"ImageFile{f'({layer},0,0)' if layer else ''}={name}\n"
+    (path.parent / f"{path.stem}_map2.jpg").write_bytes(_jpeg(reduced(pixels, 4), restart=True))
+    (path.parent / f"{path.stem}_macro.jpg").write_bytes(_jpeg(reduced(pixels, 8)))
+    path.write_text(
+        f"[Virtual Microscope Specimen]\nNoLayers={layers}\nNoJpegColumns=1\nNoJpegRows=1\n{images}"
+        f"MapFile={path.stem}_map2.jpg\nMacroImage={path.stem}_macro.jpg\n"
+        f"PhysicalWidth={pixels.shape[1] * NM}\nPhysicalHeight={pixels.shape[0] * NM}\nSourceLens=20\n"
+    )
+    return path
+
+
+def write_dicom(
+    path: Path,
+    pixels: Pixels,
+    *,
+    series: str = "1.2.3.1",
+    instance: int = 1,
+    tile: int = 256,
+    optical_paths: int = 1,
+    focal_planes: int = 1,
+    frames: int = 1,
+) -> Path:
     """DICOM: one level of a slide, in uncompressed tiles. Levels of one `series` in one folder are one slide. The
-    name of another series stands in a sequence before it."""
+    name of another series stands in a sequence before it. Each tile has `frames` frames."""
     sop_class, syntax, uid = "1.2.840.10008.5.1.4.1.1.77.1.6", "1.2.840.10008.1.2.1", f"{series}.{instance}"
-    tiles = [part for part in _tiles(pixels, tile, set()) if part is not None]
+    tiles = frames * [part for part in _tiles(pixels, tile, set()) if part is not None]
     spacing = _item(_dicom(0x0028, 0x0030, "DS", "0.00025\\0.00025"))
     meta = b"".join(
         _dicom(0x0002, number, vr, value)
@@ -315,6 +379,8 @@ def write_dicom(path: Path, pixels: Pixels, *, series: str = "1.2.3.1", instance
             ),
             _dicom(0x0048, 0x0006, "UL", pixels.shape[1]),
             _dicom(0x0048, 0x0007, "UL", pixels.shape[0]),
+            _dicom(0x0048, 0x0302, "UL", optical_paths),
+            _dicom(0x0048, 0x0303, "UL", focal_planes),
             _dicom(0x5200, 0x9229, "SQ", _item(_dicom(0x0028, 0x9110, "SQ", spacing))),
             _dicom(0x7FE0, 0x0010, "OB", b"".join(part.tobytes() for part in tiles)),
         )
@@ -341,7 +407,8 @@ def _item(content: bytes) -> bytes:
     return struct.pack("<HHI", 0xFFFE, 0xE000, len(content)) + content
 
 
-def _jpeg(pixels: Pixels) -> bytes:
+def _jpeg(pixels: Pixels, *, restart: bool = False) -> bytes:
+    """With `restart`, in rows that can be decoded alone, as Hamamatsu's are."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=92, subsampling=0)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=92, subsampling=0, restart_marker_rows=int(restart))
     return buffer.getvalue()

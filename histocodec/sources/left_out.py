@@ -1,0 +1,116 @@
+"""What OpenSlide leaves out of a file, in sentences: focal planes, filters, optical paths, and further images.
+
+Nobody who reads the slide would know otherwise. OpenSlide refuses some files for the same reasons (DICOM and Zeiss with
+focal planes); then its error says so.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+from tifffile import TiffFile, TiffPage
+
+from histocodec.geometry import Level, ceil_div
+
+NDPI_LENS, NDPI_FOCAL_PLANE = 65421, 65424  # TIFF tags; label, macro and map have a lens of -1 and below
+VMS_IMAGE = re.compile(r"hamamatsu\.ImageFile\((-?\d+)(?:,\d+,\d+)?\)")  # (layer) or (layer, column, row)
+MIRAX_COUNT = re.compile(r"mirax\.HIERARCHICAL\.HIER_(\d+)_COUNT")
+ZOOM_LEVEL = "Slide zoom level"
+
+
+def left_out(path: Path, properties: Mapping[str, str], levels: Sequence[Level]) -> tuple[str, ...]:
+    """A sentence for each kind of thing that OpenSlide does not read of a file with these properties and levels. Empty
+    where it reads everything, and where that cannot be found out."""
+    try:
+        match properties.get("openslide.vendor"):
+            case "hamamatsu":
+                return tuple(_of_hamamatsu(path, properties))
+            case "leica":
+                return tuple(_of_leica(path))
+            case "dicom":
+                return tuple(_of_dicom(properties))
+            case "mirax":
+                return tuple(_of_mirax(properties))
+            case "ventana":
+                return tuple(_planes(_number(properties, "ventana.Z-layers") - 1))
+            case "generic-tiff":
+                return tuple(_of_tiff(path, levels))
+    except Exception:  # tifffile and expat raise many kinds; OpenSlide has opened the file
+        return ()
+    return ()
+
+
+def _of_hamamatsu(path: Path, properties: Mapping[str, str]) -> Iterator[str]:
+    layers = {int(match[1]) for key in properties if (match := VMS_IMAGE.fullmatch(key))}
+    yield from _planes(len(layers - {0}))
+    if path.suffix.lower() in (".vms", ".vmu"):
+        return
+    with TiffFile(path) as file:
+        pages = [page.aspage() for page in file.pages]
+    offsets = {_tag(page, NDPI_FOCAL_PLANE) for page in pages if _tag(page, NDPI_LENS) > 0}
+    others = sorted(offsets - {0})
+    yield from _planes(len(others), f" at {', '.join(f'{offset:g}' for offset in others)}")
+
+
+def _of_leica(path: Path) -> Iterator[str]:
+    with TiffFile(path) as file:
+        description = file.pages.first.aspage().description
+    dimensions = ElementTree.fromstring(description).findall(".//{*}dimension")
+    yield from _planes(len({dimension.get("z", "0") for dimension in dimensions} - {"0"}))
+
+
+def _of_dicom(properties: Mapping[str, str]) -> Iterator[str]:
+    paths = _number(properties, "dicom.NumberOfOpticalPaths")
+    if paths > 1:
+        yield f"{paths} optical paths are in the file; only the first is read"
+    yield from _planes(_number(properties, "dicom.TotalPixelMatrixFocalPlanes") - 1)
+    columns, rows = (
+        ceil_div(_number(properties, f"dicom.TotalPixelMatrix{axis}"), _number(properties, f"dicom.{axis}"))
+        for axis in ("Columns", "Rows")
+    )
+    frames = _number(properties, "dicom.NumberOfFrames")
+    if frames > columns * rows * paths:
+        yield (
+            f"{frames} frames are in the file for {columns * rows} tiles, as with several focal planes; one for each "
+            "tile is read"
+        )
+
+
+def _of_mirax(properties: Mapping[str, str]) -> Iterator[str]:
+    for key in sorted(properties):
+        match = MIRAX_COUNT.fullmatch(key)
+        if match is not None:
+            name = properties.get(f"mirax.HIERARCHICAL.HIER_{match[1]}_NAME", "")
+            count = _number(properties, key)
+            if count > 1 and name != ZOOM_LEVEL:
+                yield f"{count} of {name or 'an unnamed kind'!r} are in the file; only the first is read"
+
+
+def _of_tiff(path: Path, levels: Sequence[Level]) -> Iterator[str]:
+    with TiffFile(path) as file:
+        pages = [page.aspage() for page in file.pages]
+    taken = Counter((level.width, level.height) for level in levels)
+    for number, page in enumerate(pages):
+        size = page.imagewidth, page.imagelength
+        if taken[size]:
+            taken[size] -= 1
+        else:
+            yield f"image {number} of {size[0]}x{size[1]} pixels is not read"
+
+
+def _planes(count: int, where: str = "") -> Iterator[str]:
+    if count > 0:
+        noun, verb = ("focal plane", "is") if count == 1 else ("focal planes", "are")
+        yield f"{count} further {noun}{where} {verb} in the file, and not read"
+
+
+def _number(properties: Mapping[str, str], key: str) -> int:
+    """A count; 1 where the file does not say."""
+    return int(properties.get(key) or 1)
+
+
+def _tag(page: TiffPage, code: int) -> float:
+    tag = page.tags.get(code)
+    return 0 if tag is None else float(tag.value)
