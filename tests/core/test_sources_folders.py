@@ -8,10 +8,11 @@ import pytest
 import tifffile
 
 from histocodec.errors import UnsupportedError
+from histocodec.formats.encode.journal import source_identity
 from histocodec.sources import open_slide
 from histocodec.sources.dicom import series_of
 from histocodec.sources.files import slide_bytes, slide_files
-from tests.support.vendors import reduced, tissue, write_dicom, write_mrxs
+from tests.support.vendors import reduced, tissue, write_dicom, write_mrxs, write_vms
 
 SECTION = tissue(600, 400)
 
@@ -95,3 +96,52 @@ def test_the_size_of_a_slide_is_that_of_all_its_files(tmp_path: Path) -> None:
     assert slide_bytes(tmp_path / names[0]) == sum((tmp_path / name).stat().st_size for name in names)
     assert slide_bytes(tmp_path) == sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
     assert slide_bytes(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize("name", ["a.vms", "A.VMS"])
+def test_a_vms_slide_is_all_files_that_it_names(tmp_path: Path, name: str) -> None:
+    path = write_vms(tmp_path / name, SECTION, layers=2)
+    (tmp_path / "neighbour.jpg").write_bytes(b"of another slide")
+    others = sorted(file for file in tmp_path.glob(f"{path.stem}*.jpg"))
+    assert len(others) == 4  # two layers, the map and the macro image
+    assert slide_files(path) == [path, *others]
+    assert slide_bytes(path) == sum(file.stat().st_size for file in (path, *others))
+    with open_slide(path) as slide:
+        assert slide.levels[0].width == 600
+
+
+def test_a_vmu_slide_is_all_files_that_it_names(tmp_path: Path) -> None:
+    for name in ("a.ngr", "map.ngr", "macro.jpg"):
+        (tmp_path / name).write_bytes(bytes(100))
+    path = tmp_path / "a.vmu"
+    listed = (
+        "ImageFile = a.ngr\r\nImageFile(1)=gone.ngr\r\nMapFile=map.ngr\r\nMacroImage=macro.jpg\r\nSourceLens=20\r\n"
+    )
+    path.write_text(f"[Uncompressed Virtual Microscope Specimen]\r\n{listed}")
+    assert slide_bytes(path) == path.stat().st_size + 300
+
+
+def test_a_vms_slide_is_no_file_outside_its_folder_and_none_twice(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    folder = tmp_path / "slide"
+    folder.mkdir()
+    path = folder / "a.vms"
+    (folder / "a.jpg").write_bytes(bytes(10))
+    lines = [
+        "ImageFile=a.jpg",
+        "MapFile=a.jpg",
+        "MacroImage=../secret",
+        f"OptimisationFile={tmp_path}/secret",
+        "X=a.vms",
+        "Y=.",
+    ]
+    path.write_text("\n".join(["[Virtual Microscope Specimen]", *lines, ""]))
+    assert slide_files(path) == [path, folder / "a.jpg"]
+
+
+def test_an_encode_of_a_vms_slide_notices_another_file_of_it(tmp_path: Path) -> None:
+    path = write_vms(tmp_path / "a.vms", SECTION)
+    before = source_identity(path)
+    assert before["size"] == slide_bytes(path)
+    os.utime(tmp_path / "a_map2.jpg", ns=(0, 2**62))
+    assert source_identity(path) != before
