@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 from histocodec.errors import FormatError, UnsupportedError
 from histocodec.formats.container.fields import Node, parse_json
 from histocodec.geometry import ChunkKey, Grid, Region, ceil_div
-from histocodec.models.config import MOST_LATENTS, PATCHES, QUALITIES, HyperConfig
+from histocodec.models.config import MODEL_ID, MOST_LATENTS, PATCHES, QUALITIES, HyperConfig
 from histocodec.slide import MPP_RANGE, POWER_RANGE, Colour, Mpp, mpp_at
 
 VERSION = 1
@@ -22,8 +22,6 @@ KEY = "histocodec"  # of the root group's attributes
 DType = Literal["int8", "int16"]
 BackgroundMode = Literal["skip", "code"]
 
-# Neither a path nor a file name: an id is looked up among the installed models and must not lead anywhere else.
-MODEL_ID = r"(?!.*\.safetensors$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 SHA256 = r"[0-9a-f]{64}"
 IMAGE_NAME = r"(?!.*\.\.)(?!zarr\.json$)[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}"  # becomes the name of a folder
 STRIDES = {"hyper": (HyperConfig.stride,), "vae": PATCHES}  # by the model's family

@@ -24,11 +24,12 @@ from histocodec.formats.container.arrays import (
     write_metadata,
     write_plain,
 )
-from histocodec.formats.container.attributes import MODEL_ID, SHA256
+from histocodec.formats.container.attributes import SHA256
 from histocodec.formats.container.digests import file_digest, store_digest
 from histocodec.formats.container.files import file_bytes, sync_folder
 from histocodec.formats.container.read import Container
 from histocodec.formats.container.store import Location, Store
+from histocodec.models.config import MODEL_ID
 from histocodec.search.embedding import Embeddings, VectorKind
 
 GROUP = "embeddings"

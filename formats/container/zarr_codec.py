@@ -16,8 +16,8 @@ from zarr.abc.codec import ArrayBytesCodec
 from zarr.registry import register_codec
 
 from histocodec.errors import FormatError, UsageError
-from histocodec.formats.container.attributes import MODEL_ID, SHA256
-from histocodec.models.config import GROUPS, QUALITIES
+from histocodec.formats.container.attributes import SHA256
+from histocodec.models.config import GROUPS, MODEL_ID, QUALITIES
 
 if TYPE_CHECKING:  # names that move between versions of zarr, and are needed for nothing but types
     from zarr.core.array_spec import ArraySpec

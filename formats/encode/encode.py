@@ -64,6 +64,7 @@ def encode_slide(
     began = time.perf_counter()
     options = options or EncodeOptions()
     weights, device = find_model(options.model), choose_device(options.device)
+    weights.check_encodes()
     options = replace(options, effort=options.effort_with(weights))
     derive = options.levels is None
     levelled = with_pyramid(slide) if derive else slide

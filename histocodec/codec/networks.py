@@ -23,7 +23,7 @@ Network = TypeVar("Network", bound=nn.Module)
 def analysis_network(weights: ModelWeights) -> Analysis | VaeEncoder:
     """`g_a` of a model in float32 on the CPU. It takes unshuffled pixels, whatever the model's family.
 
-    Raises FormatError where the file's tensors do not fit its config.
+    Raises UsageError where the model has none, and FormatError where the file's tensors do not fit its config.
     """
     config = weights.config
     with torch.device("meta"):  # a config from a hostile file allocates nothing that the file does not have

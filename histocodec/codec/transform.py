@@ -46,7 +46,6 @@ class Transform:
         self.dtype = fastest_dtype(device) if dtype is None else dtype
         self._int8_allowed = dtype is None and device.type == "cpu"  # for the analysis, where the CPU is exact
         self.by_kernels = False  # whether the Triton kernels of `histocodec.codec.gpu` compute the synthesis
-        self.g_a = analysis_network(weights).to(device, self.dtype)
         self.g_s: Synthesis | VaeDecoder | IntegerSynthesis
         if isinstance(weights.config, HyperConfig) and weights.config.integer_synthesis:
             engine = gpu_engine(weights, device)
@@ -174,8 +173,13 @@ class Transform:
         return best
 
     @cached_property
+    def g_a(self) -> Analysis | VaeEncoder:
+        """The analysis in floating point. Made on first use, since a reader never needs it and a model may lack it."""
+        return analysis_network(self.weights).to(self.device, self.dtype)
+
+    @cached_property
     def _analysis(self) -> Analysis | VaeEncoder | Int8Analysis:
-        """`g_a`, with int8 products where model and CPU have them. Made on first use, since a reader never needs it."""
+        """`g_a`, with int8 products where model and CPU have them."""
         has_reaches = any(name.startswith("reach.") for name in self.weights.arrays)
         if not (isinstance(self.g_a, Analysis) and has_reaches and self._int8_allowed and int8_products_exact()):
             return self.g_a

@@ -2,10 +2,11 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from histocodec.errors import FormatError
+from histocodec.strict_json import parse_strict_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +19,9 @@ MAX_BLOCKS = 16  # residual blocks of a kind: thrice what any model has, so that
 BLOCKS = ("analysis8", "analysis16", "synthesis16", "synthesis8")
 MOST_RATIO = 10_000  # the highest that a model may aim at
 MOST_LATENTS = 1020  # latent channels: a chunk's header has one byte for their quads
+# Neither a path nor a file name: an id is looked up among the installed models and must not lead anywhere else.
+MODEL_ID = r"(?!.*\.safetensors$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+LAMBDA_RANGE = (1e-12, 1e6)  # of λ: far beyond what any model is trained for, and no quotient of two overflows
 PATCHES = (32, 64, 128)  # side of a `vae`'s patch in pixels, which is its stride
 BLOCK = 16  # side in pixels of what becomes one position of a `vae`'s bottleneck
 
@@ -72,7 +76,14 @@ class HyperConfig:
             raise FormatError(f"model config: integer_synthesis is {found}; true or false is allowed")
         if self.hidden16 is not None:
             _check_channels("hidden16", self.hidden16)
-        if not (isinstance(self.anchors, int) and 2 <= self.anchors <= QUALITIES):
+        for name in ("lambda_min", "lambda_max"):
+            value, (low, high) = getattr(self, name), LAMBDA_RANGE
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                found = repr(value)[:80]
+                raise FormatError(f"model config: {name} is {found}; a number from {low:g} to {high:g} is allowed")
+        if self.lambda_min > self.lambda_max:
+            raise FormatError(f"model config: lambda_min is {self.lambda_min}, above lambda_max ({self.lambda_max})")
+        if not (type(self.anchors) is int and 2 <= self.anchors <= QUALITIES):
             raise FormatError(f"model config: anchors is {self.anchors!r}; 2 to {QUALITIES} are allowed")
 
     @property
@@ -101,13 +112,9 @@ class HyperConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "HyperConfig":
-        """The config that `to_json` wrote. Raises FormatError where `text` is not the JSON of a valid config."""
-        try:
-            fields = json.loads(text)
-            blocks = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
-            return cls(**{**fields, **blocks})
-        except (TypeError, ValueError, AttributeError, RecursionError) as exc:
-            raise FormatError(f"model config is not understood: {exc}") from exc
+        """The config that `to_json` wrote; the first files lack `integer_synthesis` and `hidden16`. Raises
+        FormatError where `text` is not the JSON of a valid config."""
+        return cls(**_members(text, cls, optional=("integer_synthesis", "hidden16")))
 
 
 @dataclass(frozen=True)
@@ -161,15 +168,31 @@ class VaeConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "VaeConfig":
-        """The config that `to_json` wrote. Raises FormatError where `text` is not the JSON of a valid config."""
-        try:
-            fields = json.loads(text)
-            return cls(**{**fields, "widths": tuple(fields["widths"])})
-        except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as exc:
-            raise FormatError(f"model config is not understood: {exc}") from exc
+        """The config that `to_json` wrote; the first files lack `shortcut`. Raises FormatError where `text` is not the
+        JSON of a valid config."""
+        return cls(**_members(text, cls, optional=("shortcut",)))
 
 
 ModelConfig = HyperConfig | VaeConfig
+
+
+def _members(text: str, config: type[ModelConfig], *, optional: tuple[str, ...]) -> dict[str, Any]:
+    """The members of a config in JSON, lists as tuples. They are those of `config` without any other, and all of them
+    but the `optional` ones, whose absence has a meaning."""
+    try:
+        members = parse_strict_json(text.encode("utf-8"))
+    except (ValueError, RecursionError) as exc:
+        raise FormatError(f"model config is not understood: {exc}") from exc
+    if not isinstance(members, dict):
+        raise FormatError(f"model config is not understood: it is no object, but {str(members)[:80]}")
+    names = [field.name for field in fields(config)]
+    missing = [name for name in names if name not in members and name not in optional]
+    if missing:
+        raise FormatError(f"model config: {missing[0]} is missing")
+    unknown = sorted(members.keys() - set(names))
+    if unknown:
+        raise FormatError(f"model config: {unknown[0][:80]!r} is unknown; allowed are {', '.join(names)}")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in members.items()}
 
 
 def _check_channels(name: str, value: object, most: int = 1024) -> None:

@@ -6,6 +6,7 @@ means is written in `formats/SPEC.md`, "The model file".
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,14 +20,25 @@ from safetensors.numpy import load as parse_safetensors
 
 from histocodec.entropy import TableSet
 from histocodec.errors import FormatError, MissingModelError, UnsupportedError, UsageError
-from histocodec.models.config import QUALITIES, HyperConfig, ModelConfig, VaeConfig
-from histocodec.models.prior.graph import HYPER_CLIP, LINEAR_CLIP, MEAN_BITS, SCALES, check_accumulators, layers
+from histocodec.models.config import MODEL_ID, QUALITIES, HyperConfig, ModelConfig, VaeConfig
+from histocodec.models.prior.graph import (
+    COMPRESS_PEAK,
+    HYPER_CLIP,
+    LINEAR_CLIP,
+    MEAN_BITS,
+    SCALES,
+    check_accumulators,
+    layers,
+)
+from histocodec.models.transforms.floating import float_synthesis_tensors
 from histocodec.models.transforms.integer import check_synthesis, synthesis_tensors
+from histocodec.strict_json import parse_strict_json
 
 DEFAULT_MODEL = "hyper-6"
 MODELS_VARIABLE = "HISTOCODEC_MODELS"  # environment variable with more folders of model files, as in PATH
 MAX_BYTES = 256 << 20  # of a model file: fifty times the largest that ships
 FORMAT = "histocodec.model/1"
+MOST_GAIN = 2.0**20  # in magnitude: ten thousand times any model's, and no latent times this overflows float32
 _CONFIGS: Mapping[str, type[HyperConfig] | type[VaeConfig]] = {c.family: c for c in (HyperConfig, VaeConfig)}
 
 
@@ -53,10 +65,13 @@ class ModelWeights:
                 raise FormatError(
                     f"model {self.id}: tensor {name} is {array.dtype} {array.shape}; {dtype} {shape} is needed"
                 )
+        unknown = [name for name in self.arrays if name.startswith("g_s.") and name not in expected]
+        if unknown:
+            raise FormatError(f"model {self.id}: tensor {unknown[0][:80]} is none of its synthesis")
         self._check_finite()
         if isinstance(self.config, HyperConfig):
             self._check_most("prior.hyper_index", SCALES - 1)
-            self._check_most("prior.compress", 127)
+            self._check_most("prior.compress", COMPRESS_PEAK)
             if int(np.abs(self.arrays["prior.hyper_mean"].astype(np.int64)).max()) > HYPER_CLIP << MEAN_BITS:
                 raise FormatError(f"model {self.id}: prior.hyper_mean goes beyond ±{HYPER_CLIP}, which is all z can be")
             try:
@@ -84,6 +99,13 @@ class ModelWeights:
                         "The file is damaged or its training failed: get it anew, or use another model"
                     )
 
+        for name in ("gain", "inverse_gain"):
+            largest = float(np.abs(self.arrays[name]).max())
+            if largest > MOST_GAIN:
+                raise FormatError(
+                    f"model {self.id}: {name} has the magnitude {largest:g}; up to {MOST_GAIN:g} is allowed"
+                )
+
     def _check_most(self, name: str, limit: int) -> None:
         if self.arrays[name].max() > limit:
             raise FormatError(f"model {self.id}: {name} has {self.arrays[name].max()}; at most {limit} is allowed")
@@ -95,9 +117,20 @@ class ModelWeights:
         return {key: value for key, value in _metadata(self.data, self.id).items() if key not in required}
 
     def transform(self, part: Literal["g_a", "g_s"]) -> dict[str, NDArray[np.float32]]:
-        """The tensors of a transform, float32, by their names in its `state_dict`."""
+        """The tensors of a transform, float32, by their names in its `state_dict`. Raises UsageError for the
+        analysis of a model that can only decode."""
+        if part == "g_a":
+            self.check_encodes()
         prefix = f"{part}."
         return {k.removeprefix(prefix): v.astype(np.float32) for k, v in self.arrays.items() if k.startswith(prefix)}
+
+    def check_encodes(self) -> None:
+        """Raises UsageError for a model without an analysis, which is enough to decode."""
+        if not any(name.startswith("g_a.") for name in self.arrays):
+            raise UsageError(
+                f"model {self.id}: has no analysis (g_a.*), so it only decodes; encode with another model, "
+                f"{DEFAULT_MODEL} for instance"
+            )
 
     @property
     def hyper(self) -> HyperConfig:
@@ -118,13 +151,14 @@ class ModelWeights:
 
 
 def _expected(config: ModelConfig) -> Iterator[tuple[str, tuple[tuple[int, ...], str]]]:
-    """Name, shape and dtype of every tensor but those of transforms in floating point, which torch checks when it
-    loads them."""
+    """Name, shape and dtype of every tensor that a decoder needs, but the tables. Torch checks the analysis when it
+    loads it; a model that only decodes has none."""
     yield "gain", ((QUALITIES, config.latent_channels), "float32")
     yield "inverse_gain", ((QUALITIES, config.latent_channels), "float32")
     if isinstance(config, VaeConfig):
         yield "prior.latent_mean", ((QUALITIES, config.latent_channels), "int16")
         yield "prior.latent_index", ((QUALITIES, config.latent_channels), "uint8")
+        yield from float_synthesis_tensors(config)
         return
     for layer in layers(config):
         kernel = (3, 3) if layer.kind == "depthwise" else (layer.inputs,)
@@ -134,8 +168,7 @@ def _expected(config: ModelConfig) -> Iterator[tuple[str, tuple[tuple[int, ...],
     yield "prior.hyper_mean", ((QUALITIES, config.hyper_channels), "int16")
     yield "prior.hyper_index", ((QUALITIES, config.hyper_channels), "uint8")
     yield "prior.compress", ((LINEAR_CLIP + 1,), "uint8")
-    if config.integer_synthesis:
-        yield from synthesis_tensors(config)
+    yield from synthesis_tensors(config) if config.integer_synthesis else float_synthesis_tensors(config)
 
 
 def parse_model(data: bytes, *, name: str) -> ModelWeights:
@@ -146,6 +179,9 @@ def parse_model(data: bytes, *, name: str) -> ModelWeights:
     metadata = _metadata(data, name)
     if metadata.get("format") != FORMAT:
         raise FormatError(f"{name}: format {metadata.get('format')!r}; {FORMAT!r} is needed")
+    model_id = metadata.get("id", "")
+    if not re.fullmatch(MODEL_ID, model_id):
+        raise FormatError(f"{name}: id {model_id[:80]!r}; a string that matches {MODEL_ID} is needed")
     try:
         arrays = parse_safetensors(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as exc:
@@ -159,22 +195,22 @@ def parse_model(data: bytes, *, name: str) -> ModelWeights:
     if family not in _CONFIGS:
         raise UnsupportedError(f"{name}: of the family {family!r}; this version knows {', '.join(_CONFIGS)}")
     config = _CONFIGS[family].from_json(metadata.get("config", ""))
-    return ModelWeights(metadata.get("id", ""), hashlib.sha256(data).hexdigest(), config, arrays, data)
+    return ModelWeights(model_id, hashlib.sha256(data).hexdigest(), config, arrays, data)
 
 
 def _metadata(data: bytes, name: str) -> dict[str, str]:
-    """The string-to-string metadata of a safetensors header."""
-    import json
-
+    """The string-to-string metadata of a safetensors header, in which no name occurs twice, a tensor's neither."""
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or size > min(len(data) - 8, 1 << 20):
         raise FormatError(f"{name}: not a safetensors file (its header would have {size} bytes)")
     try:
-        header = json.loads(data[8 : 8 + size])
-        metadata = header.get("__metadata__", {})
-        return {str(k): str(v) for k, v in metadata.items()}
-    except (ValueError, AttributeError, RecursionError) as exc:
-        raise FormatError(f"{name}: not a safetensors file: {exc}") from exc
+        header = parse_strict_json(data[8 : 8 + size])
+    except (ValueError, RecursionError) as exc:
+        raise FormatError(f"{name}: not a safetensors file, or an ambiguous one: {exc}") from exc
+    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise FormatError(f"{name}: not a safetensors file: its __metadata__ is no object of strings")
+    return {key: str(value) for key, value in metadata.items()}
 
 
 def load_model(path: str | os.PathLike[str]) -> ModelWeights:

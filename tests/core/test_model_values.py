@@ -38,7 +38,7 @@ def test_gains_and_weights_must_be_finite(name: str, model: Callable[[], ModelWe
 def test_weights_must_be_finite_in_float32_too() -> None:
     weights = tiny_weights()
     with pytest.raises(FormatError, match="not finite in float32"):
-        parse_model(with_value(weights, first_weight(weights, "g_s."), 1e300, "float64"), name="m")
+        parse_model(with_value(weights, first_weight(weights, "g_a."), 1e300, "float64"), name="m")
 
 
 def test_a_file_with_finite_values_is_a_model() -> None:

@@ -14,6 +14,7 @@ from histocodec.formats.container.fields import Node
 from histocodec.formats.container.layout import BACKGROUND, CODED, LOSSLESS, NO_SHARD
 from histocodec.formats.container.write import create_skeleton
 from histocodec.geometry import ChunkKey, Region
+from histocodec.models.config import MODEL_ID
 from tests.support.containers import SCHEMA, attributes, written
 
 
@@ -130,7 +131,7 @@ def test_limits_in_code_and_schema_are_the_same() -> None:
     assert SCHEMA["$defs"]["level"]["properties"]["width"]["maximum"] == limits.MAX_SIDE
     assert properties["icc"]["maximum"] == limits.MAX_ICC
     assert properties["model"]["properties"]["embedded"]["maximum"] == limits.MAX_MODEL
-    assert properties["model"]["properties"]["id"]["pattern"] == f"^{limits.MODEL_ID}$"
+    assert properties["model"]["properties"]["id"]["pattern"] == f"^{MODEL_ID}$"
     assert properties["associated"]["items"]["properties"]["name"]["pattern"] == f"^{limits.IMAGE_NAME}$"
     assert bytes(32) == NO_SHARD
     assert (BACKGROUND, CODED, LOSSLESS) == (0, 1, 2)

@@ -8,6 +8,7 @@ from histocodec.entropy import RansEncoder, TableSet, decode
 from histocodec.formats.container import attributes as limits
 from histocodec.formats.container import read as module
 from histocodec.formats.container.shard import pack_shard
+from histocodec.models.config import MODEL_ID
 
 
 def test_the_examples_of_the_specification_are_true() -> None:
@@ -28,5 +29,5 @@ def test_the_examples_of_the_specification_are_true() -> None:
     parts = ("d1 b5 01 00", "80 73 ", "`80 fb 3f 0e 00 3a 1d 00 02 03 01`")
     for part in (*parts, shard[:6].hex(" "), shard[-4:].hex(" ")):
         assert part in text
-    for pattern in (limits.MODEL_ID, limits.IMAGE_NAME):
+    for pattern in (MODEL_ID, limits.IMAGE_NAME):
         assert f"`{pattern}`" in text

@@ -36,6 +36,7 @@ PHASE_MASK = (1 << MEAN_BITS) - 1  # … whose fractional part, the phase, picks
 SCALE_BITS = 2  # scales are 2^(index/4) times the smallest
 SCALES = 48  # scale indices …
 SMALLEST_SCALE = 0.08  # … from here, where a symbol is certain; the largest scale is 275
+COMPRESS_PEAK = 122  # round(16·asinh(1023)): the largest latent that h_a and the contexts see
 LINEAR_CLIP = 1023  # |y| that the linear predictor sees: 9 · 127 · 1023 < 2^23
 HYPER_CLIP = 127  # |z|
 LATENT_LIMIT = 1 << 15  # latents are int16: from -LATENT_LIMIT to below LATENT_LIMIT
@@ -111,7 +112,7 @@ def layers(config: HyperConfig) -> tuple[Layer, ...]:
     def dense(name: str, inputs: int, outputs: int, *, kind: str = "activation", by_quality: bool = False) -> Layer:
         input_bits, peak = {
             "activation": (ACTIVATION_BITS, 255),
-            "latent": (INPUT_BITS, 122),
+            "latent": (INPUT_BITS, COMPRESS_PEAK),
             "hyper": (HYPER_BITS, HYPER_CLIP),
         }[kind]
         return Layer(name, "dense", inputs, outputs, 8 if inputs >= 64 else 7, input_bits, peak, by_quality)
