@@ -1,7 +1,7 @@
 """What OpenSlide leaves out of a file, in sentences: focal planes, filters, optical paths, and further images.
 
 Nobody who reads the slide would know otherwise. OpenSlide refuses some files for the same reasons (DICOM and Zeiss with
-focal planes); then its error says so.
+focal planes); `why_refused` says so in other words.
 """
 
 import re
@@ -18,6 +18,7 @@ NDPI_LENS, NDPI_FOCAL_PLANE = 65421, 65424  # TIFF tags; label, macro and map ha
 VMS_IMAGE = re.compile(r"hamamatsu\.ImageFile\((-?\d+)(?:,\d+,\d+)?\)")  # (layer) or (layer, column, row)
 MIRAX_COUNT = re.compile(r"mirax\.HIERARCHICAL\.HIER_(\d+)_COUNT")
 ZOOM_LEVEL = "Slide zoom level"
+MOST_IMAGES = 8  # that are named one by one
 
 
 def left_out(path: Path, properties: Mapping[str, str], levels: Sequence[Level]) -> tuple[str, ...]:
@@ -40,6 +41,21 @@ def left_out(path: Path, properties: Mapping[str, str], levels: Sequence[Level])
     except Exception:  # tifffile and expat raise many kinds; OpenSlide has opened the file
         return ()
     return ()
+
+
+def why_refused(message: str) -> str:
+    """What an error of OpenSlide means where it refuses focal planes or channels, and what to do; else empty."""
+    for sign, kind in (("FocalPlanes", "focal planes"), ('dimension "Z"', "focal planes"), ("subblock channel", "channels")):
+        if sign in message:
+            return f"It has several {kind}, of which none is read; save the one you mean as a slide of its own"
+    return ""
+
+
+def named(images: Sequence[str]) -> Iterator[str]:
+    """The sentences about images that are not read, of which there may be thousands: the first few, and a count."""
+    yield from images[:MOST_IMAGES]
+    if len(images) > MOST_IMAGES:
+        yield f"{len(images) - MOST_IMAGES} further images are not read"
 
 
 def _of_hamamatsu(path: Path, properties: Mapping[str, str]) -> Iterator[str]:
@@ -92,12 +108,14 @@ def _of_tiff(path: Path, levels: Sequence[Level]) -> Iterator[str]:
     with TiffFile(path) as file:
         pages = [page.aspage() for page in file.pages]
     taken = Counter((level.width, level.height) for level in levels)
+    others = []
     for number, page in enumerate(pages):
         size = page.imagewidth, page.imagelength
         if taken[size]:
             taken[size] -= 1
         else:
-            yield f"image {number} of {size[0]}x{size[1]} pixels is not read"
+            others.append(f"image {number} of {size[0]}x{size[1]} pixels is not read")
+    yield from named(others)
 
 
 def _planes(count: int, where: str = "") -> Iterator[str]:

@@ -16,7 +16,7 @@ from histocodec.errors import SourceError, UnsupportedError
 from histocodec.geometry import Grid, Level, Region
 from histocodec.slide import WHITE, BaseSlide, Colour, LazyImages, Mpp, Pixels, composited, known_mpp, known_power
 from histocodec.sources.icc import BROKEN_PROFILE
-from histocodec.sources.left_out import left_out
+from histocodec.sources.left_out import left_out, why_refused
 from histocodec.sources.leica import address_after, leica_areas
 from histocodec.sources.microns import printed_mpp, stated_mpp, stated_number
 from histocodec.sources.pages import PageReader, SegmentCache
@@ -97,9 +97,9 @@ class OpenSlideSlide(BaseSlide):
         try:
             return OpenSlide(self._path)
         except (OpenSlideError, OSError) as exc:
-            stack = "FocalPlanes" in str(exc)
-            hint = ". It has several focal planes; save the one you mean as a slide of its own" if stack else ""
-            raise UnsupportedError(f"{self._path}: OpenSlide cannot open it: {exc}{hint}") from exc
+            raise UnsupportedError(
+                ". ".join(filter(None, (f"{self._path}: OpenSlide cannot open it: {exc}", why_refused(str(exc)))))
+            ) from exc
 
     def _read_inside(self, region: Region, level: int) -> Pixels:
         downsample = self.levels[level].downsample

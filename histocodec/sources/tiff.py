@@ -14,6 +14,7 @@ from histocodec.geometry import Region
 from histocodec.slide import WHITE, BaseSlide, Colour, LazyImages, Mpp, Pixels, pyramid_levels
 from histocodec.sources.channels import check_colours
 from histocodec.sources.icc import BROKEN_PROFILE, is_profile
+from histocodec.sources.left_out import named
 from histocodec.sources.microns import (
     MICRONS_PER_TIFF_UNIT,
     in_microns,
@@ -204,9 +205,13 @@ def _notes(first: TiffPage, main: TiffPageSeries, unread: Sequence[TiffPageSerie
         yield f"its Orientation is {_orientation(first)}; pixels are read as they are stored, not turned"
     if first.iccprofile and not is_profile(first.iccprofile):
         yield BROKEN_PROFILE
-    for image in unread:
-        width, height = _size(image)
-        yield f"image {image.name or image.index!r} of {width}x{height} pixels is not read; {_described(main)} is"
+    sizes = [(image.name or image.index, *_size(image)) for image in unread]
+    yield from named(
+        [
+            f"image {name!r} of {width}x{height} pixels is not read; {_described(main)} is"
+            for name, width, height in sizes
+        ]
+    )
 
 
 def _described(series: TiffPageSeries) -> str:

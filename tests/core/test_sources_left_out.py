@@ -14,7 +14,7 @@ from histocodec.cli.main import run
 from histocodec.errors import UnsupportedError
 from histocodec.slide import notes_of
 from histocodec.sources import open_slide
-from histocodec.sources.left_out import left_out
+from histocodec.sources.left_out import left_out, why_refused
 from tests.support.vendors import (
     JPEG,
     reduced,
@@ -128,7 +128,7 @@ def test_the_plane_in_focus_is_the_one_that_is_read(tmp_path: Path, name: str) -
 
 def test_dicom_with_several_focal_planes_is_refused_with_the_reason(tmp_path: Path) -> None:
     file = write_dicom(tmp_path / "a", SECTION, focal_planes=3, frames=3)
-    with pytest.raises(UnsupportedError, match=r"It has several focal planes; save the one you mean"):
+    with pytest.raises(UnsupportedError, match=r"several focal planes, of which none is read; save"):
         open_slide(file)
 
 
@@ -143,3 +143,29 @@ def test_counts_of_other_vendors_and_odd_ones_are_understood_or_passed_over(tmp_
     assert left_out(tmp_path, layers, ()) == ("4 further focal planes are in the file, and not read",)
     assert left_out(tmp_path, layers | {"ventana.Z-layers": "many"}, ()) == ()
     assert left_out(tmp_path / "none", {"openslide.vendor": "leica"}, ()) == ()
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("Reading a.dcm: Attribute TotalPixelMatrixFocalPlanes value 3 != 1", "focal planes"),
+        ('Unrecognized subblock dimension "Z"', "focal planes"),
+        ("Nonzero subblock channel 1", "channels"),
+        ("Unrecognized transfer syntax", ""),
+    ],
+)
+def test_what_openslide_refuses_is_explained(message: str, kind: str) -> None:
+    assert why_refused(message) == "" if not kind else f"several {kind}" in why_refused(message)
+
+
+@pytest.mark.parametrize("ome", [False, True])
+def test_of_many_images_that_are_not_read_the_first_are_named(tmp_path: Path, ome: bool) -> None:
+    path = tmp_path / "a.ome.tif"
+    with tifffile.TiffWriter(path, ome=ome) as writer:
+        writer.write(SECTION, tile=(256, 256), **{**JPEG, "metadata": {} if ome else None})
+        for number in range(20):
+            small = tissue(100 + 30 * number, 90)
+            writer.write(small, tile=(64, 64), **{**JPEG, "metadata": {} if ome else None})
+    *_, last = found = notes(path)
+    assert len(found) == 9
+    assert last == "12 further images are not read"
