@@ -59,6 +59,12 @@ class Form:
         """The size of a Zarr chunk before compression."""
         return prod(self.chunk_shape) * self.stored_dtype.itemsize
 
+    @property
+    def most_stored(self) -> int:
+        """The most bytes that a Zarr chunk may have after compression: deflate enlarges data by at most 5 bytes in
+        16 KiB, so a larger object holds something else."""
+        return self.chunk_bytes + self.chunk_bytes // 1024 + 1024
+
     def metadata(self) -> Json:
         """The array's zarr.json."""
         endian: Json = {} if self.stored_dtype.itemsize == 1 else {"configuration": {"endian": "little"}}
@@ -235,6 +241,5 @@ def read_plain(store: Store, name: str, form: Form) -> Values:
 def read_plain_chunk(store: Store, name: str, form: Form, coordinates: tuple[int, ...]) -> Values:
     """The values of one Zarr chunk, at its full size even at the array's edge. Raises FormatError."""
     key = chunk_key(name, coordinates)
-    # Deflate enlarges data by at most 5 bytes in 16 KiB; a larger object holds something else.
-    data = store.read(key, form.chunk_bytes + form.chunk_bytes // 1024 + 1024)
+    data = store.read(key, form.most_stored)
     return unpack_values(data, form, store.where(key))

@@ -7,13 +7,14 @@ of its own, since `integrity/files` does not list it. Follows SPEC's "Embeddings
 import hashlib
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from histocodec.errors import FormatError, OutputError, UnsupportedError
 from histocodec.formats.container.arrays import (
+    MAX_METADATA,
     METADATA,
     Form,
     chunk_key,
@@ -85,7 +86,7 @@ def write_embeddings(path: Path, embeddings: Embeddings, *, overwrite: bool = Fa
 
 def read_embeddings(location: Location) -> Embeddings:
     """The embeddings of a container, for the model that it names. Raises UnsupportedError where it has none, and
-    FormatError where they are damaged or were computed from other latents."""
+    FormatError where they are damaged, altered, or were computed from other latents."""
     container = Container.open(location)
     name, where = f"{GROUP}/{container.attributes.model.id}", container.name
     if container.store.size(metadata_key(name)) is None:
@@ -100,7 +101,6 @@ def embedding_problems(container: Container) -> Iterator[FormatError]:
     for name in sorted(groups):
         try:
             if _is_ours(store, name):
-                _check_digests(store, name)
                 _read(container, name)
         except FormatError as exc:
             yield exc
@@ -144,7 +144,7 @@ def _is_ours(store: Store, name: str) -> bool:
 
 
 def _read(container: Container, name: str) -> Embeddings:
-    """The embeddings in the group `name`. Checks all that SPEC demands, except the digests."""
+    """The embeddings in the group `name`. Checks all that SPEC demands, the digests before any array is read."""
     store, where = container.store, container.store.where(name)
     described = read_metadata(store, name).member("attributes").member(KEY)
     version = described.member("version").integer(1, 1 << 31)
@@ -169,6 +169,7 @@ def _read(container: Container, name: str) -> Embeddings:
     forms = {"vectors": _vector_form(count, kind.length), "positions": _position_form(count)}
     for array, form in forms.items():
         _check_shrunk(store, f"{name}/{array}", form)
+    _check_digests(store, name, forms)
     vectors = read_plain(store, f"{name}/vectors", forms["vectors"]).astype(np.float32)
     positions = read_plain(store, f"{name}/positions", forms["positions"])
     if not np.isfinite(vectors).all():
@@ -193,9 +194,14 @@ def _check_shrunk(store: Store, name: str, form: Form) -> None:
         )
 
 
-def _check_digests(store: Store, group: str) -> None:
+def _check_digests(store: Store, group: str, forms: Mapping[str, Form]) -> None:
+    """Raises FormatError where a file is not the one that was written. Hashes no more than a sound file may have, a
+    few megabytes at a time."""
     lines = read_plain(store, f"{group}/{DIGESTS}", _DIGESTS_FORM).tobytes().decode("utf-8", "replace").splitlines()
     for number, name in enumerate(sorted(COVERED)):
-        key = f"{group}/{name}"
+        key, form = f"{group}/{name}", forms.get(name.partition("/c/")[0])
+        size, most = store.size(key), MAX_METADATA if form is None else form.most_stored
+        if size is not None and size > most:
+            raise FormatError(f"{store.where(key)}: has {size} bytes; at most {most} are allowed")
         if lines[number : number + 1] != [f"{store_digest(store, key).hex()}  {name}"]:
             raise FormatError(f"{store.where(key)}: was altered (its SHA-256 is not the one that was written)")

@@ -46,7 +46,7 @@ def read_listing(store: Store) -> dict[str, str]:
     text = BytesIO(read_plain(store, LISTING, Form((size,), "uint8")).tobytes())
     listed: dict[str, str] = {}
     for number, line in enumerate(text, 1):
-        digest, separator, name = line.decode("utf-8", "replace").rstrip("\n").partition("  ")
+        digest, separator, name = line.decode("ascii", "replace").removesuffix("\n").partition("  ")
         if not separator or not re.fullmatch(SHA256, digest) or not _is_inner_name(name):
             raise FormatError(f"{where}: line {number} is not a SHA-256, two spaces and a file's name")
         if name in listed:
@@ -56,8 +56,8 @@ def read_listing(store: Store) -> dict[str, str]:
 
 
 def _is_inner_name(name: str) -> bool:
-    """Whether this may name a file of a container: relative, within it, and printable."""
-    return name.isprintable() and ".." not in name.split("/") and not name.startswith("/")
+    """Whether this may name a file of a container: printable ASCII, relative and within it, in one way only."""
+    return name.isascii() and name.isprintable() and not {"", ".", ".."} & set(name.split("/"))
 
 
 def container_problems(container: Container) -> Iterator[FormatError]:

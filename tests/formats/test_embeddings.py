@@ -11,7 +11,8 @@ import pytest
 import zarr
 
 from histocodec.errors import FormatError, OutputError, UnsupportedError
-from histocodec.formats.container.embeddings import read_embeddings, write_embeddings
+from histocodec.formats.container.arrays import Form, read_plain, write_plain
+from histocodec.formats.container.embeddings import COVERED, read_embeddings, write_embeddings
 from histocodec.formats.container.read import Container
 from histocodec.formats.decode.verify import verify
 from histocodec.formats.embed import embed
@@ -184,3 +185,37 @@ def test_a_small_file_that_claims_much_memory_is_refused_before_it_is_taken(slid
         (folder / name / "c/0/0").write_bytes(bytes(520_000))
     with pytest.raises(FormatError, match=r"has 520000 bytes for an array of .*at least a 64th is needed"):
         read_embeddings(slide)
+
+
+def store_vectors(slide: Path, vectors: np.ndarray) -> None:
+    """Write the vectors anew, as somebody who forges them would."""
+    form = Form(vectors.shape, "float16", ("patch", "value"))
+    write_plain(slide / WHERE / "vectors", form, vectors.astype(np.float16))
+
+
+def test_altered_vectors_are_not_read(slide: Path) -> None:
+    vectors = read_embeddings(slide).vectors.copy()
+    store_vectors(slide, vectors)
+    assert np.array_equal(read_embeddings(slide).vectors, vectors)
+    vectors[0, 0] += 1
+    store_vectors(slide, vectors)
+    with pytest.raises(FormatError, match=r"vectors/c/0/0: was altered"):
+        read_embeddings(slide)
+
+
+def test_digests_have_a_fixed_order(slide: Path) -> None:
+    container = Container.open(slide)
+    size = sum(64 + 2 + len(name) + 1 for name in COVERED)
+    lines = read_plain(container.store, f"{WHERE}/digests", Form((size,), "uint8")).tobytes().splitlines(keepends=True)
+    write_plain(slide / WHERE / "digests", Form((size,), "uint8"), np.frombuffer(b"".join(lines[::-1]), np.uint8))
+    with pytest.raises(FormatError, match="was altered"):
+        read_embeddings(slide)
+
+
+def test_a_file_too_large_for_its_array_is_not_hashed(slide: Path) -> None:
+    file = slide / WHERE / "positions/c/0/0"
+    with file.open("r+b") as opened:
+        opened.truncate(1 << 33)  # sparse
+    with pytest.raises(FormatError, match=r"positions/c/0/0: has 8589934592 bytes; at most \d+ are allowed"):
+        read_embeddings(slide)
+    assert any("8589934592" in problem for problem in verify(slide).problems)

@@ -13,6 +13,9 @@ import zarr
 
 import histocodec
 from histocodec.errors import FormatError, UnsupportedError
+from histocodec.formats.container.arrays import Form, write_plain
+from histocodec.formats.container.integrity import container_problems, read_listing
+from histocodec.formats.container.layout import LISTING
 from histocodec.formats.container.read import Container
 from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide
@@ -176,3 +179,45 @@ def test_what_is_not_unicode_in_a_source_does_not_spoil_the_container(tmp_path: 
     assert attributes.source.name == "caf\ufffd.svs"
     assert dict(attributes.properties) == {"tiff.Make": "caf\ufffd", "tiff.Model": "half \ufffd"}
     assert math.isclose(attributes.levels[0].downsample, 1)
+
+
+def relisted(container: Container, change: Callable[[list[str]], list[str]], *, ending: str = "\n") -> None:
+    """Write `integrity/files` with other lines."""
+    lines = [f"{digest}  {name}" for name, digest in read_listing(container.store).items()]
+    data = np.frombuffer(("\n".join(change(lines)) + ending).encode(), np.uint8)
+    write_plain(container.path / LISTING, Form(data.shape, "uint8"), data)
+
+
+@pytest.mark.parametrize("ending", ["\n", ""])
+def test_a_listing_may_have_any_order_and_no_last_line_feed(tmp_path: Path, ending: str) -> None:
+    container = written(tmp_path / "a")
+    listed = read_listing(container.store)
+    relisted(container, lambda lines: lines[::-1], ending=ending)
+    assert read_listing(container.store) == listed
+    assert list(container_problems(container)) == []
+
+
+@pytest.mark.parametrize(
+    "line", ["", "x", "0" * 64 + " zarr.json", "A" * 64 + "  a", "0" * 63 + "  a", "0" * 64 + "  "]
+)
+def test_a_line_of_a_listing_is_a_digest_and_a_name(tmp_path: Path, line: str) -> None:
+    container = written(tmp_path / "a")
+    relisted(container, lambda lines: [line, *lines])
+    with pytest.raises(FormatError, match="line 1 is not a SHA-256, two spaces and a file's name"):
+        read_listing(container.store)
+
+
+@pytest.mark.parametrize("name", ["../a", "a/../b", "/etc/b", "a//b", "a/", "./a", "a/./b", "a\tb", "a\r", "é", "\x7f"])
+def test_a_listing_names_files_in_one_way_only(tmp_path: Path, name: str) -> None:
+    container = written(tmp_path / "a")
+    relisted(container, lambda lines: [*lines, f"{DIGEST}  {name}"])
+    with pytest.raises(FormatError, match=r"line \d+ is not a SHA-256"):
+        read_listing(container.store)
+
+
+def test_a_listing_names_no_file_twice(tmp_path: Path) -> None:
+    container = written(tmp_path / "a")
+    relisted(container, lambda lines: [*lines, lines[0]])
+    with pytest.raises(FormatError, match="a second time"):
+        read_listing(container.store)
+    assert ["a second time" in str(problem) for problem in container_problems(container)] == [True]
