@@ -45,7 +45,11 @@ def left_out(path: Path, properties: Mapping[str, str], levels: Sequence[Level])
 
 def why_refused(message: str) -> str:
     """What an error of OpenSlide means where it refuses focal planes or channels, and what to do; else empty."""
-    for sign, kind in (("FocalPlanes", "focal planes"), ('dimension "Z"', "focal planes"), ("subblock channel", "channels")):
+    for sign, kind in (
+        ("FocalPlanes", "focal planes"),
+        ('dimension "Z"', "focal planes"),
+        ("subblock channel", "channels"),
+    ):
         if sign in message:
             return f"It has several {kind}, of which none is read; save the one you mean as a slide of its own"
     return ""
