@@ -18,6 +18,7 @@ NDPI_LENS, NDPI_FOCAL_PLANE = 65421, 65424  # TIFF tags; label, macro and map ha
 VMS_IMAGE = re.compile(r"hamamatsu\.ImageFile\((-?\d+)(?:,\d+,\d+)?\)")  # (layer) or (layer, column, row)
 MIRAX_COUNT = re.compile(r"mirax\.HIERARCHICAL\.HIER_(\d+)_COUNT")
 ZOOM_LEVEL = "Slide zoom level"
+REFUSED = {"FocalPlanes": "focal planes", 'dimension "Z"': "focal planes", "subblock channel": "channels"}
 MOST_IMAGES = 8  # that are named one by one
 
 
@@ -45,11 +46,7 @@ def left_out(path: Path, properties: Mapping[str, str], levels: Sequence[Level])
 
 def why_refused(message: str) -> str:
     """What an error of OpenSlide means where it refuses focal planes or channels, and what to do; else empty."""
-    for sign, kind in (
-        ("FocalPlanes", "focal planes"),
-        ('dimension "Z"', "focal planes"),
-        ("subblock channel", "channels"),
-    ):
+    for sign, kind in REFUSED.items():
         if sign in message:
             return f"It has several {kind}, of which none is read; save the one you mean as a slide of its own"
     return ""
