@@ -60,16 +60,23 @@ def check_absent(path: Path) -> None:
 
 def write_embeddings(path: Path, embeddings: Embeddings, *, overwrite: bool = False) -> int:
     """Adds `embeddings` to the container at `path`, whole or not at all, and returns the bytes that they take on disk.
-    Raises OutputError where they cannot be written or, unless `overwrite`, where there are some already."""
+    Raises OutputError where they cannot be written or, unless `overwrite`, where there are some already, and
+    FormatError for a vector beyond float16."""
     target = path / GROUP / embeddings.kind.model
     if not overwrite:
         check_absent(path)
     count, length = embeddings.vectors.shape
+    with np.errstate(over="ignore"):
+        vectors = embeddings.vectors.astype(np.float16)
+    if not np.isfinite(vectors).all():
+        raise FormatError(
+            f"{path}: has latents too large for vectors in float16; the container or its model is damaged"
+        )
     try:
         # Beside the container: what a killed writer left within it would be taken for a part of the Zarr group.
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as folder:
             staged = Path(folder) / "new"
-            write_plain(staged / "vectors", _vector_form(count, length), embeddings.vectors.astype(np.float16))
+            write_plain(staged / "vectors", _vector_form(count, length), vectors)
             write_plain(staged / "positions", _position_form(count), embeddings.positions)
             write_metadata(staged, group_metadata({KEY: _described(embeddings)}))
             lines = "".join(f"{file_digest(staged / name).hex()}  {name}\n" for name in sorted(COVERED))

@@ -8,15 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load, save
 
 import histocodec
 from histocodec.codec.networks import synthesis_network
+from histocodec.codec.transform import Transform
 from histocodec.errors import FormatError, UsageError
+from histocodec.geometry import Margin
 from histocodec.models.config import HyperConfig, VaeConfig
 from histocodec.models.prior.graph import COMPRESS_PEAK, LINEAR_CLIP, check_accumulators, layers
 from histocodec.models.transforms.floating import float_synthesis_tensors
 from histocodec.models.weights import ModelWeights, parse_model
+from histocodec.normalise import DEFAULT_STATS
 from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide
 from tests.support.tiny import TINY, TINY_VAE, tiny_integer_weights, tiny_vae_weights, tiny_weights
@@ -211,3 +215,19 @@ def test_encoding_with_a_model_without_an_analysis_is_one_clear_error(tmp_path: 
     with pytest.raises(UsageError, match=r"has no analysis \(g_a\.\*\), so it only decodes"):
         histocodec.encode(slide, tmp_path / "a.zarr", model=str(tmp_path / "decoder.safetensors"), device="cpu")
     assert {path.name for path in tmp_path.iterdir()} == {"decoder.safetensors"}
+
+
+@pytest.mark.parametrize("model", [tiny_weights, tiny_vae_weights])
+def test_a_synthesis_that_overflows_is_an_error_not_a_colour(model: Callable[[], ModelWeights]) -> None:
+    """Every weight is finite, but their product is not."""
+
+    def enlarge(arrays: Arrays) -> None:
+        for name in arrays:
+            if name.startswith("g_s.") and name.endswith("weight"):
+                arrays[name][...] = 60_000
+
+    weights = parse_model(saved(model(), enlarge, id="loud"), name="m")
+    window = np.full((weights.config.latent_channels, 4, 4), 1e6, np.float32)
+    transform = Transform(weights, torch.device("cpu"), dtype=torch.float32)
+    with pytest.raises(FormatError, match="model loud: its synthesis goes beyond floating point"):
+        transform.synthesise([window], Margin(), DEFAULT_STATS)

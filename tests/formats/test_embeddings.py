@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -219,3 +220,12 @@ def test_a_file_too_large_for_its_array_is_not_hashed(slide: Path) -> None:
     with pytest.raises(FormatError, match=r"positions/c/0/0: has 8589934592 bytes; at most \d+ are allowed"):
         read_embeddings(slide)
     assert any("8589934592" in problem for problem in verify(slide).problems)
+
+
+def test_vectors_beyond_float16_are_not_written(slide: Path) -> None:
+    found = read_embeddings(slide)
+    vectors = found.vectors.copy()
+    vectors[0, 0] = 70_000
+    with pytest.raises(FormatError, match="too large for vectors in float16"):
+        write_embeddings(slide, replace(found, vectors=vectors), overwrite=True)
+    assert np.array_equal(read_embeddings(slide).vectors, found.vectors)
