@@ -65,20 +65,18 @@ class Sizes:
     lossless: int
 
 
-def described_by(store: Store) -> Node | None:
-    """The attribute "histocodec" of a Zarr group, unchecked; None where it has none. Raises FormatError where the
-    group's metadata cannot be read."""
-    node: object = read_metadata(store, "").value
+def described_by(root: Node) -> Node | None:
+    """The attribute "histocodec" in the metadata of a Zarr group, unchecked; None where it has none."""
+    node: object = root.value
     for key in ("attributes", KEY):
         node = node.get(key) if isinstance(node, dict) else None
-    return None if node is None else Node(node, f"{store.where(METADATA)}: {KEY}")
+    return None if node is None else Node(node, f"{root.where}: {KEY}")
 
 
-def _check_root(store: Store) -> None:
+def _check_group(root: Node) -> None:
     """Raises FormatError unless the metadata is that of a group of Zarr v3, which any reader of Zarr opens."""
-    node = read_metadata(store, "")
-    node.member("zarr_format").integer(3, 3)
-    node.member("node_type").choice(("group",))
+    root.member("zarr_format").integer(3, 3)
+    root.member("node_type").choice(("group",))
 
 
 def is_container(location: str | bytes | os.PathLike[str]) -> bool:
@@ -98,8 +96,8 @@ def names_container(location: str | bytes | os.PathLike[str]) -> bool:
     path = local_path(text)
     if is_zip(path):
         store: Store = ZipStore.open(path)
-        return store.size(METADATA) is not None and described_by(store) is not None
-    return os.path.lexists(path / METADATA) and described_by(FolderStore(path)) is not None
+        return store.size(METADATA) is not None and described_by(read_metadata(store, "")) is not None
+    return os.path.lexists(path / METADATA) and described_by(read_metadata(FolderStore(path), "")) is not None
 
 
 def sizes(store: Store) -> Sizes:
@@ -136,10 +134,11 @@ class Container:
         store = open_store(location)
         if store.size(METADATA) is None:
             raise UnsupportedError(f"{store.name}: is no histocodec container (it has no {METADATA})")
-        node = described_by(store)
+        root = read_metadata(store, "")
+        node = described_by(root)
         if node is None:
             raise UnsupportedError(f"{store.name}: is Zarr, but no histocodec container (no attribute {KEY!r})")
-        _check_root(store)
+        _check_group(root)
         store.check()
         attributes = Attributes.from_json(node)
         if any(level.bytes is None for level in attributes.levels):

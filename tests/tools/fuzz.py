@@ -28,7 +28,7 @@ from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.codec.transform import Transform
 from histocodec.device import choose_device
 from histocodec.errors import HistocodecError
-from histocodec.formats.container.arrays import METADATA, Form, pack_values, unpack_values
+from histocodec.formats.container.arrays import METADATA, Form, pack_values, read_metadata, unpack_values
 from histocodec.formats.container.attributes import Attributes
 from histocodec.formats.container.fields import Node, parse_json
 from histocodec.formats.container.layout import plain_arrays
@@ -201,7 +201,7 @@ def small_container(folder: Path) -> Path:
 @lru_cache(maxsize=1)
 def sound_attributes() -> Any:
     with tempfile.TemporaryDirectory() as folder:
-        node = described_by(FolderStore(small_container(Path(folder))))
+        node = described_by(read_metadata(FolderStore(small_container(Path(folder))), ""))
     assert node is not None and isinstance(node.value, dict)
     return {**node.value, "associated": [{"name": "thumbnail", "width": 7, "height": 6}], "overview": [15, 10]}
 
