@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Box = tuple[int, int, int, int]  # x, y in pixels of level 0; width, height in pixels of the image
 
-STRIP_ROWS = 512  # rows of a whole level that are decoded between two steps of the progress bar
+STRIP_ROWS, STRIP_COLUMNS = 512, 32_768  # of a whole level, decoded between two steps of the progress bar
 
 
 @click.command("decode", short_help="Write a region, or the whole slide, as an ordinary image.")
@@ -174,10 +174,13 @@ def _whole_level(slide: "CompressedSlide", level: int, out: Path, progress: Prog
     size = slide.levels[level]
     check_size(out, size.width, size.height)
     pixels = np.empty((size.height, size.width, 3), np.uint8)
+    done = 0
     for y in range(0, size.height, STRIP_ROWS):
-        strip = Region(0, y, size.width, STRIP_ROWS).intersect(size.region)
-        pixels[strip.y : strip.y_end] = slide.read(strip, level)
-        progress(strip.y_end * size.width, size.region.area)
+        for x in range(0, size.width, STRIP_COLUMNS):
+            strip = Region(x, y, STRIP_COLUMNS, STRIP_ROWS).intersect(size.region)
+            pixels[strip.within(size.region)] = slide.read(strip, level)
+            done += strip.area
+            progress(done, size.region.area)
     return pixels
 
 
@@ -194,9 +197,6 @@ def _resampled(slide: "CompressedSlide", region: Box | None, mpp: float, out: Pa
     x, y, width, height = region
     _check_touches(slide, region, factors)
     check_size(out, width, height)
-    # The next finer level has to be decoded for it, and must fit into memory too.
-    downsample = slide.levels[slide.level_for_factor(min(factors))].downsample
-    check_size(Path("decoding.npy"), round(width * factors[0] / downsample), round(height * factors[1] / downsample))
     return slide.read_array(x, y, width, height, mpp=mpp)
 
 

@@ -38,6 +38,7 @@ def embed(
 
     Decodes latents, but no pixels. `progress` is called with the chunks done and their total. Raises UnsupportedError
     where there is no tissue or the chunks cannot be cut into patches, UsageError where the level does not exist.
+    Memory: the vectors, and 16 bytes for each chunk that the maps claim.
     """
     container = Container.open(path)
     attributes = container.attributes
@@ -62,13 +63,14 @@ def embed(
             if embedder.tissue(patch, stats.background_latent, stats.channels.std) >= MIN_TISSUE_SHARE
         ]
 
-    keys = chunks_where(level, container.tiles(level) != BACKGROUND)
+    stored = container.tiles(level) != BACKGROUND
+    keys, count = chunks_where(level, stored), int(stored.sum())
     pairs: list[tuple[LatentPosition, Vector]] = []
     try:
         for done, pairs_of_chunk in enumerate(pool.map(chunk_vectors, keys), 1):
             pairs += pairs_of_chunk
             if progress is not None:
-                progress(done, len(keys))
+                progress(done, count)
     finally:
         pool.close()
     if not pairs:

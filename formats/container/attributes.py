@@ -5,7 +5,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, TypeVar
@@ -159,9 +159,9 @@ class Attributes:
         """The pixels of a chunk, cut at the level's edge. Raises UsageError for a chunk outside the level."""
         return self._chunk_grid(key.level).region(key.row, key.column)
 
-    def chunks_in(self, level: int, region: Region) -> list[ChunkKey]:
+    def chunks_in(self, level: int, region: Region) -> Iterator[ChunkKey]:
         """The chunks that share a pixel with a region of the level, row by row."""
-        return [ChunkKey(level, row, column) for row, column in self._chunk_grid(level).squares_in(region)]
+        return (ChunkKey(level, row, column) for row, column in self._chunk_grid(level).squares_in(region))
 
     def _chunk_grid(self, level: int) -> Grid:
         return Grid(self.levels[level].height, self.levels[level].width, self.chunk_side)

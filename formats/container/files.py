@@ -52,7 +52,7 @@ def read_bounded(path: Path, most: int) -> bytes:
     try:
         check_regular(path)
         with path.open("rb") as file:
-            data = file.read(most + 1)
+            data = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)  # takes memory for all that is asked for
     except OSError as exc:
         raise FormatError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
     if len(data) > most:

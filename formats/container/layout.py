@@ -10,6 +10,7 @@
 `N` is the number of a level, counted from 0.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ BACKGROUND = 0  # absent on purpose: bare glass without tissue
 CODED = 1  # as latents
 LOSSLESS = 2  # as pixels in lossless/N, and as latents, since the windows of its neighbours need them
 
+RUN = 4096  # chunks of a row that are looked at together: as keys, a level's chunks would take gigabytes
 DIGEST_BYTES = 32
 NO_SHARD = bytes(DIGEST_BYTES)  # in integrity/N where all chunks of a shard are background
 LISTING = "integrity/files"
@@ -113,9 +115,12 @@ def shard_path(root: Path, shard: ShardKey) -> Path:
     return root / shard_key(shard)
 
 
-def chunks_where(level: int, condition: NDArray[np.bool_]) -> list[ChunkKey]:
+def chunks_where(level: int, condition: NDArray[np.bool_]) -> Iterator[ChunkKey]:
     """The chunks of a level for which `condition` (rows, columns) holds, row by row."""
-    return [ChunkKey(level, row, column) for row, column in np.argwhere(condition).tolist()]
+    for row, states in enumerate(condition):
+        for start in range(0, len(states), RUN):
+            for column in np.flatnonzero(states[start : start + RUN]).tolist():
+                yield ChunkKey(level, row, start + column)
 
 
 def is_shard(name: str) -> bool:

@@ -60,6 +60,10 @@ class ShardReader:
                 chunks[key] = chunk
         return [chunks[key] for key in keys]
 
+    def has_shard(self, key: ChunkKey) -> bool:
+        """Whether there is a shard where this chunk has its place."""
+        return self._store.size(shard_key(key.shard(self._attributes.shard))) is not None
+
     def check_absent(self, key: ChunkKey) -> None:
         """Raises FormatError where a shard holds a chunk that the map calls background: one of the two is wrong."""
         shard = key.shard(self._attributes.shard)

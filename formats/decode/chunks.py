@@ -7,7 +7,7 @@
 takes bytes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from histocodec.codec.chunk import ChunkCodec, fast_chunk_codec, quality_of
 from histocodec.errors import FormatError
-from histocodec.formats.container.layout import BACKGROUND
+from histocodec.formats.container.layout import BACKGROUND, chunks_where
 from histocodec.formats.container.read import Container
 from histocodec.formats.container.shard import ShardIndex
 from histocodec.formats.decode.cache import SHARED_INDICES, Cache, CachePart, Underway, alone
@@ -69,6 +69,39 @@ class ChunkReader:
     def check_absent(self, key: ChunkKey) -> None:
         """Raises FormatError where a shard holds a chunk that the map calls background: one of the two is wrong."""
         self._shards.check_absent(key)
+
+    def stored_in(self, level: int, region: Region) -> Iterator[ChunkKey]:
+        """The chunks of a region in pixels that are not background, row by row. Raises FormatError where a shard holds
+        one of the others."""
+        attributes = self.container.attributes
+        size = attributes.levels[level]
+        inside = region.intersect(Region(0, 0, size.width, size.height))
+        if inside.empty:
+            return
+        side, shard_side = attributes.chunk_side, attributes.shard
+        left, right = inside.x // side, ceil_div(inside.x_end, side)
+        bottom = ceil_div(inside.y_end, side)
+        top = inside.y // side
+        while top < bottom:  # the rows of one shard at a time
+            end = min((top // shard_side + 1) * shard_side, bottom)
+            states = self.tiles[level][top:end, left:right]
+            self._check_absent_in(level, top, left, states == BACKGROUND)
+            for key in chunks_where(level, states != BACKGROUND):
+                yield ChunkKey(level, top + key.row, left + key.column)
+            top = end
+
+    def _check_absent_in(self, level: int, top: int, left: int, background: NDArray[np.bool_]) -> None:
+        """`check_absent` for those chunks, from row `top` and column `left` on, that are `background` (rows, columns)
+        and in one row of shards. Each shard's file is looked for once."""
+        shard_side, right = self.container.attributes.shard, left + background.shape[1]
+        column = left
+        while column < right:
+            end = min((column // shard_side + 1) * shard_side, right)
+            part = background[:, column - left : end - left]
+            if part.any() and self._shards.has_shard(ChunkKey(level, top, column)):
+                for key in chunks_where(level, part):
+                    self.check_absent(ChunkKey(level, top + key.row, column + key.column))
+            column = end
 
     # Bytes.
 

@@ -12,7 +12,7 @@ from histocodec.formats.container.store import Location
 def describe(location: Location) -> dict[str, object]:
     """The facts about a container: sizes in pixels and bytes, rates in bits per pixel, ratios, PSNR in dB,
     block errors in grey values, and counts of chunks by tile state. Raises what `Container.open` raises, and
-    FormatError where a map is damaged."""
+    FormatError where a map is damaged. Memory: at most 16 bytes for each chunk that the maps claim."""
     container = Container.open(location)
     attributes = container.attributes
     on_disk = sizes(container.store)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import tee
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ class LevelFidelity:
     def below(self, floor: Floor) -> list[ChunkKey]:
         """The chunks that do not reach `floor`, row by row."""
         failing = self.squared_error > floor.mean_squared_error * self.samples  # never true of NaN
-        return chunks_where(self.level, failing)
+        return list(chunks_where(self.level, failing))
 
     @property
     def total(self) -> float:
@@ -118,14 +119,15 @@ def measure_level(
     """
     decoder = PixelDecoder(container, weights, device, workers, cache=Cache(CACHE_BYTES), dtype=dtype)
     tiles = container.tiles(level)
-    keys = chunks_where(level, tiles != BACKGROUND) if keys is None else list(keys)
+    keys = chunks_where(level, tiles != BACKGROUND) if keys is None else keys
+    to_decode, to_read = tee(keys)
     if previous is None:
         error, samples, block_error = (np.full(tiles.shape, np.nan) for _ in range(3))
     else:
         error, samples = previous.squared_error.copy(), previous.samples.copy()
         block_error = previous.block_error.copy()
-    originals = workers.map(lambda key: source.read(container.attributes.chunk_region(key), source_level), keys)
-    for (key, decoded), original in zip(decoder.chunks(keys), originals, strict=True):
+    originals = workers.map(lambda key: source.read(container.attributes.chunk_region(key), source_level), to_read)
+    for (key, decoded), original in zip(decoder.chunks(to_decode), originals, strict=True):
         comparison, place = compare(decoded, original), (key.row, key.column)
         error[place], samples[place] = comparison.squared_error, comparison.samples
         block_error[place] = comparison.block_error

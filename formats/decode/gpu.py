@@ -64,12 +64,13 @@ class GpuRegions:
             host[strip.within(region)].copy_(self.region(level, strip))
 
     def _strips(self, region: Region, chunks: int) -> Iterator[Region]:
-        """A region cut into strips of whole rows of at most `chunks` chunks, but of one row at least."""
+        """A region cut into strips of at most `chunks` chunks: of whole rows, or of a part of one row."""
         side = self.reader.container.attributes.chunk_side
-        across = ceil_div(region.x_end, side) - region.x // side
-        rows = max(1, chunks // across) * side
-        for top in range(region.y // side * side, region.y_end, rows):
-            yield Region(region.x, top, region.width, rows).intersect(region)
+        across = min(chunks, ceil_div(region.x_end, side) - region.x // side)
+        width, height = across * side, chunks // across * side
+        for top in range(region.y // side * side, region.y_end, height):
+            for left in range(region.x // side * side, region.x_end, width):
+                yield Region(left, top, width, height).intersect(region)
 
     @torch.inference_mode()
     def _decode(self, level: int, strip: Region, out: Tensor) -> None:

@@ -68,7 +68,7 @@ def write_region(path: Path, pixels: Pixels, *, mpp: Mpp | None, icc: bytes | No
 
     The resolution `mpp` (microns per pixel, x and y) and the ICC profile are written where the format has a place for
     them, which NPY has not. A resolution that the format's integers cannot hold is left out. Raises UsageError or
-    OutputError as `check_output` and `check_size` do.
+    OutputError as `check_output` and `check_size` do. Memory: a copy of 4 bytes for each pixel, and the file.
     """
     check_output(path, overwrite=True)
     check_size(path, pixels.shape[1], pixels.shape[0])
@@ -134,7 +134,8 @@ def write_pyramid(
     progress: Progress | None = None,
 ) -> None:
     """Writes a slide's levels, from `first_level` on, as a tiled TIFF that OpenSlide opens (as generic-tiff), and
-    replaces what is there. A slide of one level gets derived ones. Memory does not grow with the slide.
+    replaces what is there. A slide of one level gets derived ones. Memory does not grow with the slide, but for about
+    200 bytes for each tile, which tifffile keeps until the level is complete.
 
     `tile` is the side of a tile in pixels. `compression` is "jpeg", at `quality` and 4:4:4, or a lossless one that
     tifffile knows, such as "deflate". Raises UsageError, OutputError, and SourceError or FormatError where the slide

@@ -8,7 +8,7 @@ in a batch of fixed size on a GPU.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from itertools import groupby
+from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,12 +75,22 @@ class PixelDecoder:
         if self.device.type != "cpu":
             yield from self._in_batches(keys)
             return
-        keys = list(keys)
-        if len(keys) < self.workers.count:
-            self.reader.decode_ahead((key.level, self.reader.area_of(key)) for key in keys if self._to_decode(key))
-        many = self.transform.exact and len(keys) >= 2 * SIDE_BY_SIDE * self.workers.count
-        for run in self.workers.map(self._decode_run, _runs(keys, SIDE_BY_SIDE if many else 1)):
+        keys, enough = iter(keys), 2 * SIDE_BY_SIDE * self.workers.count
+        first = list(islice(keys, enough))
+        if len(first) < self.workers.count:
+            self.reader.decode_ahead((key.level, self.reader.area_of(key)) for key in first if self._to_decode(key))
+        many = self.transform.exact and len(first) == enough
+        for run in self.workers.map(self._decode_run, _runs(chain(first, keys), SIDE_BY_SIDE if many else 1)):
             yield from run
+
+    def copy(self, level: int, region: Region, pixels: Pixels) -> None:
+        """Writes the pixels of a region within the level to `pixels` (h, w, 3) uint8. Beside them and the cache, takes
+        memory for a few chunks of each worker, however large the region is."""
+        pixels[...] = self.reader.stats.background
+        for key, chunk in self.chunks(self.reader.stored_in(level, region)):
+            chunk_region = self.container.attributes.chunk_region(key)
+            part = chunk_region.intersect(region)
+            pixels[part.within(region)] = chunk[part.within(chunk_region)]
 
     def _decode_run(self, keys: Sequence[ChunkKey]) -> list[tuple[ChunkKey, Pixels]]:
         """The pixels of chunks that lie side by side, on this thread."""
@@ -126,13 +136,13 @@ class PixelDecoder:
         none of these is cached, so that nothing suggests reads nearby. Whole chunks are worth their time to those, and
         necessary where the synthesis is not exact."""
         attributes, config = self.container.attributes, self.weights.config
+        chunk_pixels = attributes.chunk_side**2
+        if not self.transform.exact or region.area > chunk_pixels:
+            return False
         coded = [key for key in attributes.chunks_in(level, region) if self.reader.state(key) == CODED]
         window = region.expanded(config.synthesis_halo * config.stride)
-        chunk_pixels = attributes.chunk_side**2
         return (
-            self.transform.exact
-            and bool(coded)
-            and region.area <= chunk_pixels
+            bool(coded)
             and 2 * window.area <= len(coded) * chunk_pixels
             and not any(self.reader.is_cached(key) or self._cache.get(key) is not None for key in coded)
         )

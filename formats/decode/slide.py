@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
@@ -16,6 +17,7 @@ from histocodec.formats.container.store import Location
 from histocodec.formats.decode.model import model_of
 from histocodec.formats.decode.openslide_errors import openslide_errors
 from histocodec.formats.decode.openslide_face import OpenSlideFace, openslide_properties
+from histocodec.formats.decode.resample import STRIP_PIXELS, resampled
 from histocodec.formats.decode.settings import cache_for, cache_of, check_settings, workers_of
 from histocodec.geometry import ChunkKey, Level, Region
 from histocodec.slide import WHITE, Colour, LazyImages, Mpp, Pixels
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
     from histocodec.formats.decode.pixels import PixelDecoder
 
 GPU_PIXELS = 4 << 20  # the least that a GPU decodes as a region from bytes; with less, most of it would be idle
-BATCH_PIXELS = 64 << 20  # pixels of chunks that read_batch holds at once, at most
+MAX_SIDE = 1 << 24  # pixels of a side of what `read_array` resamples: a row of them has 50 MB
+BATCH_REGIONS = 1024  # that read_batch reads together
+BATCH_CHUNKS = 64  # of a region that is read together with others; a larger one is read by itself
 
 
 def open_compressed(
@@ -111,7 +115,10 @@ class CompressedSlide(OpenSlideFace):
         return self.container.associated(name)
 
     def read(self, region: Region, level: int) -> Pixels:
-        """The pixels (h, w, 3) uint8 of a region in the level's own pixels; the background colour beyond its edge."""
+        """The pixels (h, w, 3) uint8 of a region in the level's own pixels; the background colour beyond its edge.
+
+        Memory: the result, the cache, and a few chunks of each worker, however many chunks the region has.
+        """
         inside = region.intersect(self.levels[self._checked_level(level)].region)
         pixels = np.empty((region.height, region.width, 3), np.uint8)
         if inside != region:
@@ -122,11 +129,7 @@ class CompressedSlide(OpenSlideFace):
         elif decoder.prefers_direct(level, inside):
             pixels[inside.within(region)] = decoder.read_direct(level, inside)
         else:
-            attributes = self.container.attributes
-            for key, chunk in decoder.chunks(attributes.chunks_in(level, inside)):
-                chunk_region = attributes.chunk_region(key)
-                part = chunk_region.intersect(inside)
-                pixels[part.within(region)] = chunk[part.within(chunk_region)]
+            decoder.copy(level, inside, pixels[inside.within(region)])
         return pixels
 
     def close(self) -> None:
@@ -166,6 +169,8 @@ class CompressedSlide(OpenSlideFace):
 
         Width and height count pixels of `level`, or of the resolution `mpp` in microns per pixel, which is resampled
         from the next finer level. Raises UsageError for `mpp` where the slide does not state its own.
+
+        Memory: as `read`; with `mpp`, as `resampled`: the finer level is read in strips.
         """
         if mpp is None:
             return self.read(self._region_at((x, y), level, (width, height)), level)
@@ -177,11 +182,19 @@ class CompressedSlide(OpenSlideFace):
         level = self.level_for_factor(min(factors))
         downsample = self.levels[level].downsample
         size = (max(1, round(width * factors[0] / downsample)), max(1, round(height * factors[1] / downsample)))
-        pixels = self.read(self._region_at((x, y), level, size), level)
+        region = self._region_at((x, y), level, size)
         if size == (width, height):
-            return pixels
-        resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS, reducing_gap=None)
-        return np.array(resized)  # a copy: the caller may write to it
+            return self.read(region, level)
+        if region.area <= STRIP_PIXELS:
+            resized = Image.fromarray(self.read(region, level)).resize((width, height), Image.Resampling.LANCZOS)
+            return np.array(resized)  # a copy: the caller may write to it
+        if max(size) > MAX_SIDE:
+            raise UsageError(f"{self.name}: {width}x{height} at mpp {mpp:g} need {size[0]}x{size[1]} of level {level}")
+
+        def rows(start: int, end: int) -> Pixels:
+            return self.read(Region(region.x, region.y + start, region.width, end - start), level)
+
+        return resampled(rows, size, (width, height))
 
     def read_tensor(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> "torch.Tensor":
         """`read_array` as a tensor (height, width, 3) uint8 on the slide's device. A GPU with exact kernels takes
@@ -202,36 +215,53 @@ class CompressedSlide(OpenSlideFace):
 
     def read_batch(self, locations: Sequence[tuple[int, int]], size: tuple[int, int], *, level: int = 0) -> Pixels:
         """The pixels (N, height, width, 3) uint8 of N regions of one `size` (width, height), at locations (x, y) in
-        level-0 pixels. A chunk that several regions share is decoded once; memory beside the result is bounded."""
-        attributes, decoder = self.container.attributes, self.decoder
+        level-0 pixels. A chunk that several regions share is decoded once, as far as the cache reaches.
+
+        Memory: the result, the cache, a few chunks of each worker, some 10 MB, and 100 bytes for each location.
+        """
         self._checked_level(level)  # even without any location
-        regions = [self._region_at(location, level, size) for location in locations]
-        insides = [region.intersect(self.levels[level].region) for region in regions]
-        pixels = np.empty((len(regions), size[1], size[0], 3), np.uint8)
+        pixels = np.empty((len(locations), size[1], size[0], 3), np.uint8)
         pixels[...] = self.background or WHITE
+        # Neighbours together, so that they share what is decoded; all at once, their chunks would be many objects.
+        side = self.container.attributes.chunk_side * self.levels[level].downsample
+        order = sorted(range(len(locations)), key=lambda i: (locations[i][1] // side, locations[i][0] // side))
+        for start in range(0, len(order), BATCH_REGIONS):
+            numbers = order[start : start + BATCH_REGIONS]
+            regions = [self._region_at(locations[i], level, size) for i in numbers]
+            self._read_regions(regions, level, [pixels[i] for i in numbers])
+        return pixels
+
+    def _read_regions(self, regions: Sequence[Region], level: int, pixels: Sequence[Pixels]) -> None:
+        """Writes the pixels of regions of a level to the arrays `pixels`, which hold the background colour."""
+        attributes, decoder = self.container.attributes, self.decoder
+        insides = [region.intersect(self.levels[level].region) for region in regions]
         readers: dict[ChunkKey, list[int]] = {}  # the numbers of the regions that need a chunk
+        large: set[int] = set()
         for i, inside in enumerate(insides):
-            for key in attributes.chunks_in(level, inside):
+            keys = decoder.reader.stored_in(level, inside)
+            first = list(islice(keys, BATCH_CHUNKS + 1))
+            if len(first) > BATCH_CHUNKS:
+                large.add(i)
+                decoder.copy(level, inside, pixels[i][inside.within(regions[i])])
+                continue
+            pixels[i][inside.within(regions[i])] = decoder.reader.stats.background
+            for key in first:
                 readers.setdefault(key, []).append(i)
-        sharing = {i for numbers in readers.values() if len(numbers) > 1 for i in numbers}
-        direct = [i for i, inside in enumerate(insides) if i not in sharing and decoder.prefers_direct(level, inside)]
+        done = large | {i for numbers in readers.values() if len(numbers) > 1 for i in numbers}
+        direct = [i for i, inside in enumerate(insides) if i not in done and decoder.prefers_direct(level, inside)]
         parts = decoder.workers.map(lambda i: decoder.read_direct_here(level, insides[i]), direct)
         for i, part in zip(direct, parts, strict=True):
             pixels[i][insides[i].within(regions[i])] = part
-        done = set(direct)
-        keys = sorted(key for key, numbers in readers.items() if done.isdisjoint(numbers))
-        count = max(1, BATCH_PIXELS // attributes.chunk_side**2)
-        for start in range(0, len(keys), count):
-            for key, chunk in decoder.chunks(keys[start : start + count]):
-                chunk_region = attributes.chunk_region(key)
-                for i in readers[key]:
-                    shared = chunk_region.intersect(regions[i])
-                    pixels[i][shared.within(regions[i])] = chunk[shared.within(chunk_region)]
-        return pixels
+        alone = set(direct)
+        for key, chunk in decoder.chunks(sorted(key for key, numbers in readers.items() if alone.isdisjoint(numbers))):
+            chunk_region = attributes.chunk_region(key)
+            for i in readers[key]:
+                shared = chunk_region.intersect(regions[i])
+                pixels[i][shared.within(regions[i])] = chunk[shared.within(chunk_region)]
 
     def latents(self, level: int = 0) -> "zarr.Array":  # type: ignore[type-arg]  # zarr's own default parameters
         """The quantised latents of a level, (C, ⌈H / stride⌉, ⌈W / stride⌉) int8 or int16, as an ordinary Zarr array
-        that is decoded as it is indexed."""
+        that is decoded as it is indexed. Memory: a few times the latents that are asked for."""
         return self.container.latents(self._checked_level(level))
 
     @property

@@ -75,6 +75,8 @@ def verify(
     Reports what is wrong with the container, and does not raise it. Raises UsageError where a path does not exist or
     `against` has levels of other sizes, UnsupportedError where there is no container, FormatError where its attributes
     cannot be read, and MissingModelError.
+
+    Memory: 16 bytes for each chunk that the maps claim, 64 with `against`, and a few chunks of each worker.
     """
     began = time.perf_counter()
     container = Container.open(location)
@@ -243,6 +245,6 @@ def _differs(stored: Values, measured: Values, tolerance: float) -> NDArray[np.b
 
 
 def _extreme(choose: Callable[[list[float]], float], maps: Sequence[Values]) -> float | None:
-    """The least or largest value of several maps; None where there is none. NaN is no value."""
-    values = np.concatenate([values[~np.isnan(values)] for values in maps])
-    return float(choose(values.tolist())) if values.size else None
+    """The least or largest value, as `choose` is min or max, of several maps; None where all are NaN."""
+    ends = [values.min() if choose is min else values.max() for m in maps if (values := m[~np.isnan(m)]).size]
+    return float(choose(ends)) if ends else None

@@ -47,9 +47,20 @@ class DerivedPyramid(BaseSlide):
             for x in range(region.x, region.x_end, side):
                 piece = Region(x, y, side, side).intersect(region)
                 below = Region(x * factor, y * factor, piece.width * factor, piece.height * factor)
-                source = self._slide.read(below.intersect(self.levels[0].region), 0)
-                pixels[piece.within(region)] = box_mean(source, factor)
+                below = below.intersect(self.levels[0].region)
+                if factor > PIECE:
+                    pixels[piece.within(region)] = self._mean(below)
+                else:
+                    pixels[piece.within(region)] = box_mean(self._slide.read(below, 0), factor)
         return pixels
+
+    def _mean(self, box: Region) -> NDArray[np.int64]:
+        """The mean (3,) of a box of level-0 pixels that is too large to be read at once, rounded half up."""
+        sums = np.zeros(3, np.int64)
+        for y in range(box.y, box.y_end, PIECE):
+            for x in range(box.x, box.x_end, PIECE):
+                sums += self._slide.read(Region(x, y, PIECE, PIECE).intersect(box), 0).sum((0, 1), np.int64)
+        return (sums * 2 + box.area) // (box.area * 2)
 
     def close(self) -> None:
         """See `Slide.close`."""
@@ -75,6 +86,6 @@ def box_mean(pixels: Pixels, factor: int) -> Pixels:
     tall = np.minimum(factor, height - rows).astype(np.uint32)
     wide = np.minimum(factor, width - columns).astype(np.uint32)
     count = (tall[:, np.newaxis] * wide)[..., np.newaxis]
-    # Sums fit in uint32 for boxes up to 2048² pixels (2 · 255 · 2048² < 2^32): for slides up to a million pixels wide.
+    # Sums fit in uint32 for boxes up to 2048² pixels, 2 · 255 · 2048² < 2^32; PIECE is the largest.
     means: Pixels = ((sums * 2 + count) // (count * 2)).astype(np.uint8)
     return means

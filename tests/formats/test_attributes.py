@@ -120,8 +120,8 @@ def test_nothing_is_written_that_cannot_be_read(tmp_path: Path) -> None:
 def test_chunks_are_cut_at_the_edge_and_found_by_region() -> None:
     described = attributes()  # level 0: 150 x 100 pixels in chunks of 64 x 64
     assert described.chunk_region(ChunkKey(0, 1, 2)) == Region(128, 64, 22, 36)
-    assert described.chunks_in(0, Region(60, 70, 10, 5)) == [ChunkKey(0, 1, 0), ChunkKey(0, 1, 1)]
-    assert described.chunks_in(0, Region(200, 0, 10, 10)) == []
+    assert list(described.chunks_in(0, Region(60, 70, 10, 5))) == [ChunkKey(0, 1, 0), ChunkKey(0, 1, 1)]
+    assert list(described.chunks_in(0, Region(200, 0, 10, 10))) == []
     with pytest.raises(UsageError, match="outside the grid"):
         described.chunk_region(ChunkKey(0, 2, 0))
 

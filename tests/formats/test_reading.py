@@ -73,8 +73,10 @@ def test_a_batch_larger_than_its_memory_is_read_in_parts(
 ) -> None:
     places = [(x, y) for x in (0, 300, 800) for y in (0, 480)]
     expected = slide.read_batch(places, (400, 400))
-    monkeypatch.setattr("histocodec.formats.decode.slide.BATCH_PIXELS", 1)
-    assert np.array_equal(slide.read_batch(places, (400, 400)), expected)
+    for limit in ("BATCH_REGIONS", "BATCH_CHUNKS"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"histocodec.formats.decode.slide.{limit}", 1)
+            assert np.array_equal(slide.read_batch(places, (400, 400)), expected)
 
 
 def test_the_resolution_of_a_level_is_that_level(slide: CompressedSlide) -> None:

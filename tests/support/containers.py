@@ -21,8 +21,9 @@ from histocodec.formats.container.files import write_atomically
 from histocodec.formats.container.layout import plain_arrays, shard_path
 from histocodec.formats.container.read import Container
 from histocodec.formats.container.shard import pack_shard
-from histocodec.formats.container.write import create_skeleton, finish, write_array
+from histocodec.formats.container.write import create_skeleton, finish, write_array, write_block_error
 from histocodec.geometry import ShardKey
+from histocodec.models.weights import load_model
 
 SCHEMA = json.loads((Path(module.__file__).parents[1] / "schema.json").read_text())
 
@@ -84,5 +85,24 @@ def written(root: Path, described: Attributes | None = None) -> Container:
                 write_atomically(path, pack_shard([b"x" if tile else None for tile in part.ravel()]))
                 digests[shard] = np.frombuffer(file_digest(path), np.uint8)
         write_array(root, described, f"integrity/{level}", digests)
+    finish(root, described)
+    return Container.open(root)
+
+
+def claiming(root: Path, width: int, height: int, model_file: Path, **changes: Any) -> Container:
+    """Write a complete container of one level of bare background, in chunks of 64 pixels, with its model."""
+    model = load_model(model_file)
+    reference = ModelReference(model.id, model.sha256, model.config.latent_channels, embedded=len(model.data))
+    level = LevelAttributes(width, height, 1.0, "int8", 50, bytes=0)
+    plain = attributes(model=reference, levels=(level,), icc=None, overview=None, associated={}, chunk=4, shard=32)
+    described = replace(plain, mpp=(0.25, 0.25), **changes)
+    create_skeleton(root, described)
+    for name, form in plain_arrays(described).items():
+        values = np.full(form.shape, {"psnr": np.nan, "stats": 1}.get(name.split("/", maxsplit=1)[0], 0), form.dtype)
+        if name == "model/weights":
+            values = np.frombuffer(model.data, np.uint8)
+        write_array(root, described, name, values)
+    grid = described.grid(0)
+    write_block_error(root, described, 0, np.full((grid.chunk_rows, grid.chunk_columns), np.nan, np.float32))
     finish(root, described)
     return Container.open(root)
