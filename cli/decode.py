@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING
 import click
 
 from histocodec.cli.options import (
+    Location,
     box,
     device_option,
     integer,
     json_option,
+    location_argument,
     option,
     overwrite_option,
     path_argument,
     positive,
+    short_name,
 )
 from histocodec.errors import UsageError
 from histocodec.report import Progress, print_facts, print_json, progress_bar
@@ -31,7 +34,7 @@ STRIP_ROWS, STRIP_COLUMNS = 512, 32_768  # of a whole level, decoded between two
 
 
 @click.command("decode", short_help="Write a region, or the whole slide, as an ordinary image.")
-@path_argument("src")
+@location_argument("src")
 @path_argument("out")
 @option("--region", type=box, metavar="X,Y,W,H", help="Decode W x H pixels, with the corner X,Y in pixels of level 0.")
 @option("--level", type=integer(0), metavar="N", show_default="0", help="Level to decode.")
@@ -48,7 +51,7 @@ STRIP_ROWS, STRIP_COLUMNS = 512, 32_768  # of a whole level, decoded between two
 @device_option
 @json_option
 def command(
-    src: Path,
+    src: Location,
     out: Path,
     *,
     region: Box | None,
@@ -59,7 +62,7 @@ def command(
     device: str,
     as_json: bool,
 ) -> None:
-    """Decode the container SRC into the image OUT: a .png, .jpg, .tif or .npy.
+    """Decode the container SRC, a path or a URL, into the image OUT: a .png, .jpg, .tif or .npy.
 
     Without --region, OUT is the whole slide; as .tif, it is a pyramid of all levels that OpenSlide opens. A region may
     reach beyond the slide's edge, where OUT has the background colour.
@@ -78,7 +81,7 @@ def command(
 
     check_output(out, overwrite=overwrite)
     start = time.perf_counter()
-    with open_compressed(src, device=device) as slide, progress_bar(src.name) as bar:
+    with open_compressed(src, device=device) as slide, progress_bar(short_name(src)) as bar:
         image = write_image(slide, out, region=region, level=level, mpp=mpp, jpeg_quality=jpeg_quality, progress=bar)
         model = slide.model_id
     seconds = time.perf_counter() - start

@@ -3,10 +3,19 @@
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
 
 import click
 
-from histocodec.cli.options import json_option, label_option, option, path_argument, path_arguments
+from histocodec.cli.options import (
+    Location,
+    json_option,
+    label_option,
+    location_arguments,
+    option,
+    path_argument,
+    short_name,
+)
 from histocodec.errors import FormatError
 from histocodec.report import print_facts, print_json, progress_bar, say
 from histocodec.text import count_text, mpp_text, size_text
@@ -15,7 +24,7 @@ if TYPE_CHECKING:
     from histocodec.search.database import Entry, IndexedSlide
     from histocodec.search.index import Index
 
-slides_argument = path_arguments("slides", "SLIDE...")
+slides_argument = location_arguments("slides", "SLIDE...")
 
 
 class _Group(click.Group):
@@ -47,7 +56,7 @@ def command() -> None:
 )
 @json_option
 def build_command(
-    index: Path, slides: tuple[Path, ...], *, labels: dict[str, str], approximate: bool, as_json: bool
+    index: Path, slides: tuple[Location, ...], *, labels: dict[str, str], approximate: bool, as_json: bool
 ) -> None:
     """Build the index INDEX from containers.
 
@@ -74,7 +83,7 @@ def build_command(
 @slides_argument
 @label_option
 @json_option
-def add_command(index: Path, slides: tuple[Path, ...], *, labels: dict[str, str], as_json: bool) -> None:
+def add_command(index: Path, slides: tuple[Location, ...], *, labels: dict[str, str], as_json: bool) -> None:
     """Add containers to the index INDEX: all of them or, if one cannot be added, none.
 
     \b
@@ -97,7 +106,7 @@ def add_command(index: Path, slides: tuple[Path, ...], *, labels: dict[str, str]
 @path_argument("index")
 @slides_argument
 @json_option
-def remove_command(index: Path, slides: tuple[Path, ...], *, as_json: bool) -> None:
+def remove_command(index: Path, slides: tuple[Location, ...], *, as_json: bool) -> None:
     """Remove slides from the index INDEX. Their containers stay as they are, and need not exist any more.
 
     \b
@@ -134,12 +143,18 @@ def info_command(context: click.Context, index: Path, *, as_json: bool) -> None:
         context.exit(FormatError.exit_code)
 
 
-def _name(path: Path) -> str:
-    """Return the name of a slide in an index: its absolute path, so that commands may run in any folder."""
-    return str(path.absolute())
+def _name(location: Location) -> str:
+    """Return the name of a slide in an index: its absolute path, so that commands may run in any folder; or its URL,
+    without what may be a password or a signature."""
+    if isinstance(location, Path):
+        return str(location.absolute())
+    parts = urlsplit(location)
+    if not parts.scheme.startswith("http"):
+        return location
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def _entries(slides: Sequence[Path], labels: dict[str, str]) -> "list[Entry]":
+def _entries(slides: Sequence[Location], labels: dict[str, str]) -> "list[Entry]":
     from histocodec.formats.container.embeddings import read_embeddings
     from histocodec.search.database import Entry
 
@@ -147,7 +162,7 @@ def _entries(slides: Sequence[Path], labels: dict[str, str]) -> "list[Entry]":
     with progress_bar("reading vectors") as bar:
         for done, path in enumerate(slides, 1):
             entries.append(Entry(_name(path), read_embeddings(path), labels))
-            bar(done, len(slides), path.name)
+            bar(done, len(slides), short_name(path))
     return entries
 
 

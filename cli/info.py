@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from histocodec.cli.encode import left_out_text
-from histocodec.cli.options import json_option, option, overwrite_option, path_argument
+from histocodec.cli.options import Location, json_option, location_argument, option, overwrite_option
 from histocodec.report import print_facts, print_json
 from histocodec.text import decibel_text, mpp_text, ratio_text, size_text
 
@@ -40,7 +40,7 @@ LEVEL_LINES = (  # keys of a level, line by line; its size stands before them
 
 
 @click.command("info", short_help="Show what a container, or any slide, holds.")
-@path_argument("src")
+@location_argument("src")
 @option(
     "--map",
     "picture",
@@ -50,15 +50,16 @@ LEVEL_LINES = (  # keys of a level, line by line; its size stands before them
 )
 @overwrite_option("the PNG of --map")
 @json_option
-def command(src: Path, *, picture: Path | None, overwrite: bool, as_json: bool) -> None:
+def command(src: Location, *, picture: Path | None, overwrite: bool, as_json: bool) -> None:
     """Show what the container SRC holds: sizes, resolution, model and fidelity.
 
-    Nothing is decoded. SRC may also be a slide that is not compressed yet.
+    Nothing is decoded. SRC is a path or a URL (https, s3, gs, az); or a slide that is not compressed yet.
 
     \b
     Examples:
       histocodec info slide.hc.zarr
       histocodec info slide.hc.zarr --map fidelity.png
+      histocodec info https://example.org/slide.hcz
       histocodec info slide.svs --json
     """
     from histocodec.formats.container.read import names_container
@@ -87,7 +88,7 @@ def command(src: Path, *, picture: Path | None, overwrite: bool, as_json: bool) 
         print_facts([(display_name(key), as_text(key, value)) for key, value in facts.items()])
 
 
-def draw_map(src: Path, picture: Path) -> None:
+def draw_map(src: Location, picture: Path) -> None:
     """Draw the fidelity map of the container `src` into the PNG `picture`."""
     from histocodec.cli.fidelity_map import fidelity_map
     from histocodec.formats.container.read import Container

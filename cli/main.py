@@ -69,7 +69,8 @@ def commands() -> None:
     \b
     Exit codes:
       0 done, 1 failed, 2 wrong usage, 3 damaged file,
-      4 unsupported input or a missing model or package, 130 interrupted
+      4 unsupported input or a missing model or package,
+      5 a server that cannot be reached or refuses, 130 interrupted
     """
 
 

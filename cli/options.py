@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])  # click's decorators take and return any callable
+Location = Path | str  # on this machine, or a URL
 
 
 # How help looks.
@@ -139,12 +140,34 @@ def label(text: str) -> tuple[str, str]:
     return key.strip(), value.strip()
 
 
+def location(text: str) -> Location:
+    """Take a path, or the URL of something on another machine, which stays a string: a Path would alter it."""
+    from histocodec.formats.container.locations import is_url, local_path
+
+    return text if is_url(text) else local_path(text)
+
+
 # Shared options and arguments.
 
 
 def path_argument(name: str) -> Callable[[Command], Command]:
     """Declare an argument that is a path. The command checks that it exists: it can say what it reads."""
     return click.argument(name, type=click.Path(path_type=Path))
+
+
+def location_argument(name: str) -> Callable[[Command], Command]:
+    """Declare an argument that is a path or a URL."""
+    return click.argument(name, type=location)
+
+
+def location_arguments(name: str, metavar: str) -> Callable[[Command], Command]:
+    """Declare an argument of one or more paths and URLs."""
+    return click.argument(name, metavar=metavar, nargs=-1, required=True, type=location)
+
+
+def short_name(location: Location) -> str:
+    """Return the last part of a path or URL."""
+    return location.name if isinstance(location, Path) else location.split("?")[0].rstrip("/").rpartition("/")[2]
 
 
 def path_arguments(name: str, metavar: str) -> Callable[[Command], Command]:

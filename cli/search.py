@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 import click
 
 from histocodec.cli.options import (
+    Location,
     SectionedCommand,
     box,
     device_option,
     integer,
     json_option,
     label,
+    location,
     option,
     overwrite_option,
     path_argument,
@@ -39,7 +41,7 @@ SECTIONS = {
 @click.command("search", cls=SectionedCommand, sections=SECTIONS, short_help="Find patches or slides that look alike.")
 @path_argument("index")
 @option("--image", type=click.Path(path_type=Path), metavar="IMAGE", help="Find patches that look like this image.")
-@option("--slide", type=click.Path(path_type=Path), metavar="SLIDE", help="Find slides that look like this container.")
+@option("--slide", type=location, metavar="SLIDE", help="Find slides that look like this container.")
 @option("--region", type=box, metavar="X,Y,W,H", help="Find patches that look like this region of --slide (level 0).")
 @option("-k", "k", type=integer(1, 10_000), metavar="N", default=10, show_default=True, help="Number of hits.")
 @option(
@@ -61,7 +63,7 @@ def command(
     index: Path,
     *,
     image: Path | None,
-    slide: Path | None,
+    slide: Location | None,
     region: tuple[int, int, int, int] | None,
     k: int,
     filters: tuple[tuple[str, str], ...],

@@ -1,12 +1,19 @@
 """`histocodec verify`: check that a container is complete and unaltered, and measure it against the original."""
 
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from histocodec.cli.options import device_option, json_option, option, path_argument
+from histocodec.cli.options import (
+    Location,
+    device_option,
+    json_option,
+    location,
+    location_argument,
+    option,
+    short_name,
+)
 from histocodec.errors import FormatError
 from histocodec.report import print_facts, print_json, progress_bar, say
 from histocodec.text import count_text, decibel_text, time_text
@@ -18,11 +25,11 @@ MAX_LISTED = 20  # problems; --json lists all
 
 
 @click.command("verify", short_help="Check a container, and measure it against the original.")
-@path_argument("src")
+@location_argument("src")
 @option("--quick", is_flag=True, help="Compare checksums only; decode nothing.")
 @option(
     "--against",
-    type=click.Path(path_type=Path),
+    type=location,
     metavar="ORIGINAL",
     help="Also decode all pixels, compare them with this slide, and check the stored fidelity maps.",
 )
@@ -30,9 +37,9 @@ MAX_LISTED = 20  # problems; --json lists all
 @json_option
 @click.pass_context
 def command(
-    context: click.Context, src: Path, *, against: Path | None, quick: bool, device: str, as_json: bool
+    context: click.Context, src: Location, *, against: Location | None, quick: bool, device: str, as_json: bool
 ) -> None:
-    """Check the container SRC: its checksums, its completeness, and that every chunk decodes.
+    """Check the container SRC, a path or a URL: its checksums, its completeness, and that every chunk decodes.
 
     The exit code is 3 if it is damaged.
 
@@ -49,7 +56,7 @@ def command(
     from histocodec.sources import with_pyramid
 
     with (
-        progress_bar(src.name) as bar,
+        progress_bar(short_name(src)) as bar,
         nullcontext() if against is None else open_slide(against, device=device) as original,
     ):
         # A slide without reduced levels was compressed with derived ones.

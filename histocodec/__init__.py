@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         MissingModelError,
         OutputError,
         SourceError,
+        StoreError,
         UnsupportedError,
         UsageError,
     )
@@ -51,6 +52,7 @@ __all__ = [
     "Region",
     "Slide",
     "SourceError",
+    "StoreError",
     "UnsupportedError",
     "UsageError",
     "__version__",
@@ -74,6 +76,7 @@ _HOMES = {
     "Region": "histocodec.geometry",
     "Slide": "histocodec.slide",
     "SourceError": "histocodec.errors",
+    "StoreError": "histocodec.errors",
     "UnsupportedError": "histocodec.errors",
     "UsageError": "histocodec.errors",
     "configure": "histocodec.formats.decode.settings",

@@ -40,5 +40,12 @@ class SourceError(HistocodecError):
     """A slide opened, but a part of it cannot be read: a damaged tile, a truncated file."""
 
 
+class StoreError(HistocodecError):
+    """A place on another machine cannot be reached just now, refuses access, or gave half an answer. Nothing is known
+    to be wrong with the slide; trying again may help."""
+
+    exit_code = 5
+
+
 class OutputError(HistocodecError):
     """The output cannot be written: it exists already, the disk is full, or the folder is read-only."""

@@ -56,6 +56,10 @@ class Store(ABC):
         """Everything that `check` would find if it could take its time."""
         return iter(())
 
+    def crc32(self, key: str) -> int | None:
+        """The CRC-32 that an object is to have; None where the store has none."""
+        return None
+
     @abstractmethod
     def zarr(self) -> "zarr.abc.store.Store":
         """The same objects as a read-only store of the package zarr."""

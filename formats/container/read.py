@@ -38,7 +38,7 @@ from histocodec.formats.container.layout import (
 from histocodec.formats.container.locations import is_url, local_path
 from histocodec.formats.container.shards_v1 import IndexCache, ShardReader
 from histocodec.formats.container.store import FolderStore, Location, Store, open_store
-from histocodec.formats.container.zipped import ZipStore, is_zip
+from histocodec.formats.container.zipped import FileSource, ZipStore, is_zip
 from histocodec.geometry import ChunkKey
 from histocodec.normalise import ChannelStats
 from histocodec.slide import Pixels
@@ -58,11 +58,12 @@ class Stats:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes: of all files, and among them of the shards of latents and of the lossless chunks."""
+    """Bytes: of all files, and among them of the shards of latents, of the lossless chunks, and of those of level 0."""
 
     total: int
     latents: int
     lossless: int
+    lossless_level0: int
 
 
 def described_by(root: Node) -> Node | None:
@@ -95,7 +96,7 @@ def names_container(location: str | bytes | os.PathLike[str]) -> bool:
         return True
     path = local_path(text)
     if is_zip(path):
-        store: Store = ZipStore.open(path)
+        store: Store = ZipStore(FileSource(path))
         return store.size(METADATA) is not None and described_by(read_metadata(store, "")) is not None
     return os.path.lexists(path / METADATA) and described_by(read_metadata(FolderStore(path), "")) is not None
 
@@ -107,12 +108,8 @@ def sizes(store: Store) -> Sizes:
         sum(by_name.values()),
         sum(size for name, size in by_name.items() if is_shard(name)),
         sum(size for name, size in by_name.items() if is_lossless(name)),
+        sum(size for name, size in by_name.items() if is_lossless(name) and name.startswith("lossless/0/")),
     )
-
-
-def lossless_bytes(store: Store, level: int) -> int:
-    """The bytes of a level's chunks that are stored losslessly."""
-    return sum(size for name, size in store.entries() if name.startswith(f"lossless/{level}/c/"))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Where containers are read from: `open_store` finds the store for a path or URL; `FolderStore` is a local folder."""
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
@@ -16,7 +17,7 @@ from histocodec.formats.container.files import (
     relative_files,
 )
 from histocodec.formats.container.locations import is_url, local_path
-from histocodec.formats.container.zipped import ZipStore, is_zip
+from histocodec.formats.container.zipped import FileSource, ZipStore, is_zip
 
 if TYPE_CHECKING:
     import zarr.abc.store
@@ -29,7 +30,8 @@ Location = Union[str, bytes, "os.PathLike[str]", Store, "zarr.abc.store.Store"] 
 
 
 def open_store(location: Location) -> Store:
-    """The store at a path or URL: a folder, or a ZIP archive. A store is returned as it is.
+    """The store at a path or URL: a folder, or a ZIP archive; or what a Zarr store holds. A store of ours is returned
+    as it is.
 
     Raises UsageError where a local path does not exist, FormatError where an archive is damaged, and UnsupportedError
     for a URL whose kind is not known.
@@ -37,14 +39,27 @@ def open_store(location: Location) -> Store:
     if isinstance(location, Store):
         return location
     if not isinstance(location, str | bytes | os.PathLike):
-        raise UsageError(f"{location!r}: is no path, no URL and no Zarr store")
+        return _zarr_store(location)
     text = os.fsdecode(location)
     if is_url(text):
-        raise UsageError(f"{text}: URLs cannot be read yet")
+        from histocodec.formats.container.remote import open_remote
+
+        return open_remote(text)
     path = local_path(text)
     if not path.exists():
         raise UsageError(f"{path}: does not exist")
-    return ZipStore.open(path) if is_zip(path) else FolderStore(path)
+    return ZipStore(FileSource(path)) if is_zip(path) else FolderStore(path)
+
+
+def _zarr_store(store: object) -> Store:
+    if "zarr" in sys.modules:  # or nobody can have made a store of it
+        from zarr.abc.store import Store as AnyZarrStore
+
+        if isinstance(store, AnyZarrStore):
+            from histocodec.formats.container.zarr_store import ZarrStore
+
+            return ZarrStore(store)
+    raise UsageError(f"{store!r}: is no path, no URL and no Zarr store")
 
 
 class FolderStore(Store):
@@ -58,14 +73,17 @@ class FolderStore(Store):
         self.name = str(path)
 
     def read(self, key: str, most: int) -> bytes:
+        """See `Store`."""
         return read_bounded(self.path / key, most)
 
     def read_parts(self, key: str, parts: Sequence[Part]) -> list[bytes]:
+        """See `Store`."""
         path = self.path / key
         with open_regular(path) as file:
             return read_runs(parts, lambda offset, size: read_at(file, size, offset, str(path)))
 
     def read_tail(self, key: str, size: int) -> tuple[bytes, int]:
+        """See `Store`."""
         path = self.path / key
         with open_regular(path) as file:
             total = os.fstat(file.fileno()).st_size
@@ -73,20 +91,25 @@ class FolderStore(Store):
             return read_at(file, part, total - part, str(path)), total
 
     def size(self, key: str) -> int | None:
+        """See `Store`."""
         return regular_size(self.path / key)
 
     def entries(self) -> Iterator[tuple[str, int]]:
+        """See `Store`."""
         for name in relative_files(self.path):
             yield name, (self.path / name).lstat().st_size
 
     def keys(self) -> Iterator[str]:
+        """See `Store`."""
         return relative_files(self.path)
 
     def check(self) -> None:
+        """See `Store`."""
         for link in linked_folders(self.path, LINK_DEPTH):
             raise FormatError(f"{link}: is a link; a container consists of folders and regular files")
 
     def zarr(self) -> "zarr.abc.store.Store":
+        """See `Store`."""
         from zarr.storage import LocalStore
 
         return LocalStore(self.path, read_only=True)

@@ -1,21 +1,34 @@
-"""A container in one file: a ZIP archive whose entries are stored without compression, so that parts can be read."""
+"""A container in one file: a ZIP archive whose entries are stored without compression, so that parts can be read.
 
-import zipfile
+    ┌ zarr.json ┬ other zarr.json … ┬ small arrays … ┬ shards … ┬ directory ┐
+
+`Source` is the file, wherever it lies. Nothing but the directory is kept in memory.
+"""
+
+import io
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, BinaryIO, cast
 
-from histocodec.errors import FormatError
+from histocodec.errors import FormatError, HistocodecError
 from histocodec.formats.container.abstract_store import Part, Store, read_runs
 from histocodec.formats.container.files import open_regular, read_at
+from histocodec.formats.container.zip_directory import (
+    LOCAL_HEADER,
+    LOCAL_MAGIC,
+    MAX_DIRECTORY,
+    Entry,
+    read_directory,
+    start_of,
+)
 
 if TYPE_CHECKING:
     import zarr.abc.store
 
 SUFFIX = ".hcz"
-MAGIC = b"PK\3\4"
-LOCAL_HEADER = 30  # bytes, without the name and the extra field
+ZIP_SUFFIXES = (SUFFIX, ".zip", ".ozx")
 
 
 def is_zip(path: Path) -> bool:
@@ -26,74 +39,163 @@ def is_zip(path: Path) -> bool:
         return True
     try:
         with path.open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
+            return file.read(len(LOCAL_MAGIC)) == LOCAL_MAGIC
     except OSError:
         return False
 
 
-class ZipStore(Store):
-    """A ZIP archive on the disk."""
+class Source(ABC):
+    """A file of which parts can be read. Thread-safe, fork-safe and picklable."""
+
+    name: str  # as errors name it
+    size: int  # in bytes
+    path: Path | None = None
+
+    @abstractmethod
+    def read(self, parts: Sequence[Part]) -> list[bytes]:
+        """The bytes of parts, in their order. Raises FormatError where the file ends before one of them does."""
+
+
+class FileSource(Source):
+    """A local file. It is opened for each read, and must still be the same one then."""
 
     path: Path
 
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, str(path)
-        try:
-            with zipfile.ZipFile(path) as archive:
-                self._entries = {info.filename: info for info in archive.infolist() if not info.is_dir()}
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as exc:
-            raise FormatError(f"{path}: is no sound ZIP archive: {exc}") from exc
+        self._real = Path(os.path.realpath(path))  # a link to an archive may be opened; only links within are refused
+        with open_regular(self._real) as file:
+            status = os.fstat(file.fileno())
+        self.size, self._identity = status.st_size, _identity(status)
 
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """The archive at a path."""
-        return cls(path)
+    def read(self, parts: Sequence[Part]) -> list[bytes]:
+        """See `Source`."""
+        with open_regular(self._real) as file:
+            if _identity(os.fstat(file.fileno())) != self._identity:
+                raise FormatError(f"{self.name}: was changed or replaced while it was open; open it again")
+            return read_runs(parts, lambda offset, size: read_at(file, size, offset, self.name))
 
-    def _start(self, key: str, file: FileIO) -> tuple[int, int]:
-        """Where the data of an entry begin, and their size."""
-        info = self._entries.get(key)
-        if info is None:
-            raise FormatError(f"{self.where(key)}: is missing")
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise FormatError(f"{self.where(key)}: is compressed; entries are to be stored")
-        header = read_at(file, LOCAL_HEADER, info.header_offset, self.name)
-        names = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        return info.header_offset + LOCAL_HEADER + names, info.file_size
+
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class ZipStore(Store):
+    """The entries of a ZIP archive. Raises FormatError where its directory is damaged or hostile.
+
+    The header before an entry is compared with the directory before the entry is read. In an archive on another
+    machine that would be one more request, so it is left to `problems`, unless the entry cannot be found without.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.name, self.path = source.name, source.path
+        self._source = source
+        self._entries = read_directory(cast(BinaryIO, _SourceFile(source)), source.name)
+        self._starts: dict[str, int] = {}
 
     def read(self, key: str, most: int) -> bytes:
-        with open_regular(self.path) as file:
-            start, size = self._start(key, file)
-            if size > most:
-                raise FormatError(f"{self.where(key)}: has more than {most} bytes, the most that is allowed here")
-            return read_at(file, size, start, self.name)
+        """See `Store`."""
+        entry = self._entry(key)
+        if entry.size > most:
+            raise FormatError(f"{self.where(key)}: has more than {most} bytes, the most that is allowed here")
+        return self.read_parts(key, [(0, entry.size)])[0]
 
     def read_parts(self, key: str, parts: Sequence[Part]) -> list[bytes]:
-        with open_regular(self.path) as file:
-            start, total = self._start(key, file)
-            if any(offset + size > total for offset, size in parts):
-                raise FormatError(f"{self.where(key)}: ends at byte {total}, within something that has to be there")
-            return read_runs(parts, lambda offset, size: read_at(file, size, start + offset, self.name))
+        """See `Store`."""
+        entry = self._entry(key)
+        for offset, size in parts:
+            if offset + size > entry.size:
+                raise FormatError(
+                    f"{self.where(key)}: ends at byte {entry.size}, within something that has to be there"
+                )
+        start = self._start(entry)
+        return self._source.read([(start + offset, size) for offset, size in parts])
 
     def read_tail(self, key: str, size: int) -> tuple[bytes, int]:
-        with open_regular(self.path) as file:
-            start, total = self._start(key, file)
-            part = min(size, total)
-            return read_at(file, part, start + total - part, self.name), total
+        """See `Store`."""
+        total = self._entry(key).size
+        part = min(size, total)
+        return self.read_parts(key, [(total - part, part)])[0], total
 
     def size(self, key: str) -> int | None:
-        info = self._entries.get(key)
-        return None if info is None else info.file_size
+        """See `Store`."""
+        entry = self._entries.get(key)
+        return None if entry is None else entry.size
 
     def entries(self) -> Iterator[tuple[str, int]]:
-        return ((key, info.file_size) for key, info in self._entries.items())
+        """See `Store`."""
+        return ((key, entry.size) for key, entry in self._entries.items())
+
+    def crc32(self, key: str) -> int | None:
+        """See `Store`."""
+        return self._entry(key).crc
+
+    def problems(self) -> Iterator[str]:
+        """See `Store`."""
+        for entry in self._entries.values():
+            try:
+                self._read_header(entry)
+            except HistocodecError as exc:
+                yield str(exc)
 
     def zarr(self) -> "zarr.abc.store.Store":
-        from zarr.storage import ZipStore as ZarrZipStore
+        """See `Store`."""
+        from histocodec.formats.container.zarr_view import ZarrView
 
-        return ZarrZipStore(self.path, mode="r", read_only=True)
+        return ZarrView(self)
 
-    def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
-        return type(self), (self.path.absolute(),)
+    def _entry(self, key: str) -> Entry:
+        entry = self._entries.get(key)
+        if entry is None:
+            raise FormatError(f"{self.where(key)}: is missing")
+        return entry
+
+    def _start(self, entry: Entry) -> int:
+        """Where the data of an entry begin."""
+        if self.path is None and entry.start is not None:
+            return entry.start
+        start = self._starts.get(entry.key)
+        if start is None:
+            start = self._starts[entry.key] = self._read_header(entry)
+        return start
+
+    def _read_header(self, entry: Entry) -> int:
+        (header,) = self._source.read([(entry.header, LOCAL_HEADER.size + len(entry.raw_name))])
+        return start_of(entry, header, self.where(entry.key))
 
     def __repr__(self) -> str:
         return f"ZipStore({self.name!r})"
+
+
+class _SourceFile(io.RawIOBase):
+    """A source as `zipfile` reads it. Refuses reads that are too large for a directory."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self._position = source, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._source.size}[whence]
+        if base + offset < 0:
+            raise ValueError("it is too short")
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._source.size - self._position)
+        size = left if size < 0 else min(size, left)
+        if size > MAX_DIRECTORY:
+            raise FormatError(
+                f"{self._source.name}: its ZIP directory would have {size} bytes; up to {MAX_DIRECTORY} are read"
+            )
+        data = self._source.read([(self._position, size)])[0] if size else b""
+        self._position += size
+        return data

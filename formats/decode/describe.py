@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 
+from histocodec.errors import UnsupportedError
 from histocodec.formats.container.layout import BACKGROUND, CODED, LOSSLESS
-from histocodec.formats.container.read import Container, lossless_bytes, sizes
+from histocodec.formats.container.read import Container, sizes
 from histocodec.formats.container.store import Location
 
 
@@ -15,9 +16,8 @@ def describe(location: Location) -> dict[str, object]:
     FormatError where a map is damaged. Memory: at most 16 bytes for each chunk that the maps claim."""
     container = Container.open(location)
     attributes = container.attributes
-    on_disk = sizes(container.store)
     first = attributes.levels[0]
-    pixels, level0 = first.width * first.height, (first.bytes or 0) + lossless_bytes(container.store, 0)
+    pixels = first.width * first.height
     return {
         "path": container.name,
         "format_version": 1,
@@ -32,14 +32,7 @@ def describe(location: Location) -> dict[str, object]:
         "height": first.height,
         "mpp": None if attributes.mpp is None else list(attributes.mpp),
         "objective_power": attributes.objective_power,
-        "bytes": on_disk.total,
-        "latent_bytes": on_disk.latents,
-        "lossless_bytes": on_disk.lossless,
-        "overhead": (on_disk.total - on_disk.latents - on_disk.lossless) / on_disk.total,
-        "bpp": 8 * on_disk.total / pixels,
-        "ratio_raw": 3 * pixels / on_disk.total,
-        "ratio_source_file": attributes.source.bytes / on_disk.total if attributes.source.bytes else None,
-        "ratio_level0": 3 * pixels / level0 if level0 else None,
+        **_sizes(container, pixels),
         "levels": [_level(container, number) for number in range(len(attributes.levels))],
         "background": {"mode": attributes.background.mode, "colour": list(attributes.background.colour)},
         "source": {
@@ -53,6 +46,28 @@ def describe(location: Location) -> dict[str, object]:
         "dropped": list(attributes.dropped),
         "properties": dict(attributes.properties),
     }
+
+
+def _sizes(container: Container, pixels: int) -> dict[str, object]:
+    """What the container takes, and what that is per pixel of level 0; all None in a folder that cannot be listed."""
+    attributes = container.attributes
+    names = ("bytes", "latent_bytes", "lossless_bytes", "overhead", "bpp", "ratio_raw", "ratio_source_file")
+    try:
+        stored = sizes(container.store)
+    except UnsupportedError:
+        return dict.fromkeys((*names, "ratio_level0"))
+    level0 = (attributes.levels[0].bytes or 0) + stored.lossless_level0
+    source = attributes.source.bytes
+    values = (
+        stored.total,
+        stored.latents,
+        stored.lossless,
+        (stored.total - stored.latents - stored.lossless) / stored.total,
+        8 * stored.total / pixels,
+        3 * pixels / stored.total,
+        source / stored.total if source else None,
+    )
+    return {**dict(zip(names, values, strict=True)), "ratio_level0": 3 * pixels / level0 if level0 else None}
 
 
 def _level(container: Container, number: int) -> dict[str, object]:

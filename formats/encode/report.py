@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from histocodec.formats.container.attributes import Attributes
-from histocodec.formats.container.read import lossless_bytes, sizes
+from histocodec.formats.container.read import sizes
 from histocodec.formats.container.store import FolderStore
 from histocodec.formats.decode.fidelity import LevelFidelity
 from histocodec.formats.encode.partial_container import Maps
@@ -97,7 +97,7 @@ def make_report(
     """The report on the finished container at `path`, which took `seconds` on `device`."""
     size, first = sizes(FolderStore(path)), attributes.levels[0]
     pixels, source_bytes = first.width * first.height, attributes.source.bytes
-    level0 = (first.bytes or 0) + lossless_bytes(FolderStore(path), 0)
+    level0 = (first.bytes or 0) + size.lossless_level0
     stats_bytes = 4 * 3 + 4 * 3 + 3 + 4 * attributes.model.channels  # mean, deviation, background and its latent
     if asked_quality is not None and asked_quality % 1 == 0:
         asked_quality = int(asked_quality)

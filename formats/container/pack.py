@@ -1,0 +1,118 @@
+"""A folder as one ZIP archive, and back, byte for byte.
+
+The archive follows RFC-9 of OME-NGFF (zipped OME-Zarr): entries are stored, the root's zarr.json first, then the others
+by depth, and a comment says so. Small objects follow and shards come last, so that the first bytes of the file hold all
+that a reader needs before it knows which shards it wants. Equal folders give equal archives.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from histocodec.errors import FormatError, OutputError, UsageError
+from histocodec.formats.container.abstract_store import Store
+from histocodec.formats.container.arrays import METADATA
+from histocodec.formats.container.digests import PIECE
+from histocodec.formats.container.files import sync_folder, whole_file
+from histocodec.formats.container.layout import is_lossless, is_shard
+from histocodec.formats.container.store import FolderStore
+from histocodec.formats.container.zip_directory import MAX_DIRECTORY, checked_name
+
+NGFF_VERSION = "0.5"
+COMMENT = {"ome": {"version": NGFF_VERSION, "zipFile": {"centralDirectory": {"jsonFirst": True}}}}
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that ZIP has, so that equal folders give equal archives
+PERMISSIONS = 0o100644  # a regular file
+SMALL = 64 << 10  # bytes; what is larger than this stands behind all that is not
+ENTRY_BYTES = 46 + 28  # of an entry in the directory, without its name; 28 where it needs ZIP64
+
+
+def write_zip(folder: Path, file: Path) -> None:
+    """Writes all files of a folder to an archive, which is complete or absent, and replaces what is there. Raises
+    FormatError where something in the folder is no regular file, UsageError where there are more files than readers
+    take, and OutputError where the archive cannot be written."""
+    store = FolderStore(folder)
+    store.check()
+    entries = sorted(store.entries(), key=_place)
+    for key, _ in entries:
+        checked_name(key, str(folder))
+    needed = sum(ENTRY_BYTES + len(key.encode()) for key, _ in entries)
+    if needed > MAX_DIRECTORY:
+        raise UsageError(f"{folder}: has {len(entries)} files, more than fit into one archive; keep it as a folder")
+    with whole_file(file) as output, zipfile.ZipFile(output, "w", zipfile.ZIP_STORED) as archive:
+        archive.comment = json.dumps(COMMENT, separators=(",", ":")).encode()
+        for key, size in entries:
+            info = zipfile.ZipInfo(key, EPOCH)
+            info.create_system, info.external_attr, info.file_size = 3, PERMISSIONS << 16, size
+            with archive.open(info, "w") as entry:
+                for data in pieces(store, key):
+                    entry.write(data)
+
+
+def _place(entry: tuple[str, int]) -> tuple[int, int, str]:
+    """The order of entries: metadata by depth, small objects, large ones, lossless chunks, shards."""
+    key, size = entry
+    if key.rpartition("/")[2] == METADATA:
+        return 0, key.count("/"), key
+    if is_shard(key):
+        return 4, 0, key
+    if is_lossless(key):
+        return 3, 0, key
+    return 2 if size > SMALL else 1, 0, key
+
+
+def pieces(store: Store, key: str) -> Iterator[bytes]:
+    """The bytes of an object, PIECE at a time. Raises FormatError where it is missing."""
+    size = store.size(key)
+    if size is None:
+        raise FormatError(f"{store.where(key)}: is missing")
+    for offset in range(0, size, PIECE):
+        yield store.read_parts(key, [(offset, min(PIECE, size - offset))])[0]
+
+
+def unpack(store: Store, folder: Path) -> None:
+    """Writes all objects of a store to a new folder, which is complete or absent.
+
+    Takes as many bytes as the archive has, at most: its entries are stored, and none shares bytes with another. Raises
+    OutputError where the folder exists or cannot be written, and FormatError where the archive is damaged.
+    """
+    if os.path.lexists(folder):
+        raise OutputError(f"{folder}: exists already; remove it, or choose another name")
+    with _new_folder(folder) as staged:
+        for key in sorted(store.keys()):
+            path = staged / checked_name(key, store.name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            crc = 0
+            with path.open("xb") as output:
+                for data in pieces(store, key):
+                    output.write(data)
+                    crc = zlib.crc32(data, crc)
+                output.flush()
+                os.fsync(output.fileno())
+            expected = store.crc32(key)
+            if expected is not None and crc != expected:
+                raise FormatError(f"{store.where(key)}: does not match its CRC-32 (altered or cut short)")
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the name `folder` when the `with` block ends well, and vanishes when it does
+    not."""
+    staged = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            staged.mkdir()
+            yield staged
+            staged.rename(folder)
+        except BaseException:
+            with suppress(OSError):
+                shutil.rmtree(staged)
+            raise
+    except OSError as exc:
+        raise OutputError(f"{folder}: cannot be written: {exc.strerror or exc}") from exc
+    sync_folder(folder.parent)
