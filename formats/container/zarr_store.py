@@ -94,7 +94,7 @@ class ZarrStore(Store):
         async def ask() -> int | None:
             try:
                 return await self._store.getsize(key)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return None
 
         return self._run(key, ask())
@@ -142,7 +142,7 @@ class ZarrStore(Store):
             return _loop.run(coroutine)
         except HistocodecError:
             raise
-        except FileNotFoundError as exc:
+        except (FileNotFoundError, NotADirectoryError) as exc:
             raise FormatError(f"{self.where(key)}: is missing") from exc
         except Exception as exc:  # whatever a store raises that somebody else wrote
             raise StoreError(f"{self.where(key)}: cannot be read: {type(exc).__name__}: {str(exc)[:300]}") from exc

@@ -182,7 +182,7 @@ class _SourceFile(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._source.size}[whence]
         if base + offset < 0:
-            raise ValueError("it is too short")
+            raise OSError("it is too short")
         self._position = base + offset
         return self._position
 

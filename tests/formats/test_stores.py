@@ -1,40 +1,70 @@
 """Stores that containers are read from: the same objects, whatever holds them."""
 
+import asyncio
+import os
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
+from zarr.buffer import default_buffer_prototype
+from zarr.storage import LocalStore, MemoryStore
 
 from histocodec.errors import FormatError, UsageError
 from histocodec.formats.container.abstract_store import runs
 from histocodec.formats.container.read import Container, is_container
 from histocodec.formats.container.store import FolderStore, Store, open_store
 from tests.support.containers import written
+from tests.support.servers import s3, serving
 
 OBJECTS = {"zarr.json": b"{}", "a/b": bytes(range(100)), "a/empty": b""}
 
 
-def in_folder(folder: Path) -> Store:
+def in_folder(folder: Path) -> Iterator[Store]:
     for key, data in OBJECTS.items():
         (folder / "store" / key).parent.mkdir(parents=True, exist_ok=True)
         (folder / "store" / key).write_bytes(data)
-    return open_store(folder / "store")
+    yield open_store(folder / "store")
 
 
-def in_zip(folder: Path) -> Store:
+def in_zip(folder: Path) -> Iterator[Store]:
     with zipfile.ZipFile(folder / "store.hcz", "w") as archive:
         for key, data in OBJECTS.items():
             archive.writestr(key, data)
-    return open_store(folder / "store.hcz")
+    yield open_store(folder / "store.hcz")
 
 
-@pytest.fixture(params=[in_folder, in_zip])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    make: Callable[[Path], Store] = request.param
-    return make(tmp_path)
+def in_zip_on_the_web(folder: Path) -> Iterator[Store]:
+    list(in_zip(folder))
+    with serving(folder) as server:
+        yield open_store(f"{server.url}/store.hcz")
+
+
+def in_s3(folder: Path) -> Iterator[Store]:
+    list(in_folder(folder))
+    with s3(folder) as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield open_store("s3://slides/store")
+
+
+def in_zarr_memory(folder: Path) -> Iterator[Store]:
+    buffer = default_buffer_prototype().buffer
+    yield open_store(MemoryStore({key: buffer.from_bytes(data) for key, data in OBJECTS.items()}))
+
+
+def in_zarr_folder(folder: Path) -> Iterator[Store]:
+    list(in_folder(folder))
+    yield open_store(LocalStore(folder / "store"))
+
+
+@pytest.fixture(params=[in_folder, in_zip, in_zip_on_the_web, in_s3, in_zarr_memory, in_zarr_folder])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    yield from request.param(tmp_path)
 
 
 def test_every_store_has_the_same_objects(store: Store) -> None:
@@ -65,7 +95,40 @@ def test_what_is_not_there_is_refused(store: Store) -> None:
 
 
 def test_a_store_can_be_pickled(store: Store) -> None:
+    if store.path is None and "memory" in store.name:
+        pytest.skip("what is in memory is not elsewhere")
     assert pickle.loads(pickle.dumps(store)).read("a/b", 100) == OBJECTS["a/b"]
+
+
+def test_threads_share_a_store(store: Store) -> None:
+    data = OBJECTS["a/b"]
+    with ThreadPoolExecutor(8) as pool:
+        read = pool.map(lambda at: store.read_parts("a/b", [(at, 3), (97 - at, 2)]), range(97))
+        assert list(read) == [[data[at : at + 3], data[97 - at : 99 - at]] for at in range(97)]
+
+
+def test_a_forked_child_reads_a_store(store: Store) -> None:
+    store.read("a/b", 100)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = 0 if store.read_parts("a/b", [(1, 2)]) == [OBJECTS["a/b"][1:3]] else 2
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_zarr_reads_every_store(store: Store) -> None:
+    view = store.zarr()
+
+    async def everything() -> dict[str, bytes | None]:
+        buffers = {key: await view.get(key, default_buffer_prototype()) async for key in view.list()}
+        return {key: None if data is None else data.to_bytes() for key, data in buffers.items()}
+
+    assert asyncio.run(everything()) == OBJECTS
+    with pytest.raises((UsageError, ValueError), match=r"only|read"):
+        zarr.create_group(view, overwrite=True)
 
 
 def test_neighbours_are_read_together() -> None:
