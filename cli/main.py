@@ -16,7 +16,8 @@ from histocodec.errors import HistocodecError
 from histocodec.text import printable
 
 COMMANDS = (
-    "encode", "decode", "info", "verify", "embed", "index", "search", "umap", "train", "bench", "demo",
+    "encode", "decode", "info", "verify", "pack", "unpack", "embed", "index", "search", "umap",
+    "train", "bench", "demo",
 )  # fmt: skip
 DEBUG_VARIABLE = "HISTOCODEC_DEBUG"  # set to anything, errors come with a traceback
 FAILED, USAGE, UNSUPPORTED, INTERRUPTED = 1, 2, 4, 130

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,8 +21,12 @@ from histocodec.formats.container.arrays import METADATA
 from histocodec.formats.container.digests import PIECE
 from histocodec.formats.container.files import sync_folder, whole_file
 from histocodec.formats.container.layout import is_lossless, is_shard
-from histocodec.formats.container.store import FolderStore
+from histocodec.formats.container.read import Container, is_container
+from histocodec.formats.container.store import FolderStore, Location
 from histocodec.formats.container.zip_directory import MAX_DIRECTORY, checked_name
+from histocodec.formats.container.zipped import ZIP_SUFFIXES
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 NGFF_VERSION = "0.5"
 COMMENT = {"ome": {"version": NGFF_VERSION, "zipFile": {"centralDirectory": {"jsonFirst": True}}}}
@@ -32,7 +36,31 @@ SMALL = 64 << 10  # bytes; what is larger than this stands behind all that is no
 ENTRY_BYTES = 46 + 28  # of an entry in the directory, without its name; 28 where it needs ZIP64
 
 
-def write_zip(folder: Path, file: Path) -> None:
+def nobody(done: int, total: int) -> None:
+    """Tells nobody how far it is."""
+
+
+def pack(folder: Path, file: Path, *, overwrite: bool = False, progress: Progress = nobody) -> None:
+    """Writes a container that is a folder as one file. Calls `progress` with the bytes that are done and their total.
+
+    Raises UsageError for a name that is none of an archive, OutputError where the file exists (with `overwrite`: where
+    it is no container) or cannot be written, and what opening a container and `write_zip` raise.
+    """
+    if file.suffix.lower() not in ZIP_SUFFIXES:
+        raise UsageError(f"{file}: its name must end in {', '.join(ZIP_SUFFIXES[:-1])} or {ZIP_SUFFIXES[-1]}")
+    if Container.open(folder).path is None or not folder.is_dir():
+        raise UsageError(f"{folder}: is one file already; `histocodec unpack` makes a folder of it")
+    if file.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"{file}: lies in the folder that is to be packed; choose another place")
+    if os.path.lexists(file):
+        if not overwrite:
+            raise OutputError(f"{file}: exists; --overwrite replaces it")
+        if not (file.is_file() and is_container(file)):
+            raise OutputError(f"{file}: is no packed container, so --overwrite leaves it alone; remove it yourself")
+    write_zip(folder, file, progress=progress)
+
+
+def write_zip(folder: Path, file: Path, *, progress: Progress = nobody) -> None:
     """Writes all files of a folder to an archive, which is complete or absent, and replaces what is there. Raises
     FormatError where something in the folder is no regular file, UsageError where there are more files than readers
     take, and OutputError where the archive cannot be written."""
@@ -44,6 +72,7 @@ def write_zip(folder: Path, file: Path) -> None:
     needed = sum(ENTRY_BYTES + len(key.encode()) for key, _ in entries)
     if needed > MAX_DIRECTORY:
         raise UsageError(f"{folder}: has {len(entries)} files, more than fit into one archive; keep it as a folder")
+    done, total = 0, sum(size for _, size in entries)
     with whole_file(file) as output, zipfile.ZipFile(output, "w", zipfile.ZIP_STORED) as archive:
         archive.comment = json.dumps(COMMENT, separators=(",", ":")).encode()
         for key, size in entries:
@@ -52,6 +81,8 @@ def write_zip(folder: Path, file: Path) -> None:
             with archive.open(info, "w") as entry:
                 for data in pieces(store, key):
                     entry.write(data)
+                    done += len(data)
+                    progress(done, total)
 
 
 def _place(entry: tuple[str, int]) -> tuple[int, int, str]:
@@ -75,16 +106,21 @@ def pieces(store: Store, key: str) -> Iterator[bytes]:
         yield store.read_parts(key, [(offset, min(PIECE, size - offset))])[0]
 
 
-def unpack(store: Store, folder: Path) -> None:
-    """Writes all objects of a store to a new folder, which is complete or absent.
+def unpack(location: Location, folder: Path, *, progress: Progress = nobody) -> None:
+    """Writes a container as a new folder, which is complete or absent: a copy of what is one file, or lies elsewhere.
+    Calls `progress` with the bytes that are done and their total.
 
     Takes as many bytes as the archive has, at most: its entries are stored, and none shares bytes with another. Raises
-    OutputError where the folder exists or cannot be written, and FormatError where the archive is damaged.
+    OutputError where the folder exists or cannot be written, FormatError where the archive is damaged, and what opening
+    a container raises.
     """
     if os.path.lexists(folder):
         raise OutputError(f"{folder}: exists already; remove it, or choose another name")
+    store = Container.open(location).store
+    entries = sorted(store.entries())
+    done, total = 0, sum(size for _, size in entries)
     with _new_folder(folder) as staged:
-        for key in sorted(store.keys()):
+        for key, _ in entries:
             path = staged / checked_name(key, store.name)
             path.parent.mkdir(parents=True, exist_ok=True)
             crc = 0
@@ -92,6 +128,8 @@ def unpack(store: Store, folder: Path) -> None:
                 for data in pieces(store, key):
                     output.write(data)
                     crc = zlib.crc32(data, crc)
+                    done += len(data)
+                    progress(done, total)
                 output.flush()
                 os.fsync(output.fileno())
             expected = store.crc32(key)
