@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import click
 
 from histocodec.cli.options import (
+    Location,
     SectionedCommand,
     device_option,
     json_option,
     level_list,
+    location_argument,
     model_option,
     number,
     option,
@@ -18,6 +20,7 @@ from histocodec.cli.options import (
     path_argument,
     positive,
     ratio,
+    short_name,
     workers_option,
 )
 from histocodec.report import print_facts, print_json, progress_bar, say
@@ -40,7 +43,7 @@ SECTIONS = {
 
 
 @click.command("encode", cls=SectionedCommand, sections=SECTIONS, short_help="Compress a slide.")
-@path_argument("src")
+@location_argument("src")
 @path_argument("dst")
 @option(
     "--quality",
@@ -98,7 +101,7 @@ SECTIONS = {
 @workers_option
 @json_option
 def command(
-    src: Path,
+    src: Location,
     dst: Path,
     *,
     quality: float | None,
@@ -158,7 +161,7 @@ def command(
         keep_private=keep_private,
         embed_model=embed_model,
     )
-    with open_slide(src, mpp=mpp, device=device) as slide, progress_bar(src.name) as bar:
+    with open_slide(src, mpp=mpp, device=device) as slide, progress_bar(short_name(src)) as bar:
         for note in notes_of(slide):
             say(f"{src}: {note}")
 

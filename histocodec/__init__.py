@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         UnsupportedError,
         UsageError,
     )
+    from histocodec.formats.container.store import Location
     from histocodec.formats.decode.open import open_slide
     from histocodec.formats.decode.settings import configure
     from histocodec.formats.decode.slide import CompressedSlide
@@ -108,14 +109,16 @@ class EncodeChoices(TypedDict, total=False):
 
 
 def open(
-    path: str | Path, *, device: str = "auto", cache_bytes: int | None = None, workers: int | None = None
+    path: Location, *, device: str = "auto", cache_bytes: int | None = None, workers: int | None = None
 ) -> CompressedSlide:
-    """Open a compressed slide.
+    """Open a compressed slide: a folder, one file (.hcz), the URL of either (https, s3, gs, az; needs the extra
+    `remote`), or what a `zarr.abc.store.Store` holds.
 
     `device` is "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:N". All slides share the process's threads and
     its cache of decoded latents and pixels, which `configure` sets; `workers` and `cache_bytes` give this slide its
     own. Raises UsageError where the path does not exist, UnsupportedError where it is no container of this version,
-    MissingModelError where the model is not installed, and FormatError where the container is broken.
+    MissingModelError where the model is not installed, FormatError where the container is broken, and StoreError where
+    a server cannot be reached or refuses.
     """
     from histocodec.formats.decode.slide import open_compressed
 

@@ -36,7 +36,7 @@ BATCH_CHUNKS = 64  # of a region that is read together with others; a larger one
 
 
 def open_compressed(
-    location: Location,
+    path: Location,
     *,
     device: str = "auto",
     cache_bytes: int | None = None,
@@ -50,7 +50,7 @@ def open_compressed(
     UnsupportedError where it is no container or one of a later version, FormatError where it is damaged, and
     MissingModelError. The first read raises UsageError or UnsupportedError for a device that is not there.
     """
-    return CompressedSlide(location, device=device, cache_bytes=cache_bytes, workers=workers)
+    return CompressedSlide(path, device=device, cache_bytes=cache_bytes, workers=workers)
 
 
 class CompressedSlide(OpenSlideFace):
@@ -63,7 +63,7 @@ class CompressedSlide(OpenSlideFace):
 
     def __init__(
         self,
-        location: Location,
+        path: Location,
         *,
         device: str = "auto",
         cache_bytes: int | None = None,
@@ -72,13 +72,13 @@ class CompressedSlide(OpenSlideFace):
         super().__init__()
         check_settings(workers, cache_bytes)
         with openslide_errors(opening=True):
-            self.container = Container.open(location)
+            self.container = Container.open(path)
             self.weights = model_of(self.container)
         attributes, store = self.container.attributes, self.container.store
         self.name = store.name
         self._filename = self.name  # where programs look that were written for `openslide.OpenSlide`
         self._arguments = (
-            location if store.path is None else os.path.abspath(store.path),
+            path if store.path is None else os.path.abspath(store.path),
             device,
             cache_bytes,
             workers,
@@ -288,8 +288,8 @@ class CompressedSlide(OpenSlideFace):
         return decoder
 
     def __reduce__(self) -> tuple[Callable[[Location], "CompressedSlide"], tuple[Location]]:
-        location, device, cache_bytes, workers = self._arguments
-        return partial(CompressedSlide, device=device, cache_bytes=cache_bytes, workers=workers), (location,)
+        path, device, cache_bytes, workers = self._arguments
+        return partial(CompressedSlide, device=device, cache_bytes=cache_bytes, workers=workers), (path,)
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{level.width}x{level.height}" for level in self.levels)
