@@ -37,9 +37,8 @@ def command(slides: tuple[Path, ...], *, level: int, workers: int | None, overwr
     from histocodec.formats.container.embeddings import check_absent, write_embeddings
     from histocodec.formats.embed import embed
 
-    if not overwrite:
-        for path in slides:
-            check_absent(path)
+    for path in slides:
+        check_absent(path, overwrite=overwrite)
     results: list[dict[str, object]] = []
     facts: list[tuple[str, str]] = []
     for path in slides:

@@ -21,6 +21,7 @@ from histocodec.cli.options import (
     positive,
     ratio,
     short_name,
+    shown,
     workers_option,
 )
 from histocodec.report import print_facts, print_json, progress_bar, say
@@ -163,7 +164,7 @@ def command(
     )
     with open_slide(src, mpp=mpp, device=device) as slide, progress_bar(short_name(src)) as bar:
         for note in notes_of(slide):
-            say(f"{src}: {note}")
+            say(f"{shown(src)}: {note}")
 
         def show(progress: "EncodeProgress") -> None:
             bar(progress.done, progress.total, progress_note(progress))
@@ -172,7 +173,7 @@ def command(
     if as_json:
         print_json(report)
     else:
-        print_facts([("slide", str(src)), *report_facts(report)])
+        print_facts([("slide", shown(src)), *report_facts(report)])
 
 
 def progress_note(progress: "EncodeProgress") -> str:

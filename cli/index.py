@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
 
 import click
 
@@ -15,6 +14,7 @@ from histocodec.cli.options import (
     option,
     path_argument,
     short_name,
+    shown,
 )
 from histocodec.errors import FormatError
 from histocodec.report import print_facts, print_json, progress_bar, say
@@ -146,12 +146,7 @@ def info_command(context: click.Context, index: Path, *, as_json: bool) -> None:
 def _name(location: Location) -> str:
     """Return the name of a slide in an index: its absolute path, so that commands may run in any folder; or its URL,
     without what may be a password or a signature."""
-    if isinstance(location, Path):
-        return str(location.absolute())
-    parts = urlsplit(location)
-    if not parts.scheme.startswith("http"):
-        return location
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return str(location.absolute()) if isinstance(location, Path) else shown(location)
 
 
 def _entries(slides: Sequence[Location], labels: dict[str, str]) -> "list[Entry]":

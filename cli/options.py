@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
 import click
 
@@ -168,6 +169,14 @@ def location_arguments(name: str, metavar: str) -> Callable[[Command], Command]:
 def short_name(location: Location) -> str:
     """Return the last part of a path or URL."""
     return location.name if isinstance(location, Path) else location.split("?")[0].rstrip("/").rpartition("/")[2]
+
+
+def shown(location: Location) -> str:
+    """Return a path or URL as it may be printed or stored: without what may be a password or a signature."""
+    if isinstance(location, Path) or not location.lower().startswith("http"):
+        return str(location)
+    parts = urlsplit(location)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def path_arguments(name: str, metavar: str) -> Callable[[Command], Command]:

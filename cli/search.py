@@ -17,6 +17,7 @@ from histocodec.cli.options import (
     option,
     overwrite_option,
     path_argument,
+    shown,
 )
 from histocodec.errors import UsageError
 from histocodec.report import print_facts, print_json, say
@@ -100,14 +101,13 @@ def command(
     if sheet is not None:
         check_output(sheet, overwrite=overwrite)
     opened = Index(index)
-    name = str(image if image is not None else slide)
     if image is not None:
         from histocodec.formats.embed import embed_image  # which imports torch
 
-        query = embed_image(image, opened.facts.kind, device=device)
+        name, query = str(image), embed_image(image, opened.facts.kind, device=device)
     else:
         assert slide is not None
-        query = read_embeddings(slide)
+        name, query = shown(slide), read_embeddings(slide)
     vectors = opened.whitened(query.kind, query.vectors if region is None else query.vectors_in(*region), name)
     labelled = opened.slides_with(dict(filters))
     slides = tuple(candidate for candidate in labelled if candidate.latents_sha256 != query.latents_sha256)

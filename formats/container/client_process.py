@@ -11,10 +11,10 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from histocodec import errors
 from histocodec.errors import HistocodecError, StoreError
@@ -24,17 +24,36 @@ from histocodec.formats.container.obstore_client import Operation, Server, answe
 THREADS = 8
 ENDED = "the process that makes requests has ended"
 
+T = TypeVar("T")
+
 
 def ask(server: Server, operation: Operation, key: str, *arguments: Any) -> Any:
     """What `obstore_client.answer` answers, by way of another process where this one was forked. Raises what `answer`
     raises."""
     if not _state.forked:
-        return answer(server, operation, key, arguments)
+        if threading.current_thread() is not threading.main_thread():
+            return answer(server, operation, key, arguments)
+        # obstore does not return before it has an answer. The main thread waits in Python, where Ctrl-C reaches it.
+        return in_background(lambda: answer(server, operation, key, arguments)).result()
     with _state.lock:
         if _state.process is None or _state.process.ended:
             _state.process = _ClientProcess()
         process = _state.process
     return process.ask([server.root, server.name, operation, key, list(arguments)])
+
+
+def in_background(function: Callable[[], T]) -> "Future[T]":
+    """The result to be of a function, on a thread that nobody waits for when the program ends."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as exc:
+            future.set_exception(exc)
+
+    threading.Thread(target=run, name="histocodec-request", daemon=True).start()
+    return future
 
 
 class _Forked:

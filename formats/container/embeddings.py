@@ -48,13 +48,13 @@ MAX_SHRUNK, FREE_BYTES = 64, 16 << 20
 VECTOR_NAMES, POSITION_NAMES = ("patch", "value"), ("patch", "xy")
 
 
-def check_absent(path: Path) -> None:
-    """Raises OutputError where the container at `path` has embeddings of its model already, and UnsupportedError where
-    it is no folder: to be called before any work is done."""
+def check_absent(path: Path, *, overwrite: bool = False) -> None:
+    """Raises OutputError where the container at `path` has embeddings of its model already and `overwrite` is not
+    given, and UnsupportedError where it is no folder: to be called before any work is done."""
     target = path / GROUP / Container.open(path).attributes.model.id
     if not path.is_dir():
         raise UnsupportedError(f"{path}: is one file; vectors are added to a folder, which `histocodec unpack` makes")
-    if target.exists():
+    if target.exists() and not overwrite:
         raise OutputError(f"{target}: exists already; --overwrite replaces it")
 
 
@@ -63,8 +63,7 @@ def write_embeddings(path: Path, embeddings: Embeddings, *, overwrite: bool = Fa
     Raises OutputError where they cannot be written or, unless `overwrite`, where there are some already, and
     FormatError for a vector beyond float16."""
     target = path / GROUP / embeddings.kind.model
-    if not overwrite:
-        check_absent(path)
+    check_absent(path, overwrite=overwrite)
     count, length = embeddings.vectors.shape
     with np.errstate(over="ignore"):
         vectors = embeddings.vectors.astype(np.float16)

@@ -2,7 +2,8 @@
 
 import re
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -15,6 +16,6 @@ def is_url(text: str) -> bool:
 def local_path(text: str) -> Path:
     """The path that a user means: of a `file://` URL, and of `~` where nothing has that very name."""
     if text.lower().startswith("file://"):
-        return Path(unquote(urlsplit(text).path))
+        return Path(url2pathname(urlsplit(text).path))
     path = Path(text)
     return path.expanduser() if text.startswith("~") and not path.exists() else path

@@ -163,6 +163,7 @@ def _translated(exc: Exception, where: str) -> HistocodecError:
         reason = f"the server failed with status {number}"
     if reason is None:
         reason = " ".join(re.sub(r"\w+://\S+", "the server", text).split())[:300]
+        return StoreError(f"{where}: cannot be read: {reason}")
     return StoreError(f"{where}: cannot be read: {reason}; try again later")
 
 

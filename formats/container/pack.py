@@ -36,11 +36,7 @@ SMALL = 64 << 10  # bytes; what is larger than this stands behind all that is no
 ENTRY_BYTES = 46 + 28  # of an entry in the directory, without its name; 28 where it needs ZIP64
 
 
-def nobody(done: int, total: int) -> None:
-    """Tells nobody how far it is."""
-
-
-def pack(folder: Path, file: Path, *, overwrite: bool = False, progress: Progress = nobody) -> None:
+def pack(folder: Path, file: Path, *, overwrite: bool = False, progress: Progress | None = None) -> None:
     """Writes a container that is a folder as one file. Calls `progress` with the bytes that are done and their total.
 
     Raises UsageError for a name that is none of an archive, OutputError where the file exists (with `overwrite`: where
@@ -48,7 +44,8 @@ def pack(folder: Path, file: Path, *, overwrite: bool = False, progress: Progres
     """
     if file.suffix.lower() not in ZIP_SUFFIXES:
         raise UsageError(f"{file}: its name must end in {', '.join(ZIP_SUFFIXES[:-1])} or {ZIP_SUFFIXES[-1]}")
-    if Container.open(folder).path is None or not folder.is_dir():
+    Container.open(folder)
+    if not folder.is_dir():
         raise UsageError(f"{folder}: is one file already; `histocodec unpack` makes a folder of it")
     if file.resolve().is_relative_to(folder.resolve()):
         raise UsageError(f"{file}: lies in the folder that is to be packed; choose another place")
@@ -60,7 +57,7 @@ def pack(folder: Path, file: Path, *, overwrite: bool = False, progress: Progres
     write_zip(folder, file, progress=progress)
 
 
-def write_zip(folder: Path, file: Path, *, progress: Progress = nobody) -> None:
+def write_zip(folder: Path, file: Path, *, progress: Progress | None = None) -> None:
     """Writes all files of a folder to an archive, which is complete or absent, and replaces what is there. Raises
     FormatError where something in the folder is no regular file, UsageError where there are more files than readers
     take, and OutputError where the archive cannot be written."""
@@ -82,7 +79,8 @@ def write_zip(folder: Path, file: Path, *, progress: Progress = nobody) -> None:
                 for data in pieces(store, key):
                     entry.write(data)
                     done += len(data)
-                    progress(done, total)
+                    if progress is not None:
+                        progress(done, total)
 
 
 def _place(entry: tuple[str, int]) -> tuple[int, int, str]:
@@ -106,7 +104,7 @@ def pieces(store: Store, key: str) -> Iterator[bytes]:
         yield store.read_parts(key, [(offset, min(PIECE, size - offset))])[0]
 
 
-def unpack(location: Location, folder: Path, *, progress: Progress = nobody) -> None:
+def unpack(location: Location, folder: Path, *, progress: Progress | None = None) -> None:
     """Writes a container as a new folder, which is complete or absent: a copy of what is one file, or lies elsewhere.
     Calls `progress` with the bytes that are done and their total.
 
@@ -129,7 +127,8 @@ def unpack(location: Location, folder: Path, *, progress: Progress = nobody) -> 
                     output.write(data)
                     crc = zlib.crc32(data, crc)
                     done += len(data)
-                    progress(done, total)
+                    if progress is not None:
+                        progress(done, total)
                 output.flush()
                 os.fsync(output.fileno())
             expected = store.crc32(key)

@@ -38,7 +38,7 @@ from histocodec.formats.container.layout import (
 from histocodec.formats.container.locations import is_url, local_path
 from histocodec.formats.container.shards_v1 import IndexCache, ShardReader
 from histocodec.formats.container.store import FolderStore, Location, Store, open_store
-from histocodec.formats.container.zipped import FileSource, ZipStore, is_zip
+from histocodec.formats.container.zipped import SUFFIX, FileSource, ZipStore, claims_zarr, is_zip
 from histocodec.geometry import ChunkKey
 from histocodec.normalise import ChannelStats
 from histocodec.slide import Pixels
@@ -96,6 +96,8 @@ def names_container(location: str | bytes | os.PathLike[str]) -> bool:
         return True
     path = local_path(text)
     if is_zip(path):
+        if path.suffix.lower() != SUFFIX and not claims_zarr(path):  # anybody's archive
+            return False
         store: Store = ZipStore(FileSource(path))
         return store.size(METADATA) is not None and described_by(read_metadata(store, "")) is not None
     return os.path.lexists(path / METADATA) and described_by(read_metadata(FolderStore(path), "")) is not None

@@ -1,12 +1,11 @@
 """Containers on other machines: `RemoteStore` is a folder of objects, `RemoteSource` an archive that is one object."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from histocodec.errors import FormatError, UnsupportedError, UsageError
 from histocodec.formats.container.abstract_store import Part, Store, read_runs, runs
-from histocodec.formats.container.client_process import ask
+from histocodec.formats.container.client_process import ask, in_background
 from histocodec.formats.container.obstore_client import Operation, Server, locate
 from histocodec.formats.container.zip_directory import LOCAL_MAGIC
 from histocodec.formats.container.zipped import ZIP_SUFFIXES, Source, ZipStore
@@ -119,14 +118,13 @@ class RemoteSource(Source):
     def __init__(self, server: Server, key: str) -> None:
         self._server, self._key = server, key
         self.name = f"{server.name}/{key}"
-        with ThreadPoolExecutor(1) as pool:
-            tail = pool.submit(self._ask, "tail", TAIL)
-            self._front, self.size = self._ask("front", FRONT)
-            try:
-                self._tail, size = tail.result()
-            except UnsupportedError:  # Azure has no requests for the end of an object
-                start = max(0, self.size - TAIL)
-                self._tail, size = self._ask("ranges", [(start, self.size - start)])[0], self.size
+        tail = in_background(lambda: self._ask("tail", TAIL))
+        self._front, self.size = self._ask("front", FRONT)
+        try:
+            self._tail, size = tail.result()
+        except UnsupportedError:  # Azure has no requests for the end of an object
+            start = max(0, self.size - TAIL)
+            self._tail, size = self._ask("ranges", [(start, self.size - start)])[0], self.size
         if size != self.size or len(self._front) != min(FRONT, size) or len(self._tail) != min(TAIL, size):
             raise FormatError(f"{self.name}: was changed or replaced while it was opened; open it again")
 

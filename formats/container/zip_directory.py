@@ -23,6 +23,10 @@ LOCAL_MAGIC = b"PK\3\4"
 MAX_DIRECTORY = 8 << 20  # bytes: a hundred thousand entries, which take 100 MiB as Python objects
 MAX_NAME = 512  # bytes of an entry's name
 UTF8 = 0x800  # the only flag that may be set: how the name is written
+# What zipfile raises for archives that are damaged.
+ZIP_ERRORS = (
+    zipfile.BadZipFile, NotImplementedError, ValueError, LookupError, OSError, OverflowError, EOFError, struct.error
+)  # fmt: skip
 IN_ZIP64 = 0xFFFFFFFF  # a size that stands in the extra field
 
 
@@ -53,9 +57,7 @@ def read_directory(file: BinaryIO, name: str) -> dict[str, Entry]:
             infos, directory, comment = archive.infolist(), archive.start_dir, archive.comment
         file.seek(-END.size - len(comment), io.SEEK_END)
         magic, *_, offset, comment_bytes = END.unpack(file.read(END.size))
-    except (
-        zipfile.BadZipFile, NotImplementedError, ValueError, LookupError, OSError, OverflowError, EOFError, struct.error
-    ) as exc:  # fmt: skip
+    except ZIP_ERRORS as exc:
         raise FormatError(f"{name}: is no sound ZIP archive: {exc}") from exc
     if magic != END_MAGIC or comment_bytes != len(comment) or offset not in (directory, IN_ZIP64):
         raise FormatError(f"{name}: does not end with its ZIP directory (cut short, or appended to)")

@@ -7,6 +7,7 @@
 
 import io
 import os
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from histocodec.formats.container.zip_directory import (
     LOCAL_HEADER,
     LOCAL_MAGIC,
     MAX_DIRECTORY,
+    ZIP_ERRORS,
     Entry,
     read_directory,
     start_of,
@@ -41,6 +43,15 @@ def is_zip(path: Path) -> bool:
         with path.open("rb") as file:
             return file.read(len(LOCAL_MAGIC)) == LOCAL_MAGIC
     except OSError:
+        return False
+
+
+def claims_zarr(path: Path) -> bool:
+    """Whether a ZIP archive, sound or not, has the metadata of Zarr at its root."""
+    try:
+        with zipfile.ZipFile(cast(BinaryIO, _SourceFile(FileSource(path)))) as archive:
+            return "zarr.json" in archive.namelist()
+    except (HistocodecError, *ZIP_ERRORS):
         return False
 
 

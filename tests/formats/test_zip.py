@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from histocodec.errors import FormatError
+from histocodec.errors import FormatError, UnsupportedError
 from histocodec.formats.container import zip_directory, zipped
 from histocodec.formats.container.store import open_store
+from histocodec.formats.decode.open import open_slide
 
 LOCAL, CENTRAL, END = struct.Struct("<4sHHHHHIIIHH"), struct.Struct("<4sHHHHHHIIIHHHHHII"), struct.Struct("<4sHHHHIIH")
 IN_ZIP64 = 0xFFFFFFFF
@@ -217,6 +218,20 @@ def test_no_changed_byte_crashes(tmp_path: Path, change: Callable[[bytes], bytes
             changed[at] ^= 1 << bit
             with suppress(FormatError):
                 read_all(bytes(changed), tmp_path)
+
+
+def test_an_archive_of_something_else_is_no_container(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "letter.docx", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("word/document.xml", bytes(1000))
+    with pytest.raises(UnsupportedError, match="is no slide or image"):
+        open_slide(tmp_path / "letter.docx")
+
+
+def test_a_compressed_container_is_told_how_to_become_one(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "slide.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("zarr.json", bytes(1000))
+    with pytest.raises(FormatError, match="histocodec pack"):
+        open_slide(tmp_path / "slide.zip")
 
 
 def test_the_suffix_names_an_archive(tmp_path: Path) -> None:
