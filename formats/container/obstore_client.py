@@ -8,6 +8,7 @@ all requests are made.
 import os
 import re
 import threading
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -194,5 +195,10 @@ def _client(
     retry: RetryConfig = {"max_retries": retries, "retry_timeout": timedelta(seconds=retrying)}
     if root.startswith("http"):
         # Not by `from_url`, which takes some web servers for buckets, and would want credentials for public files.
-        return HTTPStore(root, client_options=client, retry_config=retry)
+        parts = urlsplit(root)
+        if parts.username is not None:
+            login = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+            client["default_headers"] = {"Authorization": f"Basic {b64encode(login).decode()}"}
+        url = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        return HTTPStore(url, client_options=client, retry_config=retry)
     return from_url(root, client_options=client, retry_config=retry)

@@ -97,7 +97,11 @@ class FolderStore(Store):
     def entries(self) -> Iterator[tuple[str, int]]:
         """See `Store`."""
         for name in relative_files(self.path):
-            yield name, (self.path / name).lstat().st_size
+            try:
+                size = (self.path / name).lstat().st_size
+            except OSError as exc:  # gone since it was listed
+                raise FormatError(f"{self.path / name}: cannot be read: {exc.strerror or exc}") from exc
+            yield name, size
 
     def keys(self) -> Iterator[str]:
         """See `Store`."""

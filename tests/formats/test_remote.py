@@ -5,6 +5,7 @@ import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -261,6 +262,27 @@ def test_a_forked_child_reads_from_s3(in_s3: None, pixels: np.ndarray, name: str
                 os._exit(code)
         assert os.waitpid(child, 0)[1] == 0
         assert np.array_equal(slide.read_array(*REGION), pixels)
+
+
+def test_a_password_in_a_url_is_sent_and_never_shown(web: WebServer, capsys: pytest.CaptureFixture[str]) -> None:
+    url = web.url.replace("//", "//user:p%40ss@") + "/some%20slides/wide.hcz?token=secret"
+    assert run(["info", url]) == 0
+    assert {request.authorization for request in web.requests} == {"Basic dXNlcjpwQHNz"}
+    shown = capsys.readouterr()
+    assert not any(word in shown.out + shown.err for word in ("p%40ss", "p@ss", "secret"))
+
+
+@pytest.mark.parametrize("name", ["ü #1 100%.hcz", "a+b&c=d.hcz", "50%25.hcz"])
+def test_names_may_have_any_characters(
+    tmp_path: Path, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_zip(folder / "wide.zarr", tmp_path / name)
+    with serving(tmp_path) as server:
+        assert Container.open(f"{server.url}/{quote(name)}").tiles(0).size
+    with s3(tmp_path) as environment:
+        for variable, value in environment.items():
+            monkeypatch.setenv(variable, value)
+        assert Container.open(f"s3://slides/{name}").tiles(0).size
 
 
 def test_stores_are_named_without_credentials(web: WebServer) -> None:

@@ -21,6 +21,7 @@ class Request:
     method: str
     path: str
     range: str | None
+    authorization: str | None = None
 
 
 @dataclass
@@ -36,7 +37,9 @@ class WebServer:
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         parts = urlsplit(handler.path)
-        request = Request(handler.command, handler.path, handler.headers.get("Range"))
+        request = Request(
+            handler.command, handler.path, handler.headers.get("Range"), handler.headers.get("Authorization")
+        )
         self.requests.append(request)
         fault, path = self.fault(request), self.folder / unquote(parts.path).lstrip("/")
         if isinstance(fault, int):
