@@ -21,7 +21,7 @@ END = struct.Struct("<4sHHHHIIH")  # and then the comment
 END_MAGIC = b"PK\5\6"
 LOCAL_MAGIC = b"PK\3\4"
 MAX_DIRECTORY = 8 << 20  # bytes: a hundred thousand entries, which take 100 MiB as Python objects
-MAX_NAME = 512  # bytes of an entry's name
+MAX_NAME = 512  # characters of an entry's name
 UTF8 = 0x800  # the only flag that may be set: how the name is written
 # What zipfile raises for archives that are damaged.
 ZIP_ERRORS = (
