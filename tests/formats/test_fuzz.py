@@ -23,7 +23,9 @@ from tests.support.peak import linux_only
 from tests.tools.fuzz import SHAPE, Target, flip_all, fuzz, golden_weights, small_container, targets
 
 Captured = pytest.CaptureFixture[str]
-COUNTS = {"chunks": 5000, "shards": 500, "attributes": 2000, "arrays": 500, "models": 300, "containers": 50}
+COUNTS = {
+    "chunks": 5000, "shards": 500, "attributes": 2000, "arrays": 500, "models": 300, "containers": 50, "archives": 300,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -32,9 +32,11 @@ from histocodec.formats.container.arrays import METADATA, Form, pack_values, rea
 from histocodec.formats.container.attributes import Attributes
 from histocodec.formats.container.fields import Node, parse_json
 from histocodec.formats.container.layout import plain_arrays
+from histocodec.formats.container.pack import write_zip
 from histocodec.formats.container.read import described_by
 from histocodec.formats.container.shard import CRC_BYTES, crc32c, index_bytes, pack_shard, read_chunks, read_index
-from histocodec.formats.container.store import FolderStore
+from histocodec.formats.container.store import FolderStore, open_store
+from histocodec.formats.container.zipped import claims_zarr
 from histocodec.formats.decode.slide import open_compressed
 from histocodec.formats.decode.verify import verify
 from histocodec.formats.encode.encode import encode_slide
@@ -341,6 +343,28 @@ def take_model(data: bytes) -> None:
     HyperChunkCodec(weights).decode(sound_chunks()[0], SHAPE)
 
 
+class Archives:
+    """Damages the headers, the directory or anything else of a ZIP archive, then reads all that it holds."""
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self.file = folder / "archive.hcz"
+        write_zip(root, self.file)
+        self.sound = self.file.read_bytes()
+        self.directory = self.sound.index(b"PK\1\2")
+
+    def make(self, rng: Random) -> bytes:
+        """The damaged archive, most often damaged in its directory or in its first headers."""
+        start, end = rng.choice(((self.directory, len(self.sound)), (0, 200), (0, len(self.sound))))
+        return self.sound[:start] + damaged(self.sound[start:end], rng) + self.sound[end:]
+
+    def take(self, data: bytes) -> None:
+        self.file.write_bytes(data)
+        claims_zarr(self.file)
+        store = open_store(self.file)
+        list(store.problems())
+        assert sum(len(store.read(key, len(data))) for key, _ in store.entries()) < len(data), "an archive is a bomb"
+
+
 class Containers:
     """Damages one file of a container on disk, then reads and verifies the whole container."""
 
@@ -398,6 +422,7 @@ class Containers:
 def targets(folder: Path) -> list[Target]:
     """All targets. Their files go to `folder`."""
     containers = Containers(folder)
+    archives = Archives(folder, containers.root)
     return [
         Target("chunks", make_chunk, Chunks().take),
         Target("shards", make_shard, Shards(folder).take),
@@ -405,6 +430,7 @@ def targets(folder: Path) -> list[Target]:
         Target("arrays", make_array, lambda data: unpack_values(data, FORM, "array")),
         Target("models", make_model, take_model),
         Target("containers", containers.make, containers.take),
+        Target("archives", archives.make, archives.take),
     ]
 
 
@@ -422,14 +448,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], prog="python -m tests.tools.fuzz")
     parser.add_argument("--chunks", type=int, default=1_000_000, help="damaged latent chunks")
     parser.add_argument("--others", type=int, default=100_000, help="damaged shards, attributes and arrays, each")
-    parser.add_argument("--files", type=int, default=5_000, help="damaged models and containers, each")
+    parser.add_argument("--files", type=int, default=5_000, help="damaged models, containers and archives, each")
     parser.add_argument(
         "--flips", type=int, default=1, metavar="STEP", help="change every STEP-th byte of a container; 0 changes none"
     )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        counts = {"chunks": given.chunks, "models": given.files, "containers": given.files}
+        counts = {"chunks": given.chunks, **dict.fromkeys(("models", "containers", "archives"), given.files)}
         for target in targets(Path(folder)):
             if count := counts.get(target.name, given.others):
                 print(fuzz(target, count, seed=given.seed), flush=True)
