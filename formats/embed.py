@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histocodec.errors import UnsupportedError
-from histocodec.formats.container.embeddings import latents_digest
-from histocodec.formats.container.layout import BACKGROUND, chunks_where
-from histocodec.formats.container.read import Container
+from histocodec.formats.container.read import open_container
+from histocodec.formats.container.states import BACKGROUND, chunks_where
 from histocodec.formats.decode.cache import Cache
 from histocodec.formats.decode.chunks import ChunkReader
 from histocodec.formats.decode.model import model_of
@@ -40,14 +39,14 @@ def embed(
     where there is no tissue or the chunks cannot be cut into patches, UsageError where the level does not exist.
     Memory: the vectors, and 16 bytes for each chunk that the maps claim.
     """
-    container = Container.open(path)
+    container = open_container(path)
     attributes = container.attributes
     embedder = embedder or embedder_of(attributes.model.family)
     if attributes.chunk % embedder.side:
         raise UnsupportedError(
             f"{path}: has chunks of {attributes.chunk} latents a side; a multiple of {embedder.side} is needed"
         )
-    digest, grid, side = latents_digest(container, level), attributes.grid(level), attributes.chunk
+    digest, grid, side = container.latents_digest(level), attributes.grid(level), attributes.chunk
     weights, stats, pool = model_of(container), container.stats(), Workers(workers)
     reader = ChunkReader(container, weights, pool, cache=Cache(0))
     min_side = min(embedder.min_side, grid.latent_rows, grid.latent_columns)

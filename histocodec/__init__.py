@@ -2,15 +2,17 @@
 
     import histocodec
 
-    histocodec.encode("slide.svs", "slide.hc.zarr", quality=60)
-    with histocodec.open("slide.hc.zarr") as slide:
+    histocodec.encode("slide.svs", "slide.hcz", quality=60)
+    with histocodec.open("slide.hcz") as slide:
         pixels = slide.read_array(10_000, 8_000, 1024, 1024)  # (1024, 1024, 3) uint8
 
-Importing the package loads nothing else; each name is loaded from its module when it is first used.
+Importing the package loads nothing else; each name is loaded from its module when it is first used. (With the
+environment variable HISTOCODEC_PATCH_OPENSLIDE=1, importing it also calls `patch_openslide`.)
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
         UsageError,
     )
     from histocodec.formats.container.store import Location
+    from histocodec.formats.decode.ome_zarr import view
     from histocodec.formats.decode.open import open_slide
+    from histocodec.formats.decode.patch import patch_openslide
     from histocodec.formats.decode.settings import configure
     from histocodec.formats.decode.slide import CompressedSlide
     from histocodec.formats.encode.options import EncodeOptions, EncodeProgress
@@ -61,6 +65,8 @@ __all__ = [
     "encode",
     "open",
     "open_slide",
+    "patch_openslide",
+    "view",
 ]
 
 _HOMES = {
@@ -82,6 +88,8 @@ _HOMES = {
     "UsageError": "histocodec.errors",
     "configure": "histocodec.formats.decode.settings",
     "open_slide": "histocodec.formats.decode.open",
+    "patch_openslide": "histocodec.formats.decode.patch",
+    "view": "histocodec.formats.decode.ome_zarr",
 }
 
 
@@ -106,6 +114,11 @@ class EncodeChoices(TypedDict, total=False):
     keep_macro: bool
     keep_private: bool
     embed_model: bool
+    model_beside: bool
+    chunk: int
+    overview: int | None
+    source_name: str
+    source_sha256: bool
 
 
 def open(
@@ -132,7 +145,8 @@ def encode(
     progress: Callable[[EncodeProgress], None] | None = None,
     **options: Unpack[EncodeChoices],
 ) -> EncodeReport:
-    """Compress a slide, given by its path or already open, into a new container `dst`.
+    """Compress a slide, given by its path or already open, into a new container `dst`, a path or a URL
+    (s3://, gs://, az://).
 
     The options are those of `histocodec encode` and the fields of `EncodeOptions`. `progress` is called from time to
     time. A slide that the caller opened stays open. Raises UsageError for options that make no sense, SourceError where
@@ -144,11 +158,11 @@ def encode(
 
     chosen = EncodeOptions(**options)
     if not isinstance(source, (str, Path)):
-        return encode_slide(source, Path(dst), chosen, progress=progress)
+        return encode_slide(source, dst, chosen, progress=progress)
     from histocodec.formats.decode.open import open_slide
 
     with open_slide(source) as slide:
-        return encode_slide(slide, Path(dst), chosen, progress=progress)
+        return encode_slide(slide, dst, chosen, progress=progress)
 
 
 def __getattr__(name: str) -> object:
@@ -160,6 +174,10 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'histocodec' has no attribute {name!r}")
     globals()[name] = value
     return value
+
+
+if os.environ.get("HISTOCODEC_PATCH_OPENSLIDE") == "1":
+    __getattr__("patch_openslide")()  # type: ignore[operator]
 
 
 def __dir__() -> list[str]:

@@ -89,6 +89,8 @@ class BaseSlide(ABC):
     """The base of every source: it holds the facts, checked once, and fills what lies beyond a level's edge. A subclass
     adds `_read_inside`."""
 
+    read_whole = False  # whether opening the slide has read its one file to the end, as it does with ordinary images
+
     def __init__(
         self,
         *,

@@ -32,6 +32,10 @@ class Store(ABC):
         """The bytes of parts of one object, in their order; neighbours are read in one go. Raises FormatError where
         the object is missing, or ends before one of them does."""
 
+    def read_many(self, requests: Sequence[tuple[str, Sequence[Part]]]) -> list[list[bytes]]:
+        """`read_parts` of several objects, all at the same time where that saves time."""
+        return [self.read_parts(key, parts) for key, parts in requests]
+
     @abstractmethod
     def read_tail(self, key: str, size: int) -> tuple[bytes, int]:
         """The last `size` bytes of an object, all of them where it has fewer, and the size of the object. Raises

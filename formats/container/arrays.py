@@ -30,6 +30,8 @@ TOLERATED = ("attributes", "consolidated_metadata")  # members that other progra
 TRANSFORMERS = "storage_transformers"  # only an empty list of them may be added: they change what the bytes mean
 EXTENSIONS = ("data_type", "chunk_grid", "chunk_key_encoding")  # members that Zarr writes in several ways; see `_named`
 CODEC_LISTS = ("codecs", "index_codecs")  # likewise, each of their elements
+# Members of configurations, by what they configure, and what Zarr assumes where they are left out.
+DEFAULTS = (("default", "separator", "/"), ("sharding_indexed", "index_location", "end"))
 
 Json = dict[str, object]
 Values = NDArray[Any]
@@ -117,9 +119,10 @@ def metadata_key(name: str) -> str:
 
 
 def read_metadata(store: Store, name: str) -> Node:
-    """A node's zarr.json, unchecked. Raises FormatError where it is missing, larger than MAX_METADATA or no JSON."""
+    """A node's zarr.json, unchecked. Raises FormatError where it is missing, larger than MAX_METADATA or no JSON. Half
+    a surrogate pair is let pass: version 0.1.0 wrote them where a file's name was not Unicode."""
     key = metadata_key(name)
-    return parse_json(store.read(key, MAX_METADATA), store.where(key))
+    return parse_json(store.read(key, MAX_METADATA), store.where(key), half_surrogates=True)
 
 
 def check_metadata(store: Store, name: str, expected: Json) -> None:
@@ -172,9 +175,26 @@ def _same(key: str, found: object, expected: object, where: str) -> bool:
         return found is expected
     try:
         ours, theirs = (_normalised(_canonical(key, value)) for value in (expected, found))
-        return json.dumps(ours, sort_keys=True) == json.dumps(theirs, sort_keys=True)
+        ways = (theirs, without_defaults(theirs))
+        return json.dumps(ours, sort_keys=True) in [json.dumps(way, sort_keys=True) for way in ways]
     except RecursionError as exc:
         raise FormatError(f"{where}: {key[:80]} is nested too deeply") from exc
+
+
+def without_defaults(value: object) -> object:
+    """A part of an array's metadata without what Zarr assumes where it is left out: that chunk keys have slashes, and
+    that the index of a shard is at its end. Some readers need the slashes, so only what they cannot read goes without
+    them."""
+    if isinstance(value, list):
+        return [without_defaults(member) for member in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {key: without_defaults(member) for key, member in value.items()}
+    for name, member, default in DEFAULTS:
+        configuration = kept.get("configuration")
+        if kept.get("name") == name and isinstance(configuration, dict) and configuration.get(member) == default:
+            kept["configuration"] = {key: other for key, other in configuration.items() if key != member}
+    return {key: member for key, member in kept.items() if (key, member) != ("configuration", {})}
 
 
 def _normalised(value: object) -> object:
@@ -205,9 +225,13 @@ def pack_values(values: Values, form: Form) -> bytes:
     Raises UsageError for values of another shape or dtype."""
     if values.shape != form.chunk_shape or values.dtype != np.dtype(form.dtype):
         raise UsageError(f"an array of {values.dtype} {values.shape}; {form.dtype} {form.chunk_shape} is needed")
+    return pack_bytes(np.ascontiguousarray(values, form.stored_dtype).tobytes())
+
+
+def pack_bytes(raw: bytes) -> bytes:
+    """Bytes as one gzip member, without time and name."""
     packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, GZIP_WINDOW)
-    raw = np.ascontiguousarray(values, form.stored_dtype)
-    return packer.compress(raw.tobytes()) + packer.flush()
+    return packer.compress(raw) + packer.flush()
 
 
 def unpack_values(data: bytes, form: Form, name: str) -> Values:

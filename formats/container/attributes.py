@@ -1,22 +1,24 @@
-"""What a container says about itself: the attribute "histocodec" of its root group, to JSON and back, strictly checked.
+"""What a container says about itself: the attribute "histocodec" of its root group.
 
-`SPEC.md` states the same rules in words, and `schema.json` for other programs.
+`attributes_json.py` turns it into JSON and back, `version1/attributes.py` reads what version 1 wrote. `SPEC.md` states
+the rules in words, and `schema.json` for other programs.
 """
 
-import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal, TypeVar
+from typing import Literal
 
-from histocodec.errors import FormatError, UnsupportedError
-from histocodec.formats.container.fields import Node, parse_json
+import numpy as np
+from numpy.typing import NDArray
+
+from histocodec.errors import FormatError
 from histocodec.geometry import ChunkKey, Grid, Region, ceil_div
-from histocodec.models.config import MODEL_ID, MOST_LATENTS, PATCHES, QUALITIES, HyperConfig
-from histocodec.slide import MPP_RANGE, POWER_RANGE, Colour, Mpp, mpp_at
+from histocodec.models.config import PATCHES, HyperConfig
+from histocodec.normalise import ChannelStats
+from histocodec.slide import Colour, Mpp, mpp_at
 
-VERSION = 1
+VERSION = 2  # that is written; `attributes_json.py` reads and writes its JSON
 KEY = "histocodec"  # of the root group's attributes
 
 DType = Literal["int8", "int16"]
@@ -31,6 +33,7 @@ MODES: tuple[BackgroundMode, ...] = ("skip", "code")
 # Limits, so that a hostile container cannot make a reader allocate gigabytes. SPEC.md gives their reasons.
 MAX_SIDE = 2**31 - 1
 MAX_CHUNKS = 2**24  # of all levels together
+MAX_MAPPED_CHUNKS = 2**22  # likewise in version 2, whose maps take 24 bytes for each
 MAX_SHARDS = 2**20  # likewise
 MAX_CHUNK_SIDE = 1024  # pixels
 MAX_LEVELS = 64
@@ -42,14 +45,14 @@ MAX_MODEL = 256 << 20
 MAX_TEXT = 1024
 MAX_DOWNSAMPLE = float(MAX_SIDE)
 
-Value = TypeVar("Value")
 Json = dict[str, object]
 
 
 @dataclass(frozen=True)
 class ModelReference:
-    """The model that decodes the latents: its id, the SHA-256 of its file, C channels of latents, pixels per latent in
-    each direction, its family, and the size of model/weights in bytes, None where the model is not embedded."""
+    """The model that decodes the latents: its id, the SHA-256 of its file (version 1) or of its decoder's file (version
+    2), C channels of latents, pixels per latent in each direction, its family, and the size of the embedded model file
+    in bytes, None where none is embedded."""
 
     id: str
     sha256: str
@@ -65,7 +68,8 @@ class LevelAttributes:
     the quality of its chunks, from which single ones may differ.
 
     `bytes` is the size of its shards, None until the level is finished. `psnr` is in dB over the pixels of all chunks
-    but background, infinite where nothing was lost, None where it was not measured.
+    but background, infinite where nothing was lost, None where it was not measured. `derived` says that the encoder
+    made the level, which the source did not have. `maps` is the SHA-256 of the level's maps where they are an array.
     """
 
     width: int
@@ -75,6 +79,9 @@ class LevelAttributes:
     quality: int
     bytes: int | None = None
     psnr: float | None = None
+    derived: bool = False
+    maps: str | None = None
+    shard: int | None = None  # chunks a side; None: that of all levels, as in version 1
 
     @property
     def bpp(self) -> float | None:
@@ -115,12 +122,59 @@ class BackgroundAttributes:
 
 @dataclass(frozen=True)
 class SourceAttributes:
-    """Where the pixels came from: a name, the size of the file in bytes (None where it was no file), and the vendor as
-    OpenSlide names it, or the kind of file."""
+    """Where the pixels came from: a name (empty where it was dropped), the size of the file in bytes (None where it was
+    no file), the vendor as OpenSlide names it, or the kind of file, and the SHA-256 of the file, where it was
+    computed."""
 
     name: str
     bytes: int | None
     vendor: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Stats:
+    """What undoes the normalisation, and what stands for the chunks of background."""
+
+    channels: ChannelStats
+    background: NDArray[np.uint8]  # (3,), the colour of background
+    background_latent: NDArray[np.float32]  # (C,), gains undone: what g_s sees in place of an absent chunk
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stats) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def _values(self) -> tuple[ChannelStats, bytes, bytes]:
+        return self.channels, self.background.tobytes(), self.background_latent.tobytes()
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Who made a container of version 2, and what it needs.
+
+    `uid` names the pixels and `created` the moment (RFC 3339, UTC). `settings` are the encoder's. `features` maps the
+    names of what was added to the version to "critical" or "ancillary". `extensions` are other programs' data. `digest`
+    is the SHA-256 of the attributes that were read or written; others have none.
+    """
+
+    uid: str = ""
+    created: str = ""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    features: Mapping[str, str] = field(default_factory=dict)
+    extensions: Mapping[str, object] = field(default_factory=dict)
+    digest: str = field(default="", compare=False)  # follows from all else
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Where the maps of version 2 are: within the attributes (`inline`, packed), or in arrays of their own, with
+    `digests`, the SHA-256 of the array of the shards' digests. `more` are names and bytes of the maps after the six."""
+
+    inline: bytes | None = None
+    digests: str | None = None
+    more: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,19 +195,30 @@ class Attributes:
     associated: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # name to (width, height)
     dropped: tuple[str, ...] = ()  # names of images and properties that were left out, such as the label
     chunk: int = HyperConfig.chunk  # latents a side
-    shard: int = 8  # chunks a side
+    shard: int = 8  # chunks a side, of levels that have none of their own
+    version: int = VERSION
+    stats: Stats | None = None  # version 2; in version 1 they are arrays
+    provenance: Provenance = Provenance()
+    maps: Maps = Maps()
+    sha256: Mapping[str, str] = field(default_factory=dict)  # of the images and the profile, by array
 
     @property
     def chunk_side(self) -> int:
         """The side of a chunk in pixels."""
         return self.chunk * self.model.stride
 
+    def shard_side(self, level: int) -> int:
+        """The side of a level's shards in chunks."""
+        return self.levels[level].shard or self.shard
+
     def grid(self, level: int) -> LevelGrid:
         """The size of a level in latents, chunks and shards."""
         size, stride = self.levels[level], self.model.stride
         latents = ceil_div(size.height, stride), ceil_div(size.width, stride)
         chunks = ceil_div(latents[0], self.chunk), ceil_div(latents[1], self.chunk)
-        return LevelGrid(*latents, *chunks, ceil_div(chunks[0], self.shard), ceil_div(chunks[1], self.shard))
+        return LevelGrid(
+            *latents, *chunks, ceil_div(chunks[0], self.shard_side(level)), ceil_div(chunks[1], self.shard_side(level))
+        )
 
     def chunk_region(self, key: ChunkKey) -> Region:
         """The pixels of a chunk, cut at the level's edge. Raises UsageError for a chunk outside the level."""
@@ -170,192 +235,25 @@ class Attributes:
         """Microns per pixel of a level, x and y; None where the source did not state them."""
         return mpp_at(self.mpp, self.levels[level].downsample)
 
-    def to_json(self) -> Json:
-        """The attribute's value, ready for JSON; the inverse of `from_json`."""
-        return {
-            "version": VERSION,
-            "generator": self.generator,
-            "model": {
-                "id": self.model.id,
-                "sha256": self.model.sha256,
-                "family": self.model.family,
-                "stride": self.model.stride,
-                "channels": self.model.channels,
-                "embedded": self.model.embedded,
-            },
-            "chunk": self.chunk,
-            "shard": self.shard,
-            "levels": [
-                {
-                    "width": level.width,
-                    "height": level.height,
-                    "downsample": level.downsample,
-                    "dtype": level.dtype,
-                    "quality": level.quality,
-                    "bytes": level.bytes,
-                    "psnr": "Infinity" if level.psnr == math.inf else level.psnr,  # as Zarr writes it in JSON
-                }
-                for level in self.levels
-            ],
-            "mpp": None if self.mpp is None else list(self.mpp),
-            "objective_power": self.objective_power,
-            "background": {"mode": self.background.mode, "colour": list(self.background.colour)},
-            "source": {"name": self.source.name, "bytes": self.source.bytes, "vendor": self.source.vendor},
-            "properties": dict(self.properties),
-            "icc": self.icc,
-            "overview": None if self.overview is None else list(self.overview),
-            "associated": [{"name": name, "width": w, "height": h} for name, (w, h) in self.associated.items()],
-            "dropped": list(self.dropped),
-        }
-
-    @classmethod
-    def from_json(cls, node: Node) -> "Attributes":
-        """The attributes in a JSON value. Raises UnsupportedError for a later version or an unknown family of models,
-        and FormatError, naming the field, for everything else that is not allowed."""
-        version = node.member("version").integer(1, MAX_SIDE)
-        if version > VERSION:
-            raise UnsupportedError(
-                f"{node.where}: version {version}, written by a later version of histocodec; this one reads "
-                f"version {VERSION}"
-            )
-        f = node.fields(
-            "version", "generator", "model", "chunk", "shard", "levels", "mpp", "objective_power",
-            "background", "source", "properties", "icc", "overview", "associated", "dropped",
-        )  # fmt: skip
-        chunk = f["chunk"].integer(4, 64)
-        if chunk % 4:
-            raise FormatError(f"{f['chunk'].where}: found {chunk}; allowed is a multiple of 4 from 4 to 64")
-        model = _model(f["model"])
-        if chunk * model.stride > MAX_CHUNK_SIDE:
-            raise FormatError(
-                f"{f['chunk'].where}: {chunk} latents of {model.stride} pixels; at most {MAX_CHUNK_SIDE} pixels a side "
-                "are allowed"
-            )
-        attributes = cls(
-            generator=f["generator"].text(MAX_TEXT),
-            model=model,
-            levels=tuple(_level(item) for item in f["levels"].items(1, MAX_LEVELS)),
-            background=_background(f["background"]),
-            source=_source(f["source"]),
-            mpp=_optional(f["mpp"], _mpp),
-            objective_power=_optional(f["objective_power"], lambda n: n.number(*POWER_RANGE)),
-            properties=f["properties"].strings(),
-            icc=_optional(f["icc"], lambda n: n.integer(1, MAX_ICC)),
-            overview=_optional(f["overview"], _overview),
-            associated=_associated(f["associated"]),
-            dropped=tuple(item.text(MAX_TEXT) for item in f["dropped"].items(0, MAX_ASSOCIATED)),
-            chunk=chunk,
-            shard=f["shard"].integer(1, 32),
-        )
-        _check_order(attributes.levels, f["levels"].where)
-        chunks = shards = 0
-        for index in range(len(attributes.levels)):
-            grid = attributes.grid(index)
-            chunks, shards = chunks + grid.chunk_rows * grid.chunk_columns, shards + grid.shards
-            if chunks > MAX_CHUNKS or shards > MAX_SHARDS:
+    def check_levels(self, where: str, most_chunks: int) -> None:
+        """Raises FormatError, which begins with `where`, unless the levels go from the largest to the smallest, count
+        in pixels of level 0, and have at most `most_chunks` chunks and MAX_SHARDS shards together."""
+        if self.levels[0].downsample != 1:
+            found = f"{self.levels[0].downsample:g}"
+            raise FormatError(f"{where}[0].downsample: found {found}; allowed is 1, since it is level 0")
+        for number, (level, following) in enumerate(pairwise(self.levels), 1):
+            if following.width > level.width or following.height > level.height:
                 raise FormatError(
-                    f"{f['levels'].where}[{index}]: has {grid.chunk_rows} x {grid.chunk_columns} chunks; "
-                    f"at most {MAX_CHUNKS} and {MAX_SHARDS} shards are allowed in all levels together"
+                    f"{where}[{number}]: has {following.width} x {following.height} pixels, more than the "
+                    f"{level.width} x {level.height} of the level before it; allowed are levels from the largest to "
+                    "the smallest"
                 )
-        return attributes
-
-    def checked(self, where: str) -> Json:
-        """`to_json`, after making sure that `from_json` accepts it, so that nothing is written that cannot be read.
-        Raises FormatError, which begins with `where`."""
-        written = self.to_json()
-        Attributes.from_json(parse_json(json.dumps(written).encode("ascii"), where))
-        return written
-
-
-def _optional(node: Node, read: Callable[[Node], Value]) -> Value | None:
-    return None if node.is_null else read(node)
-
-
-def _model(node: Node) -> ModelReference:
-    f = node.fields("id", "sha256", "family", "stride", "channels", "embedded")
-    family = f["family"].text(MAX_TEXT)
-    if family not in STRIDES:
-        raise UnsupportedError(f"{f['family'].where}: {family!r}; this version reads {', '.join(STRIDES)}")
-    stride = f["stride"].integer(1, MAX_CHUNK_SIDE)
-    if stride not in STRIDES[family]:
-        allowed = ", ".join(map(str, STRIDES[family]))
-        raise FormatError(f"{f['stride'].where}: found {stride}; {allowed} is allowed for the family {family}")
-    channels = f["channels"].integer(4, MOST_LATENTS)
-    if channels % 4:
-        raise FormatError(
-            f"{f['channels'].where}: found {channels}; allowed is a multiple of 4 from 4 to {MOST_LATENTS}"
-        )
-    return ModelReference(
-        id=f["id"].text(64, MODEL_ID),
-        sha256=f["sha256"].text(64, SHA256),
-        family=family,
-        stride=stride,
-        channels=channels,
-        embedded=_optional(f["embedded"], lambda n: n.integer(1, MAX_MODEL)),
-    )
-
-
-def _level(node: Node) -> LevelAttributes:
-    f = node.fields("width", "height", "downsample", "dtype", "quality", "bytes", "psnr")
-    return LevelAttributes(
-        width=f["width"].integer(1, MAX_SIDE),
-        height=f["height"].integer(1, MAX_SIDE),
-        downsample=f["downsample"].number(1.0, MAX_DOWNSAMPLE),
-        dtype=f["dtype"].choice(DTYPES),
-        quality=f["quality"].integer(0, QUALITIES - 1),
-        bytes=_optional(f["bytes"], lambda n: n.integer(0, 2**53)),
-        psnr=_optional(f["psnr"], _psnr),
-    )
-
-
-def _check_order(levels: Sequence[LevelAttributes], where: str) -> None:
-    """Levels go from the largest to the smallest, and positions count in pixels of level 0."""
-    if levels[0].downsample != 1:
-        raise FormatError(f"{where}[0].downsample: found {levels[0].downsample:g}; allowed is 1, since it is level 0")
-    for number, (level, following) in enumerate(pairwise(levels), 1):
-        if following.width > level.width or following.height > level.height:
-            raise FormatError(
-                f"{where}[{number}]: has {following.width} x {following.height} pixels, more than the "
-                f"{level.width} x {level.height} of the level before it; allowed are levels from the largest to the "
-                "smallest"
-            )
-
-
-def _psnr(node: Node) -> float:
-    return math.inf if node.value == "Infinity" else node.number(0, 200)
-
-
-def _background(node: Node) -> BackgroundAttributes:
-    f = node.fields("mode", "colour")
-    red, green, blue = (item.integer(0, 255) for item in f["colour"].items(3, 3))
-    return BackgroundAttributes(f["mode"].choice(MODES), (red, green, blue))
-
-
-def _source(node: Node) -> SourceAttributes:
-    f = node.fields("name", "bytes", "vendor")
-    size = _optional(f["bytes"], lambda n: n.integer(0, 2**53))
-    return SourceAttributes(f["name"].text(MAX_TEXT), size, f["vendor"].text(MAX_TEXT))
-
-
-def _mpp(node: Node) -> Mpp:
-    x, y = (item.number(*MPP_RANGE) for item in node.items(2, 2))
-    return x, y
-
-
-def _overview(node: Node) -> tuple[int, int]:
-    width, height = (item.integer(1, MAX_SIDE_OVERVIEW) for item in node.items(2, 2))
-    return width, height
-
-
-def _associated(node: Node) -> dict[str, tuple[int, int]]:
-    images: dict[str, tuple[int, int]] = {}
-    for item in node.items(0, MAX_ASSOCIATED):
-        f = item.fields("name", "width", "height")
-        name = f["name"].text(64, IMAGE_NAME)
-        if name.casefold() in {other.casefold() for other in images}:  # folders, and disks may ignore case
-            raise FormatError(f"{item.where}: the name {name!r} occurs twice")
-        images[name] = (
-            f["width"].integer(1, MAX_SIDE_ASSOCIATED),
-            f["height"].integer(1, MAX_SIDE_ASSOCIATED),
-        )
-    return images
+        chunks = shards = 0
+        for index in range(len(self.levels)):
+            grid = self.grid(index)
+            chunks, shards = chunks + grid.chunk_rows * grid.chunk_columns, shards + grid.shards
+            if chunks > most_chunks or shards > MAX_SHARDS:
+                raise FormatError(
+                    f"{where}[{index}]: has {grid.chunk_rows} x {grid.chunk_columns} chunks; at most {most_chunks} and "
+                    f"{MAX_SHARDS} shards are allowed in all levels together"
+                )

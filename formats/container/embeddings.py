@@ -4,7 +4,6 @@ It is added to a finished container in one step. Nothing else in the container c
 of its own, since `integrity/files` does not list it. Follows SPEC's "Embeddings".
 """
 
-import hashlib
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from histocodec.errors import FormatError, OutputError, UnsupportedError
+from histocodec.formats.container.abstract_container import Container
 from histocodec.formats.container.arrays import (
     MAX_METADATA,
     METADATA,
@@ -28,7 +28,8 @@ from histocodec.formats.container.arrays import (
 from histocodec.formats.container.attributes import SHA256
 from histocodec.formats.container.digests import file_digest, store_digest
 from histocodec.formats.container.files import file_bytes, sync_folder
-from histocodec.formats.container.read import Container
+from histocodec.formats.container.pack import extract, write_zip
+from histocodec.formats.container.read import open_container
 from histocodec.formats.container.store import Location, Store
 from histocodec.models.config import MODEL_ID
 from histocodec.search.embedding import Embeddings, VectorKind
@@ -50,20 +51,25 @@ VECTOR_NAMES, POSITION_NAMES = ("patch", "value"), ("patch", "xy")
 
 def check_absent(path: Path, *, overwrite: bool = False) -> None:
     """Raises OutputError where the container at `path` has embeddings of its model already and `overwrite` is not
-    given, and UnsupportedError where it is no folder: to be called before any work is done."""
-    target = path / GROUP / Container.open(path).attributes.model.id
-    if not path.is_dir():
-        raise UnsupportedError(f"{path}: is one file; vectors are added to a folder, which `histocodec unpack` makes")
-    if target.exists() and not overwrite:
-        raise OutputError(f"{target}: exists already; --overwrite replaces it")
+    given: to be called before any work is done."""
+    container = open_container(path)
+    name = f"{GROUP}/{container.attributes.model.id}"
+    if not overwrite and any(key.startswith(f"{name}/") for key, _ in container.store.entries()):
+        raise OutputError(f"{path / name}: exists already; --overwrite replaces it")
 
 
 def write_embeddings(path: Path, embeddings: Embeddings, *, overwrite: bool = False) -> int:
     """Adds `embeddings` to the container at `path`, whole or not at all, and returns the bytes that they take on disk.
-    Raises OutputError where they cannot be written or, unless `overwrite`, where there are some already, and
-    FormatError for a vector beyond float16."""
-    target = path / GROUP / embeddings.kind.model
+    A container that is one file is written anew. Raises OutputError where they cannot be written or, unless
+    `overwrite`, where there are some already, and FormatError for a vector beyond float16."""
     check_absent(path, overwrite=overwrite)
+    if path.is_file():
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as unpacked:
+            extract(open_container(path).store, Path(unpacked))
+            size = write_embeddings(Path(unpacked), embeddings, overwrite=overwrite)
+            write_zip(Path(unpacked), path)
+            return size
+    target = path / GROUP / embeddings.kind.model
     count, length = embeddings.vectors.shape
     with np.errstate(over="ignore"):
         vectors = embeddings.vectors.astype(np.float16)
@@ -93,7 +99,7 @@ def write_embeddings(path: Path, embeddings: Embeddings, *, overwrite: bool = Fa
 def read_embeddings(location: Location) -> Embeddings:
     """The embeddings of a container, for the model that it names. Raises UnsupportedError where it has none, and
     FormatError where they are damaged, altered, or were computed from other latents."""
-    container = Container.open(location)
+    container = open_container(location)
     name, where = f"{GROUP}/{container.attributes.model.id}", container.name
     if container.store.size(metadata_key(name)) is None:
         raise UnsupportedError(f"{where}: has no embeddings; `histocodec embed {where}` adds them")
@@ -110,12 +116,6 @@ def embedding_problems(container: Container) -> Iterator[FormatError]:
                 _read(container, name)
         except FormatError as exc:
             yield exc
-
-
-def latents_digest(container: Container, level: int) -> str:
-    """The SHA-256, in hexadecimal, of the SHA-256 of a level's shards: it identifies the latents without reading
-    them."""
-    return hashlib.sha256(container.integrity(level).tobytes()).hexdigest()
 
 
 _DIGESTS_FORM = Form((DIGESTS_BYTES,), "uint8")
@@ -169,7 +169,7 @@ def _read(container: Container, name: str) -> Embeddings:
         raise FormatError(f"{where}: is of model {kind.model} ({kind.sha256[:12]}…); the container's is {named.id}")
     level = f["level"].integer(0, len(container.attributes.levels) - 1)
     digest = f["latents"].text(64, SHA256)
-    if digest != latents_digest(container, level):
+    if digest != container.latents_digest(level):
         raise FormatError(f"{where}: was computed from other latents; `histocodec embed --overwrite` makes it anew")
     count = f["count"].integer(1, MAX_VALUES // kind.length)
     forms = {"vectors": _vector_form(count, kind.length), "positions": _position_form(count)}

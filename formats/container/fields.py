@@ -24,7 +24,7 @@ class Node:
 
     def fields(self, *names: str) -> dict[str, "Node"]:
         """The members of an object that has exactly these `names`."""
-        members = self._object()
+        members = self.members()
         missing = [name for name in names if name not in members]
         if missing:
             raise FormatError(f"{self.where}: field {missing[0]!r} is missing")
@@ -35,7 +35,7 @@ class Node:
 
     def member(self, name: str) -> "Node":
         """One member of an object that may have others."""
-        members = self._object()
+        members = self.members()
         if name not in members:
             raise FormatError(f"{self.where}: field {name!r} is missing")
         return Node(members[name], f"{self.where}.{name}")
@@ -48,7 +48,7 @@ class Node:
 
     def strings(self) -> dict[str, str]:
         """The members of an object, all of which are strings."""
-        members = self._object()
+        members = self.members()
         for name, value in members.items():
             if not isinstance(value, str):
                 raise Node(value, f"{self.where}[{name[:80]!r}]")._refusal("a string")
@@ -83,12 +83,19 @@ class Node:
                 return option
         raise self._refusal(f"one of {', '.join(options)}")
 
+    def boolean(self) -> bool:
+        """True or false."""
+        if not isinstance(self.value, bool):
+            raise self._refusal("true or false")
+        return self.value
+
     @property
     def is_null(self) -> bool:
         """Whether the value is null."""
         return self.value is None
 
-    def _object(self) -> dict[str, object]:
+    def members(self) -> dict[str, object]:
+        """The members of an object."""
         if not isinstance(self.value, dict):
             raise self._refusal("an object")
         return self.value
@@ -98,10 +105,10 @@ class Node:
         return FormatError(f"{self.where}: found {text[:80]}{'…' if len(text) > 80 else ''}; allowed is {allowed}")
 
 
-def parse_json(data: bytes, where: str) -> Node:
+def parse_json(data: bytes, where: str, *, half_surrogates: bool = False) -> Node:
     """The document in `data`. Raises FormatError, which begins with `where`, for what is no JSON or what readers of
     JSON understand differently (see `parse_strict_json`), and for JSON that exhausts the parser."""
     try:
-        return Node(parse_strict_json(data), where)
+        return Node(parse_strict_json(data, half_surrogates=half_surrogates), where)
     except (ValueError, RecursionError) as exc:
         raise FormatError(f"{where}: is not JSON as it is allowed here: {exc}") from exc

@@ -1,145 +1,155 @@
-"""Whether a container's files are those that were written: SHA-256 of every file, and maps that agree with the shards.
+"""Whether the files of a container of version 2 are those that were written. Nothing is decoded here."""
 
-`integrity/N` has the digests of a level's shards, `integrity/files` those of all other files but its own. Nothing is
-decoded here.
-"""
-
+import hashlib
 import re
-from collections.abc import Collection, Iterator
-from io import BytesIO
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from histocodec.errors import FormatError
-from histocodec.formats.container.abstract_store import Store
-from histocodec.formats.container.arrays import METADATA, Form, chunk_key, read_metadata, read_plain, write_plain
-from histocodec.formats.container.attributes import SHA256
-from histocodec.formats.container.digests import check_digest, file_digest
-from histocodec.formats.container.files import relative_files
-from histocodec.formats.container.layout import BACKGROUND, GROUPS, LISTING, NO_SHARD, is_shard, plain_arrays, shard_key
-from histocodec.formats.container.read import Container
-from histocodec.formats.container.shard import read_index
-from histocodec.formats.container.shards_v1 import check_shard
+from histocodec.formats.container.arrays import METADATA, check_metadata, chunk_key, read_metadata
+from histocodec.formats.container.container import ContainerV2
+from histocodec.formats.container.layout import (
+    ASSOCIATED,
+    DIGESTS,
+    ICC,
+    LATENTS,
+    LOSSLESS_PIXELS,
+    MAPS,
+    MODEL,
+    NO_SHARD,
+    OVERVIEW,
+    all_metadata,
+    has_lossless,
+    lossless_key,
+    plain_forms,
+    shard_key,
+    shards_of,
+    small_arrays,
+)
+from histocodec.formats.container.ngff import shows_overview
+from histocodec.formats.container.shard import ShardIndex, index_bytes
+from histocodec.formats.container.states import BACKGROUND, LOSSLESS
 from histocodec.geometry import ShardKey
 
-# The groups that a container's files lie in. `embeddings` has digests of its own.
-OWN_GROUPS = (*GROUPS, "block_error", "lossless", "overview", "associated", "metadata", "model")
-SHARD_NAME = re.compile(r"latents/(\d{1,2})/c/0/(0|[1-9]\d{0,8})/(0|[1-9]\d{0,8})")
-MAX_LISTING = 64 << 20  # bytes: a hundred for each of half a million files
+Mask = NDArray[np.bool_]
+
+HASHED_BYTES = 1 << 20  # read at once
+# The names of the arrays that are the container's own. Everything else belongs to other programs.
+OWN = re.compile(rf"{LATENTS}|(?:{LOSSLESS_PIXELS}|{MAPS})-\d+|{DIGESTS}|{OVERVIEW}|{ICC}|{MODEL}|{ASSOCIATED}-.*")
 
 
-def write_listing(root: Path) -> None:
-    """Writes `integrity/files`: a line with the SHA-256 and the name of every file that is no shard. Raises OutputError
-    where it cannot be written."""
-    names = sorted(name for name in relative_files(root) if not is_shard(name) and not name.startswith(f"{LISTING}/"))
-    lines = [f"{file_digest(root / name).hex()}  {name}\n" for name in names]
-    listing = np.frombuffer("".join(lines).encode(), np.uint8)
-    write_plain(root / LISTING, Form(listing.shape, "uint8"), listing)
-
-
-def read_listing(store: Store) -> dict[str, str]:
-    """The SHA-256 in hexadecimal, by file name, of `integrity/files`. Raises FormatError where it is damaged."""
-    where = store.where(LISTING)
-    size = read_metadata(store, LISTING).member("shape").items(1, 1)[0].integer(1, MAX_LISTING)
-    text = BytesIO(read_plain(store, LISTING, Form((size,), "uint8")).tobytes())
-    listed: dict[str, str] = {}
-    for number, line in enumerate(text, 1):
-        digest, separator, name = line.decode("ascii", "replace").removesuffix("\n").partition("  ")
-        if not separator or not re.fullmatch(SHA256, digest) or not _is_inner_name(name):
-            raise FormatError(f"{where}: line {number} is not a SHA-256, two spaces and a file's name")
-        if name in listed:
-            raise FormatError(f"{where}: line {number} lists {name} a second time")
-        listed[name] = digest
-    return listed
-
-
-def _is_inner_name(name: str) -> bool:
-    """Whether this may name a file of a container: printable ASCII, relative and within it, in one way only."""
-    return name.isascii() and name.isprintable() and not {"", ".", ".."} & set(name.split("/"))
-
-
-def container_problems(container: Container) -> Iterator[FormatError]:
-    """Everything in a container that is not as it was written, file by file. Embeddings, which are added later, have
-    their own check: `embeddings.embedding_problems`."""
-    store = container.store
-    yield from (FormatError(problem) for problem in store.problems())
-    for level in range(len(container.attributes.levels)):
-        yield from _shard_problems(container, level)
+def problems(container: ContainerV2) -> Iterator[FormatError]:
+    """Everything in a container that is not as it was written, file by file."""
     try:
-        listed = read_listing(store)
+        container.store.check()
+    except FormatError as exc:
+        yield exc
+    yield from _root_problems(container)
+    for name, expected in all_metadata(container.attributes).items():
+        try:
+            check_metadata(container.store, name, expected)
+        except FormatError as exc:
+            yield exc
+    for name in small_arrays(container.attributes):
+        try:
+            container.array(name)
+        except FormatError as exc:
+            yield exc
+    known = set(_known_files(container))
+    yield from _shard_problems(container, known)
+    yield from _unlisted_problems(container, known)
+
+
+def _root_problems(container: ContainerV2) -> Iterator[FormatError]:
+    """What the root's metadata say for readers of OME-Zarr, which the digest does not cover."""
+    try:
+        root = read_metadata(container.store, "")
     except FormatError as exc:
         yield exc
         return
-    arrays = plain_arrays(container.attributes).items()
-    needed = {METADATA, *(f"{name}/{METADATA}" for name, _ in arrays)}
-    needed |= {chunk_key(name, (0,) * len(form.shape)) for name, form in arrays}
-    for name in sorted(needed - listed.keys()):
-        yield FormatError(f"{store.where(LISTING)}: does not list {name}")
-    for name, digest in listed.items():
+    if container.attributes.overview is None:
+        return
+    ome = root.member("attributes").members().get("ome")
+    if not shows_overview(ome, container.attributes, OVERVIEW):
+        yield FormatError(f"{root.where}: ome does not show the overview as the attributes describe it")
+
+
+def _known_files(container: ContainerV2) -> Iterator[str]:
+    """Every file that follows from the attributes; shards, which the maps decide about, come later."""
+    yield METADATA
+    for name in all_metadata(container.attributes):
+        yield f"{name}/{METADATA}"
+    for name, form in plain_forms(container.attributes).items():
+        yield chunk_key(name, (0,) * len(form.shape))
+
+
+def _shard_problems(container: ContainerV2, known: set[str]) -> Iterator[FormatError]:
+    """Holds every shard to its digest, and adds the files of those that have to be there to `known`."""
+    attributes = container.attributes
+    try:
+        digests = container.digests()
+        maps = [container.maps(level) for level in range(len(attributes.levels))]
+    except FormatError as exc:
+        yield exc
+        return
+    shards = [shard for level in range(len(attributes.levels)) for shard in shards_of(attributes, level)]
+    stored, lossless = ([level.state != BACKGROUND for level in maps], [level.state == LOSSLESS for level in maps])
+    files = [(shard, shard_key(shard), stored) for shard in shards]
+    if has_lossless(attributes):
+        files += [(shard, lossless_key(shard), lossless) for shard in shards]
+    for (shard, file, present), digest in zip(files, digests, strict=True):
+        expected = _square(container, shard, present[shard.level])
+        if expected.any():
+            known.add(file)
         try:
-            check_digest(store, name, digest)
+            _check_shard(container, file, expected, digest.tobytes())
         except FormatError as exc:
             yield exc
-    yield from _unlisted_problems(container, listed.keys() | needed)
 
 
-def _unlisted_problems(container: Container, known: Collection[str]) -> Iterator[FormatError]:
-    """Files that were added to the container's own groups, or beside them: an image, a level, a shard beyond the grid.
-    Groups of other names are other programs'."""
+def _square(container: ContainerV2, shard: ShardKey, present: Mask) -> Mask:
+    """The part of a level's map that is one shard's, (side, side), False beyond the level's edge."""
+    side = container.attributes.shard_side(shard.level)
+    square = np.zeros((side, side), np.bool_)
+    part = present[shard.row * side : (shard.row + 1) * side, shard.column * side : (shard.column + 1) * side]
+    square[: part.shape[0], : part.shape[1]] = part
+    return square
+
+
+def _check_shard(container: ContainerV2, file: str, expected: Mask, digest: bytes) -> None:
+    where = f"{container.name}/{file}"
+    size = container.store.size(file)
+    if expected.any() == (digest == NO_SHARD):
+        raise FormatError(f"{where}: maps and digests disagree whether it has to be there")
+    if digest == NO_SHARD:
+        if size is not None:
+            raise FormatError(f"{where}: is there, although all its chunks are background")
+        return
+    if size is None:
+        raise FormatError(f"{where}: is missing")
+    hashed = hashlib.sha256()
+    for start in range(0, size, HASHED_BYTES):
+        (part,) = container.store.read_parts(file, [(start, min(HASHED_BYTES, size - start))])
+        hashed.update(part)
+    if hashed.digest() != digest:
+        raise FormatError(
+            f"{where}: is not the file written here (its SHA-256 differs): altered, written again, or of another place"
+        )
+    count = expected.size
+    tail, size = container.store.read_tail(file, index_bytes(count))
+    present = np.reshape(ShardIndex.parse(tail, file_bytes=size, name=where).present, expected.shape)
+    if not np.array_equal(present, expected):
+        raise FormatError(f"{where}: does not hold the chunks that the maps say")
+
+
+def _unlisted_problems(container: ContainerV2, known: set[str]) -> Iterator[FormatError]:
+    """Files that were added to the container's own arrays, or beside them."""
+    features = container.attributes.provenance.features
     for name, _ in container.store.entries():
-        group, *rest = name.split("/")
-        if (rest and group not in OWN_GROUPS) or name in known or name.startswith(f"{LISTING}/"):
-            continue
-        if not _is_shard_of(container, name):
-            yield FormatError(f"{container.store.where(name)}: is not listed in {LISTING}, so it was added later")
-
-
-def _is_shard_of(container: Container, name: str) -> bool:
-    """Whether this is where a shard of the container lies, present or not."""
-    match = SHARD_NAME.fullmatch(name)
-    if match is None:
-        return False
-    shard = ShardKey(*(int(number) for number in match.groups()))
-    if shard.level >= len(container.attributes.levels):
-        return False
-    grid = container.attributes.grid(shard.level)
-    return shard.row < grid.shard_rows and shard.column < grid.shard_columns
-
-
-def _shard_problems(container: Container, level: int) -> Iterator[FormatError]:
-    try:
-        container.check_latent_metadata(level)
-        digests, present = container.integrity(level), container.present_shards(level)
-        tiles = container.tiles(level)
-    except FormatError as exc:
-        yield exc
-        return
-    for row, column in np.ndindex(*present.shape):
-        shard, digest = ShardKey(level, row, column), digests[row, column].tobytes()
-        where = container.store.where(shard_key(shard))
-        try:
-            if present[row, column] == (digest == NO_SHARD):
-                raise FormatError(f"{where}: tiles/{level} and integrity/{level} disagree whether it has to be there")
-            if digest != NO_SHARD:
-                check_shard(container.store, container.attributes, shard, digests)
-                _check_presence(container, shard, tiles)
-            elif container.store.size(shard_key(shard)) is not None:
-                raise FormatError(f"{where}: is there, although all its chunks are background")
-        except FormatError as exc:
-            yield exc
-
-
-def _check_presence(container: Container, shard: ShardKey, tiles: NDArray[np.uint8]) -> None:
-    """Raises FormatError unless a shard holds exactly the chunks that `tiles`, the level's, does not call
-    background."""
-    store, key, side = container.store, shard_key(shard), container.attributes.shard
-    top, left = shard.row * side, shard.column * side
-    expected = np.zeros((side, side), np.bool_)
-    states = tiles[top : top + side, left : left + side]
-    expected[: states.shape[0], : states.shape[1]] = states != BACKGROUND
-    present = np.reshape(read_index(store, key, side * side).present, (side, side))
-    for i, j in np.argwhere(present != expected)[:1]:
-        chunk = f"{store.where(key)}: level {shard.level} chunk ({top + i}, {left + j})"
-        raise FormatError(f"{chunk} is {'here' if present[i, j] else 'missing'}, against what tiles/{shard.level} says")
+        array, *rest = name.split("/")
+        foreign = bool(rest) and not OWN.fullmatch(array)
+        of_feature = any(array == feature or array.startswith(f"{feature}-") for feature in features)
+        if name not in known and not foreign and not (of_feature and not OWN.fullmatch(array)):
+            yield FormatError(f"{container.name}/{name}: does not follow from the attributes, so it was added later")

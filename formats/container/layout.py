@@ -1,162 +1,172 @@
-"""The layout of a container: name, shape and dtype of everything in it, all derived from the attributes.
+"""The layout of a container of version 2: name, shape and dtype of every array in it, derived from the attributes.
 
-    latents/N                      int8 or int16 (C, rows, columns), sharded, codec histocodec.latent
-    tiles/N  quality/N  psnr/N     a value for each chunk
-    block_error/N                  likewise; containers of earlier versions lack it
-    integrity/N  integrity/files   SHA-256 of each shard, and of each other file
-    stats/mean  stats/std  stats/background  stats/background_latent
-    overview/0  associated/NAME  metadata/icc  model/weights  lossless/N     where the container has any
+    zarr.json      the attributes: all that a reader needs beside what follows
+    latents/N      int8 or int16 (C, rows, columns), sharded, codec histocodec.latent
+    lossless-N     uint8 (height, width, 3), sharded like the latents, where a chunk is stored losslessly
+    maps-N         uint8 (planes, chunk rows, chunk columns): see `maps.py`; where they are not in the attributes
+    digests        uint8 (shards, 32): SHA-256 of every shard; likewise
+    overview  icc  model  associated-NAME     where the container has any
 
-`N` is the number of a level, counted from 0.
+The latents have a group of their own, so that a program without their codec can open everything else. `N` is the number
+of a level, counted from 0.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+import re
 
-import numpy as np
-from numpy.typing import NDArray
-
-from histocodec.errors import FormatError
-from histocodec.formats.container.arrays import Form, array_metadata, chunk_key
+from histocodec.formats.container.arrays import Form, Json, array_metadata, group_metadata, without_defaults
 from histocodec.formats.container.attributes import Attributes
+from histocodec.formats.container.maps import LOSSLESS_MAPS, Widths, planes_of
 from histocodec.geometry import ChunkKey, ShardKey
-from histocodec.models.config import QUALITIES
 
-# Tile states, the values of tiles/N: how a chunk is stored.
-BACKGROUND = 0  # absent on purpose: bare glass without tissue
-CODED = 1  # as latents
-LOSSLESS = 2  # as pixels in lossless/N, and as latents, since the windows of its neighbours need them
-
-RUN = 4096  # chunks of a row that are looked at together: as keys, a level's chunks would take gigabytes
 DIGEST_BYTES = 32
-NO_SHARD = bytes(DIGEST_BYTES)  # in integrity/N where all chunks of a shard are background
-LISTING = "integrity/files"
-GROUPS = ("latents", "tiles", "quality", "psnr", "stats", "integrity")  # the groups that every container has
+NO_SHARD = bytes(DIGEST_BYTES)  # the digest where there is no shard
 LATENT_NAMES = ("channel", "row", "column")
-GRID_NAMES = ("row", "column")
 PIXEL_NAMES = ("y", "x", "c")
 
-# Ranges of the values in plain arrays: far beyond what any slide has, and small enough that no product of them with
-# latents overflows float32, which would decode to infinity or NaN without any error.
+# Ranges of the statistics: far beyond what any slide has, and small enough that no product of them with latents
+# overflows float32, which would decode to infinity or NaN without any error.
 MOST_STATISTIC = 2.0**20  # grey values, of a mean and a standard deviation …
 LEAST_STD = 2.0**-20  # … which divides, so that it must not be arbitrarily small either
 MOST_BACKGROUND_LATENT = 2.0**30
-MOST_PSNR = 200.0  # dB; a chunk in which one sample is off by one has less than 120
-MOST_BLOCK_ERROR = 255.0  # grey values
 
-
-def plain_arrays(attributes: Attributes) -> dict[str, Form]:
-    """The form of every array of one Zarr chunk that a container with these attributes must have, by name; all but
-    `integrity/files`, whose size does not follow from the attributes."""
-    forms: dict[str, Form] = {}
-    for n in range(len(attributes.levels)):
-        grid = attributes.grid(n)
-        chunks = (grid.chunk_rows, grid.chunk_columns)
-        forms[f"tiles/{n}"] = Form(chunks, "uint8", GRID_NAMES)
-        forms[f"quality/{n}"] = Form(chunks, "uint8", GRID_NAMES)
-        forms[f"psnr/{n}"] = Form(chunks, "float32", GRID_NAMES)
-        forms[f"integrity/{n}"] = Form((grid.shards, DIGEST_BYTES), "uint8")
-    forms["stats/mean"] = Form((3,), "float32")
-    forms["stats/std"] = Form((3,), "float32")
-    forms["stats/background"] = Form((3,), "uint8")
-    forms["stats/background_latent"] = Form((attributes.model.channels,), "float32")
-    if attributes.overview is not None:
-        width, height = attributes.overview
-        forms["overview/0"] = Form((3, height, width), "uint8", ("c", "y", "x"))
-    for name, (width, height) in attributes.associated.items():
-        forms[f"associated/{name}"] = Form((height, width, 3), "uint8", PIXEL_NAMES)
-    if attributes.icc is not None:
-        forms["metadata/icc"] = Form((attributes.icc,), "uint8")
-    if attributes.model.embedded is not None:
-        forms["model/weights"] = Form((attributes.model.embedded,), "uint8")
-    return forms
-
-
-def latent_metadata(attributes: Attributes, level: int) -> dict[str, object]:
-    """The zarr.json of latents/LEVEL."""
-    grid, size, channels = attributes.grid(level), attributes.levels[level], attributes.model.channels
-    model = {"model": attributes.model.id, "sha256": attributes.model.sha256, "quality": size.quality}
-    side = attributes.chunk
-    sharding = {
-        "chunk_shape": [channels, side, side],
-        "codecs": [{"name": "histocodec.latent", "configuration": model}, {"name": "crc32c"}],
-        "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
-        "index_location": "end",
-    }
-    return array_metadata(
-        (channels, grid.latent_rows, grid.latent_columns),
-        size.dtype,
-        (channels, side * attributes.shard, side * attributes.shard),
-        [{"name": "sharding_indexed", "configuration": sharding}],
-        LATENT_NAMES,
-    )
-
-
-def lossless_form(attributes: Attributes, level: int) -> Form:
-    """The form of lossless/LEVEL: the pixels of lossless chunks. Its other Zarr chunks are absent."""
-    size, side = attributes.levels[level], attributes.chunk_side
-    return Form((size.height, size.width, 3), "uint8", PIXEL_NAMES, chunk=(side, side, 3))
-
-
-def block_error_form(attributes: Attributes, level: int) -> Form:
-    """The form of block_error/LEVEL, which is not in `plain_arrays` since containers may lack it."""
-    grid = attributes.grid(level)
-    return Form((grid.chunk_rows, grid.chunk_columns), "float32", GRID_NAMES)
+LATENTS, LOSSLESS_PIXELS, MAPS, DIGESTS = "latents", "lossless", "maps", "digests"
+LOSSLESS_FEATURE = "lossless"
+OVERVIEW, ICC, MODEL, ASSOCIATED = "overview", "icc", "model", "associated"
+CRC32C: Json = {"name": "crc32c"}
+LITTLE: Json = {"name": "bytes", "configuration": {"endian": "little"}}
+GZIP: Json = {"name": "gzip", "configuration": {"level": 9}}
 
 
 def shard_key(shard: ShardKey) -> str:
-    """The key of a shard of latents."""
-    return chunk_key(f"latents/{shard.level}", (0, shard.row, shard.column))
+    """The file of a shard of latents, relative to the container."""
+    return f"{LATENTS}/{shard.level}/c/0/{shard.row}/{shard.column}"
 
 
-def shard_path(root: Path, shard: ShardKey) -> Path:
-    """The file of a shard of latents."""
-    return root / shard_key(shard)
-
-
-def chunks_where(level: int, condition: NDArray[np.bool_]) -> Iterator[ChunkKey]:
-    """The chunks of a level for which `condition` (rows, columns) holds, row by row."""
-    for row, states in enumerate(condition):
-        for start in range(0, len(states), RUN):
-            for column in np.flatnonzero(states[start : start + RUN]).tolist():
-                yield ChunkKey(level, row, start + column)
+def lossless_key(shard: ShardKey) -> str:
+    """The file of a shard of lossless pixels."""
+    return f"{LOSSLESS_PIXELS}-{shard.level}/c/{shard.row}/{shard.column}/0"
 
 
 def is_shard(name: str) -> bool:
-    """Whether a file's name, relative to the container, is that of a shard of latents."""
-    return name.startswith("latents/") and "/c/" in name
+    """Whether a file of a container, of any version, is a shard of latents."""
+    return re.match(rf"{LATENTS}/\d+/c/", name) is not None
 
 
 def is_lossless(name: str) -> bool:
-    """Whether a file's name, relative to the container, is that of a lossless chunk."""
-    return name.startswith("lossless/") and "/c/" in name
+    """Whether a file of a container, of any version, holds lossless chunks."""
+    return re.match(rf"{LOSSLESS_PIXELS}[/-]\d+/c/", name) is not None
 
 
-def check_values(name: str, values: NDArray[Any], where: str) -> None:
-    """Raises FormatError, which begins with `where`, where the values of a plain array are out of range."""
-    group = name.partition("/")[0]
-    if group == "tiles":
-        low, high, others = 0.0, float(LOSSLESS), ""
-    elif group == "quality":
-        low, high, others = 0.0, QUALITIES - 1.0, ""
-    elif group == "psnr":
-        low, high, others = 0.0, MOST_PSNR, ", NaN and infinity"
-    elif group == "block_error":
-        low, high, others = 0.0, MOST_BLOCK_ERROR, " and NaN"
-    elif name == "stats/mean":
-        low, high, others = -MOST_STATISTIC, MOST_STATISTIC, ""
-    elif name == "stats/std":
-        low, high, others = LEAST_STD, MOST_STATISTIC, ""
-    elif name == "stats/background_latent":
-        low, high, others = -MOST_BACKGROUND_LATENT, MOST_BACKGROUND_LATENT, ""
-    else:
-        return
-    sound = (values >= low) & (values <= high)  # never true of NaN
-    if "NaN" in others:
-        sound |= np.isnan(values)
-    if "infinity" in others:
-        sound |= values == np.inf
-    if not sound.all():
-        found = values[~sound].flat[0]
-        raise FormatError(f"{where}: has {found}, which is not allowed there; {low:g} to {high:g}{others} are")
+def chunk_number(key: ChunkKey, side: int) -> int:
+    """The place of a chunk in the index of its shard of `side` × `side` chunks."""
+    return key.row % side * side + key.column % side
+
+
+def shards_of(attributes: Attributes, level: int) -> list[ShardKey]:
+    """The shards of a level, row by row, absent ones included."""
+    grid = attributes.grid(level)
+    return [ShardKey(level, row, column) for row in range(grid.shard_rows) for column in range(grid.shard_columns)]
+
+
+def has_lossless(attributes: Attributes) -> bool:
+    """Whether some chunk may be stored losslessly."""
+    return LOSSLESS_FEATURE in attributes.provenance.features
+
+
+def maps_form(attributes: Attributes, level: int) -> Form:
+    """The form of maps-LEVEL."""
+    grid = attributes.grid(level)
+    shape = (planes_of(attributes.maps.more), grid.chunk_rows, grid.chunk_columns)
+    return Form(shape, "uint8", ("plane", "row", "column"))
+
+
+def digest_rows(attributes: Attributes) -> int:
+    """The number of digests: one for each shard of latents, then as many for those of lossless pixels, if there are
+    any."""
+    shards = sum(attributes.grid(level).shards for level in range(len(attributes.levels)))
+    return shards * (2 if has_lossless(attributes) else 1)
+
+
+def digests_form(attributes: Attributes) -> Form:
+    """The form of the array `digests`."""
+    return Form((digest_rows(attributes), DIGEST_BYTES), "uint8")
+
+
+def small_arrays(attributes: Attributes) -> dict[str, Form]:
+    """The form of every array that is a single Zarr chunk and whose SHA-256 the attributes name, by name; all but the
+    maps and their digests."""
+    forms: dict[str, Form] = {}
+    if attributes.overview is not None:
+        width, height = attributes.overview
+        forms[OVERVIEW] = Form((3, height, width), "uint8", ("c", "y", "x"))
+    for name, (width, height) in attributes.associated.items():
+        forms[f"{ASSOCIATED}-{name}"] = Form((height, width, 3), "uint8", PIXEL_NAMES)
+    if attributes.icc is not None:
+        forms[ICC] = Form((attributes.icc,), "uint8")
+    if attributes.model.embedded is not None:
+        forms[MODEL] = Form((attributes.model.embedded,), "uint8")
+    return forms
+
+
+def plain_forms(attributes: Attributes) -> dict[str, Form]:
+    """The form of every array but the sharded ones, by name."""
+    forms = small_arrays(attributes)
+    if attributes.maps.inline is None:
+        forms[DIGESTS] = digests_form(attributes)
+        forms |= {f"{MAPS}-{level}": maps_form(attributes, level) for level in range(len(attributes.levels))}
+    return forms
+
+
+def latents_metadata(attributes: Attributes, level: int) -> Json:
+    """The zarr.json of latents-LEVEL, as short as can be: who reads it has our codec, so knows what is left out."""
+    grid, size, model = attributes.grid(level), attributes.levels[level], attributes.model
+    side = attributes.chunk * attributes.shard_side(level)
+    codec: Json = {
+        "name": "histocodec.latent",
+        "configuration": {"model": model.id, "sha256": model.sha256, "quality": size.quality},
+    }
+    metadata = array_metadata(
+        (model.channels, grid.latent_rows, grid.latent_columns),
+        size.dtype,
+        (model.channels, side, side),
+        [_sharding([model.channels, attributes.chunk, attributes.chunk], [codec, CRC32C])],
+        LATENT_NAMES,
+    )
+    return {key: without_defaults(member) for key, member in metadata.items()}
+
+
+def lossless_metadata(attributes: Attributes, level: int) -> Json:
+    """The zarr.json of lossless-LEVEL."""
+    size, side, shard = attributes.levels[level], attributes.chunk_side, attributes.shard_side(level)
+    return array_metadata(
+        (size.height, size.width, 3),
+        "uint8",
+        (side * shard, side * shard, 3),
+        [_sharding([side, side, 3], [{"name": "bytes"}, GZIP, CRC32C])],
+        PIXEL_NAMES,
+    )
+
+
+def all_metadata(attributes: Attributes) -> dict[str, Json]:
+    """The zarr.json of every array, and of the group of the latents, by name."""
+    found = {LATENTS: group_metadata()} | {name: form.metadata() for name, form in plain_forms(attributes).items()}
+    for level in range(len(attributes.levels)):
+        found[f"{LATENTS}/{level}"] = latents_metadata(attributes, level)
+        if has_lossless(attributes):
+            found[f"{LOSSLESS_PIXELS}-{level}"] = lossless_metadata(attributes, level)
+    return found
+
+
+def more_maps(lossless: bool) -> Widths:
+    """The maps after the first six, with or without lossless chunks."""
+    return LOSSLESS_MAPS if lossless else ()
+
+
+def _sharding(chunk: list[int], codecs: list[Json]) -> Json:
+    configuration: Json = {
+        "chunk_shape": chunk,
+        "codecs": codecs,
+        "index_codecs": [LITTLE, CRC32C],
+        "index_location": "end",
+    }
+    return {"name": "sharding_indexed", "configuration": configuration}

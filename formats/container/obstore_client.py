@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -38,7 +39,7 @@ VARIABLES = ("AWS_", "AZURE_", "GOOGLE_")
 # Where machines in a cloud ask for credentials of their own, after none were found in the environment.
 CREDENTIAL_SERVERS = ("169.254.169.254", "metadata.google.internal")
 
-Operation = Literal["whole", "ranges", "front", "tail", "size", "list"]
+Operation = Literal["whole", "ranges", "front", "tail", "size", "list", "put", "delete"]
 
 _calls = threading.BoundedSemaphore(MOST_CALLS)
 
@@ -86,6 +87,8 @@ def answer(server: Server, operation: Operation, key: str, arguments: Sequence[A
         tail    size          (bytes, size): the last bytes
         size                  the size
         list                  [(key, size)] of all below a folder
+        put     file          nothing: the object becomes what a local file is, at once
+        delete                nothing: the object is no more
 
     Raises FileNotFoundError where there is no such object, FormatError where it ends before a part does, StoreError
     where the server cannot be reached or refuses, and UnsupportedError where it cannot do this.
@@ -116,11 +119,16 @@ def answer(server: Server, operation: Operation, key: str, arguments: Sequence[A
                 case "list":
                     batches = obstore.list(store, prefix=f"{key}/" if key else None)
                     return [(item["path"], item["size"]) for batch in batches for item in batch]
+                case "put":
+                    obstore.put(store, key, Path(arguments[0]))
+                case "delete":
+                    obstore.delete(store, key)
+            return None
     except FileNotFoundError:
         raise FileNotFoundError(where) from None
     except (BaseError, ValueError, OSError) as exc:
         # Not `from exc`: its text has the whole URL, credentials included.
-        raise _translated(exc, where) from None
+        raise _translated(exc, where, "written" if operation in ("put", "delete") else "read") from None
 
 
 def _ranges(store: "ObjectStore", key: str, parts: Sequence[tuple[int, int]], where: str) -> list[bytes]:
@@ -134,7 +142,7 @@ def _ranges(store: "ObjectStore", key: str, parts: Sequence[tuple[int, int]], wh
     return data
 
 
-def _translated(exc: Exception, where: str) -> HistocodecError:
+def _translated(exc: Exception, where: str, done: str) -> HistocodecError:
     """An error of obstore in our words."""
     from obstore import exceptions
 
@@ -164,8 +172,8 @@ def _translated(exc: Exception, where: str) -> HistocodecError:
         reason = f"the server failed with status {number}"
     if reason is None:
         reason = " ".join(re.sub(r"\w+://\S+", "the server", text).split())[:300]
-        return StoreError(f"{where}: cannot be read: {reason}")
-    return StoreError(f"{where}: cannot be read: {reason}; try again later")
+        return StoreError(f"{where}: cannot be {done}: {reason}")
+    return StoreError(f"{where}: cannot be {done}: {reason}; try again later")
 
 
 def _environment() -> tuple[tuple[str, str], ...]:

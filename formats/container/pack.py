@@ -17,11 +17,11 @@ from pathlib import Path
 
 from histocodec.errors import FormatError, OutputError, UsageError
 from histocodec.formats.container.abstract_store import Store
-from histocodec.formats.container.arrays import METADATA
+from histocodec.formats.container.arrays import METADATA, read_metadata
 from histocodec.formats.container.digests import PIECE
 from histocodec.formats.container.files import sync_folder, whole_file
-from histocodec.formats.container.layout import is_lossless, is_shard
-from histocodec.formats.container.read import Container, is_container
+from histocodec.formats.container.layout import DIGESTS, MAPS, is_lossless, is_shard
+from histocodec.formats.container.read import is_container, open_container
 from histocodec.formats.container.store import FolderStore, Location
 from histocodec.formats.container.zip_directory import MAX_DIRECTORY, checked_name
 from histocodec.formats.container.zipped import ZIP_SUFFIXES
@@ -44,7 +44,7 @@ def pack(folder: Path, file: Path, *, overwrite: bool = False, progress: Progres
     """
     if file.suffix.lower() not in ZIP_SUFFIXES:
         raise UsageError(f"{file}: its name must end in {', '.join(ZIP_SUFFIXES[:-1])} or {ZIP_SUFFIXES[-1]}")
-    Container.open(folder)
+    open_container(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder}: is one file already; `histocodec unpack` makes a folder of it")
     if file.resolve().is_relative_to(folder.resolve()):
@@ -71,7 +71,8 @@ def write_zip(folder: Path, file: Path, *, progress: Progress | None = None) -> 
         raise UsageError(f"{folder}: has {len(entries)} files, more than fit into one archive; keep it as a folder")
     done, total = 0, sum(size for _, size in entries)
     with whole_file(file) as output, zipfile.ZipFile(output, "w", zipfile.ZIP_STORED) as archive:
-        archive.comment = json.dumps(COMMENT, separators=(",", ":")).encode()
+        if _is_ome_zarr(store):
+            archive.comment = json.dumps(COMMENT, separators=(",", ":")).encode()
         for key, size in entries:
             info = zipfile.ZipInfo(key, EPOCH)
             info.create_system, info.external_attr, info.file_size = 3, PERMISSIONS << 16, size
@@ -83,16 +84,27 @@ def write_zip(folder: Path, file: Path, *, progress: Progress | None = None) -> 
                         progress(done, total)
 
 
+def _is_ome_zarr(store: Store) -> bool:
+    """Whether a folder has an image that readers of OME-Zarr show."""
+    if store.size(METADATA) is None:
+        return False
+    root = read_metadata(store, "").value
+    attributes = root.get("attributes") if isinstance(root, dict) else None
+    return isinstance(attributes, dict) and "ome" in attributes
+
+
 def _place(entry: tuple[str, int]) -> tuple[int, int, str]:
-    """The order of entries: metadata by depth, small objects, large ones, lossless chunks, shards."""
+    """The order of entries: metadata by depth, maps, small objects, large ones, lossless chunks, shards."""
     key, size = entry
     if key.rpartition("/")[2] == METADATA:
         return 0, key.count("/"), key
     if is_shard(key):
-        return 4, 0, key
+        return 5, 0, key
     if is_lossless(key):
-        return 3, 0, key
-    return 2 if size > SMALL else 1, 0, key
+        return 4, 0, key
+    if key.startswith((f"{MAPS}-", f"{DIGESTS}/")):
+        return 1, 0, key
+    return 3 if size > SMALL else 2, 0, key
 
 
 def pieces(store: Store, key: str) -> Iterator[bytes]:
@@ -114,26 +126,31 @@ def unpack(location: Location, folder: Path, *, progress: Progress | None = None
     """
     if os.path.lexists(folder):
         raise OutputError(f"{folder}: exists already; remove it, or choose another name")
-    store = Container.open(location).store
+    store = open_container(location).store
+    with _new_folder(folder) as staged:
+        extract(store, staged, progress=progress)
+
+
+def extract(store: Store, folder: Path, *, progress: Progress | None = None) -> None:
+    """Writes the objects of a store into an empty folder. Raises FormatError where one is damaged, and OSError."""
     entries = sorted(store.entries())
     done, total = 0, sum(size for _, size in entries)
-    with _new_folder(folder) as staged:
-        for key, _ in entries:
-            path = staged / checked_name(key, store.name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            crc = 0
-            with path.open("xb") as output:
-                for data in pieces(store, key):
-                    output.write(data)
-                    crc = zlib.crc32(data, crc)
-                    done += len(data)
-                    if progress is not None:
-                        progress(done, total)
-                output.flush()
-                os.fsync(output.fileno())
-            expected = store.crc32(key)
-            if expected is not None and crc != expected:
-                raise FormatError(f"{store.where(key)}: does not match its CRC-32 (altered or cut short)")
+    for key, _ in entries:
+        path = folder / checked_name(key, store.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        crc = 0
+        with path.open("xb") as output:
+            for data in pieces(store, key):
+                output.write(data)
+                crc = zlib.crc32(data, crc)
+                done += len(data)
+                if progress is not None:
+                    progress(done, total)
+            output.flush()
+            os.fsync(output.fileno())
+        expected = store.crc32(key)
+        if expected is not None and crc != expected:
+            raise FormatError(f"{store.where(key)}: does not match its CRC-32 (altered or cut short)")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Containers on other machines: `RemoteStore` is a folder of objects, `RemoteSource` an archive that is one object."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from histocodec.errors import FormatError, UnsupportedError, UsageError
@@ -61,6 +62,13 @@ class RemoteStore(Store):
     def read_parts(self, key: str, parts: Sequence[Part]) -> list[bytes]:
         """See `Store`."""
         return _read_ranges(lambda ranges: self._ask("ranges", key, ranges), parts)
+
+    def read_many(self, requests: Sequence[tuple[str, Sequence[Part]]]) -> list[list[bytes]]:
+        """See `Store`."""
+        if len(requests) < 2:
+            return super().read_many(requests)
+        answers = [in_background(partial(self.read_parts, key, parts)) for key, parts in requests]
+        return [answer.result() for answer in answers]
 
     def read_tail(self, key: str, size: int) -> tuple[bytes, int]:
         """See `Store`."""

@@ -15,11 +15,13 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import google_crc32c
 
 from histocodec.errors import FormatError, UsageError
 from histocodec.formats.container.abstract_store import Store
+from histocodec.geometry import ShardKey
 
 ABSENT = 2**64 - 1
 CRC_BYTES = 4
@@ -103,6 +105,16 @@ class ShardIndex:
             if next_offset < offset + size:
                 raise FormatError(f"{name}: chunks {number} and {next_number} overlap at byte {next_offset}")
         return cls(tuple(entries))
+
+
+class IndexCache(Protocol):
+    """Where the indices of shards are kept."""
+
+    def get(self, key: ShardKey) -> ShardIndex | None:
+        """The index of a shard, or None where it is not cached."""
+
+    def put(self, key: ShardKey, value: ShardIndex, size: int) -> None:
+        """Adds an index that takes `size` bytes."""
 
 
 def read_index(store: Store, key: str, count: int) -> ShardIndex:

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Union
 
 from histocodec.errors import FormatError, UsageError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FolderStore", "Location", "Store", "open_store"]
 
-LINK_DEPTH = 2  # folders: groups and arrays; single files are looked at as they are read
+LINK_DEPTH = 2  # folders: groups and arrays; what is in them is looked at as it is read
 
 Location = Union[str, bytes, "os.PathLike[str]", Store, "zarr.abc.store.Store"]  # a name in quotes
 
@@ -71,20 +71,21 @@ class FolderStore(Store):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.name = str(path)
+        self._folders: set[str] = set()  # those that were looked at: they are no links
 
     def read(self, key: str, most: int) -> bytes:
         """See `Store`."""
-        return read_bounded(self.path / key, most)
+        return read_bounded(self._file(key), most)
 
     def read_parts(self, key: str, parts: Sequence[Part]) -> list[bytes]:
         """See `Store`."""
-        path = self.path / key
+        path = self._file(key)
         with open_regular(path) as file:
             return read_runs(parts, lambda offset, size: read_at(file, size, offset, str(path)))
 
     def read_tail(self, key: str, size: int) -> tuple[bytes, int]:
         """See `Store`."""
-        path = self.path / key
+        path = self._file(key)
         with open_regular(path) as file:
             total = os.fstat(file.fileno()).st_size
             part = min(size, total)
@@ -92,7 +93,7 @@ class FolderStore(Store):
 
     def size(self, key: str) -> int | None:
         """See `Store`."""
-        return regular_size(self.path / key)
+        return regular_size(self._file(key))
 
     def entries(self) -> Iterator[tuple[str, int]]:
         """See `Store`."""
@@ -117,6 +118,19 @@ class FolderStore(Store):
         from zarr.storage import LocalStore
 
         return LocalStore(self.path, read_only=True)
+
+    def _file(self, key: str) -> Path:
+        """The path of a file. Raises FormatError where a folder on the way to it is a link: a container may have too
+        many folders to look at all of them when it is opened."""
+        for folder in PurePosixPath(key).parents[:-1]:
+            name = str(folder)
+            if name not in self._folders:
+                if (self.path / name).is_symlink():
+                    raise FormatError(
+                        f"{self.path / name}: is a link; a container consists of folders and regular files"
+                    )
+                self._folders.add(name)
+        return self.path / key
 
     def __repr__(self) -> str:
         return f"FolderStore({self.name!r})"

@@ -1,120 +1,110 @@
-"""The container on disk, written: `create_skeleton`, then shards and arrays in any order, then `finish`.
+"""The container on disk, written: images as they come, shards by the encoder, and `finish`, which writes everything
+else and the root's attributes as the last file. What has no root `zarr.json` is no container yet.
 
-`root` is the folder that grows. Every call writes whole files only, so that a killed writer leaves no broken one. The
-shards themselves are written by the encoder; see `shard.py`. What there is to write, and in which shape, follows from
-the attributes; see `layout.py`. Every function raises OutputError where a file cannot be written.
+`root` is the folder that grows. Every call writes whole files only, so that a killed writer leaves no broken one.
+Every function raises OutputError where a file cannot be written.
 """
 
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.errors import FormatError, UsageError
+from histocodec.errors import UsageError
 from histocodec.formats.container.arrays import (
-    METADATA,
-    chunk_path,
+    Form,
+    chunk_key,
     group_metadata,
+    pack_bytes,
     pack_values,
     write_metadata,
-    write_plain,
 )
-from histocodec.formats.container.attributes import KEY, Attributes
+from histocodec.formats.container.attributes import KEY, Attributes, Maps, Stats
+from histocodec.formats.container.attributes_json import MAX_INLINE, MAX_INLINE_VALUES, from_json, to_json
+from histocodec.formats.container.fields import parse_json
 from histocodec.formats.container.files import write_atomically
-from histocodec.formats.container.integrity import write_listing
 from histocodec.formats.container.layout import (
-    GROUPS,
-    block_error_form,
-    check_values,
-    latent_metadata,
-    lossless_form,
-    plain_arrays,
+    DIGESTS,
+    LOSSLESS_FEATURE,
+    MAPS,
+    OVERVIEW,
+    all_metadata,
+    digests_form,
+    maps_form,
+    more_maps,
 )
+from histocodec.formats.container.maps import LevelMaps, planes_of
 from histocodec.formats.container.ngff import ome_attributes
-from histocodec.formats.container.read import Stats
-from histocodec.geometry import ChunkKey
-from histocodec.slide import Pixels
+from histocodec.formats.container.states import BACKGROUND, LOSSLESS
+
+FIDELITY_PLANES = 4  # of the first six maps: PSNR and block error, which do not make the pixels
 
 
-def create_skeleton(root: Path, attributes: Attributes) -> None:
-    """Writes the groups, the attributes and the latents' metadata. From here on zarr opens `root`, and shards can be
-    added. Raises UsageError or FormatError for attributes that could not be read again."""
-    described: dict[str, object] = {KEY: attributes.checked(f"{root}: {KEY}")}
-    write_metadata(root, group_metadata({**ome_attributes(attributes, "overview/0"), **described}))
-    for name in GROUPS:
-        write_metadata(root / name, group_metadata())
-    for level in range(len(attributes.levels)):
-        write_metadata(root / "latents" / str(level), latent_metadata(attributes, level))
+def write_values(root: Path, name: str, values: NDArray[Any]) -> str:
+    """Writes the one chunk of an array that is no sharded one, "overview" say; its metadata follow in `finish`. Returns
+    the SHA-256 of the values, for the attributes."""
+    form = Form(values.shape, values.dtype.name)
+    write_atomically(root / chunk_key(name, (0,) * values.ndim), pack_values(values, form))
+    return hashlib.sha256(np.ascontiguousarray(values, form.stored_dtype).tobytes()).hexdigest()
 
 
-def write_array(root: Path, attributes: Attributes, name: str, values: NDArray[Any]) -> None:
-    """Writes one of the `plain_arrays`, "tiles/0" say. Raises UsageError unless `values` have the shape, the dtype and
-    the range that `Container` accepts."""
-    form = plain_arrays(attributes).get(name)
-    if form is None:
-        raise UsageError(f"{name}: is no array of a container with these attributes")
-    if values.shape != form.shape or values.dtype != np.dtype(form.dtype):
-        raise UsageError(f"{name}: {values.dtype} {values.shape}; {form.dtype} {form.shape} is needed")
-    try:
-        check_values(name, values, name)
-    except FormatError as exc:
-        raise UsageError(str(exc)) from exc
-    _write_group_of(root, name, attributes)
-    write_plain(root / name, form, values)
+def finish(
+    root: Path,
+    attributes: Attributes,
+    stats: Stats,
+    maps: Sequence[LevelMaps],
+    digests: NDArray[np.uint8],
+) -> Attributes:
+    """Writes the maps, the metadata and, as the last file, the root's attributes, which makes the folder a container.
+
+    `attributes` are complete but for what the maps decide; the complete ones are returned. `digests` are those of all
+    shards, (shards, 32) uint8, as `digest_rows` orders them. Raises UsageError for what could not be read again.
+    """
+    lossless = any((level.state == LOSSLESS).any() for level in maps)
+    if not any((level.state == BACKGROUND).any() for level in maps):
+        stats = replace(stats, background_latent=np.zeros_like(stats.background_latent))  # nobody will ask for it
+    features = {LOSSLESS_FEATURE: "critical"} if lossless else {}
+    attributes = replace(attributes, stats=stats, maps=Maps(more=more_maps(lossless)))
+    attributes = replace(attributes, provenance=replace(attributes.provenance, features=features))
+    values = [level.values(lossless=lossless) for level in maps]
+    attributes = _with_maps(root, attributes, values, digests)
+    identity = planes_of(()) - FIDELITY_PLANES
+    uid = hashlib.sha256(b"".join(level[:identity].tobytes() for level in values))
+    uid.update(stats.channels.mean.tobytes() + stats.channels.std.tobytes() + stats.background.tobytes())
+    attributes = replace(attributes, provenance=replace(attributes.provenance, uid=uid.hexdigest()[:32]))
+    for name, metadata in all_metadata(attributes).items():
+        write_metadata(root / name, metadata)
+    return write_root(root, attributes)
 
 
-def write_stats(root: Path, attributes: Attributes, stats: Stats) -> None:
-    """Writes the four arrays of stats/. Raises UsageError as `write_array` does."""
-    write_array(root, attributes, "stats/mean", stats.channels.mean)
-    write_array(root, attributes, "stats/std", stats.channels.std)
-    write_array(root, attributes, "stats/background", stats.background)
-    write_array(root, attributes, "stats/background_latent", stats.background_latent)
+def write_root(root: Path, attributes: Attributes) -> Attributes:
+    """Writes the root's metadata. Returns the attributes as they will be read. Raises UsageError or FormatError for
+    attributes that could not be read again."""
+    described = to_json(attributes)
+    where = f"{root}: {KEY}"
+    readable = from_json(parse_json(json.dumps(described).encode("ascii"), where))
+    write_metadata(root, group_metadata({**ome_attributes(attributes, OVERVIEW), KEY: described}))
+    return readable
 
 
-def write_block_error(root: Path, attributes: Attributes, level: int, values: NDArray[np.float32]) -> None:
-    """Writes the map of block errors, (rows, columns) float32 in grey values, NaN for background. Containers of earlier
-    versions lack it. Raises UsageError for another shape or a value out of range."""
-    name, form = f"block_error/{level}", block_error_form(attributes, level)
-    if values.shape != form.shape:
-        raise UsageError(f"{name}: {values.shape}; {form.shape} is needed")
-    try:
-        check_values(name, values, name)
-    except FormatError as exc:
-        raise UsageError(str(exc)) from exc
-    write_plain(root / name, form, values)
-    _write_group_of(root, name, attributes)
-
-
-def write_lossless(root: Path, attributes: Attributes, key: ChunkKey, pixels: Pixels) -> None:
-    """Writes the pixels (h, w, 3) uint8 of one chunk, cut at the level's edge. Raises UsageError for another shape."""
-    form, region, name = lossless_form(attributes, key.level), attributes.chunk_region(key), f"lossless/{key.level}"
-    if pixels.shape != (region.height, region.width, 3):
-        raise UsageError(
-            f"{name}: chunk ({key.row}, {key.column}) of shape {pixels.shape}; ({region.height}, {region.width}, 3) is "
-            "needed"
-        )
-    padded = np.zeros(form.chunk_shape, np.uint8)  # Zarr's chunks have their full size at the edge, too
-    padded[: pixels.shape[0], : pixels.shape[1]] = pixels
-    write_atomically(chunk_path(root / name, (key.row, key.column, 0)), pack_values(padded, form))
-    _write_group_of(root, name, attributes)
-    if not (root / name / METADATA).exists():
-        write_metadata(root / name, form.metadata())
-
-
-def finish(root: Path, attributes: Attributes) -> None:
-    """The last step: writes the metadata for the attributes as they are now, and the digests of all files but shards.
-    Raises UsageError where an array has not been written."""
-    create_skeleton(root, attributes)
-    missing = [name for name in plain_arrays(attributes) if not (root / name / METADATA).is_file()]
-    if missing:
-        raise UsageError(f"{root}: cannot be finished without {', '.join(missing)}")
-    write_listing(root)
-
-
-def _write_group_of(root: Path, name: str, attributes: Attributes) -> None:
-    """The metadata of the group that an array is in, unless every container has that group."""
-    group = name.split("/", maxsplit=1)[0]
-    if group in GROUPS or (root / group / METADATA).exists():
-        return
-    write_metadata(root / group, group_metadata(ome_attributes(attributes, "0") if group == "overview" else None))
+def _with_maps(
+    root: Path, attributes: Attributes, values: Sequence[NDArray[np.uint8]], digests: NDArray[np.uint8]
+) -> Attributes:
+    """The attributes with the maps in them, if these are small; else writes them as arrays."""
+    form = digests_form(attributes)
+    if digests.shape != form.shape:
+        raise UsageError(f"{root}: {len(digests)} digests of shards; {form.shape[0]} are needed")
+    raw = b"".join(level.tobytes() for level in values) + digests.tobytes()
+    if len(raw) <= MAX_INLINE_VALUES and len(packed := pack_bytes(raw)) <= MAX_INLINE:
+        return replace(attributes, maps=replace(attributes.maps, inline=packed))
+    levels = []
+    for number, (level, planes) in enumerate(zip(attributes.levels, values, strict=True)):
+        assert planes.shape == maps_form(attributes, number).shape, "maps have the shape that the attributes imply"
+        levels.append(replace(level, maps=write_values(root, f"{MAPS}-{number}", planes)))
+    sha256 = write_values(root, DIGESTS, digests)
+    return replace(attributes, levels=tuple(levels), maps=replace(attributes.maps, digests=sha256))

@@ -8,6 +8,7 @@ import asyncio
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
@@ -32,11 +33,19 @@ CODEC_NAME = "histocodec.latent"
 DTYPES = ("int8", "int16")
 
 _provided: dict[str, "ModelWeights"] = {}  # by SHA-256: weights that came inside a container
+_folders: dict[str, list[Path]] = {}  # by SHA-256: where weights may lie that are not installed
 
 
 def provide_model(weights: "ModelWeights") -> None:
     """Makes weights known to this process that are not installed, such as those embedded in a container."""
     _provided[weights.sha256] = weights
+
+
+def provide_folder(sha256: str, folder: Path) -> None:
+    """Makes this process look in a folder, too, for the weights with a SHA-256, once it needs them."""
+    folders = _folders.setdefault(sha256, [])
+    if folder not in folders:
+        folders.append(folder)
 
 
 def register() -> None:
@@ -50,7 +59,9 @@ def _chunk_codec(model: str, sha256: str) -> "ChunkCodec":
     from histocodec.codec.chunk import chunk_codec  # here, so that reading an array's metadata stays fast
     from histocodec.models.weights import find_model
 
-    return chunk_codec(_provided[sha256] if sha256 in _provided else find_model(model, sha256))
+    if sha256 in _provided:
+        return chunk_codec(_provided[sha256])
+    return chunk_codec(find_model(model, sha256, beside=_folders.get(sha256, ())))
 
 
 @dataclass(frozen=True)

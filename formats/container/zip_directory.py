@@ -28,6 +28,7 @@ ZIP_ERRORS = (
     zipfile.BadZipFile, NotImplementedError, ValueError, LookupError, OSError, OverflowError, EOFError, struct.error
 )  # fmt: skip
 IN_ZIP64 = 0xFFFFFFFF  # a size that stands in the extra field
+MANY = 0xFFFF  # a number of entries that stands in the end record of ZIP64
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,15 @@ def read_directory(file: BinaryIO, name: str) -> dict[str, Entry]:
         with zipfile.ZipFile(file) as archive:
             infos, directory, comment = archive.infolist(), archive.start_dir, archive.comment
         file.seek(-END.size - len(comment), io.SEEK_END)
-        magic, *_, offset, comment_bytes = END.unpack(file.read(END.size))
+        magic, _, _, on_disk, total, _, offset, comment_bytes = END.unpack(file.read(END.size))
     except ZIP_ERRORS as exc:
         raise FormatError(f"{name}: is no sound ZIP archive: {exc}") from exc
     if magic != END_MAGIC or comment_bytes != len(comment) or offset not in (directory, IN_ZIP64):
         raise FormatError(f"{name}: does not end with its ZIP directory (cut short, or appended to)")
     if not infos:
         raise FormatError(f"{name}: is a ZIP archive without entries")
+    if not {on_disk, total} <= {len(infos), MANY}:  # programs that believe the count would see other entries
+        raise FormatError(f"{name}: its ZIP directory has {len(infos)} entries, but its end says {total}")
     infos.sort(key=lambda info: info.header_offset)
     if infos[0].header_offset != 0:
         raise FormatError(f"{name}: does not begin with the first entry of its ZIP directory")

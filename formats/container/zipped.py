@@ -113,6 +113,16 @@ class ZipStore(Store):
 
     def read_parts(self, key: str, parts: Sequence[Part]) -> list[bytes]:
         """See `Store`."""
+        return self._source.read(self._absolute(key, parts))
+
+    def read_many(self, requests: Sequence[tuple[str, Sequence[Part]]]) -> list[list[bytes]]:
+        """See `Store`."""
+        absolute = [self._absolute(key, parts) for key, parts in requests]
+        data = iter(self._source.read([part for parts in absolute for part in parts]))
+        return [[next(data) for _ in parts] for parts in absolute]
+
+    def _absolute(self, key: str, parts: Sequence[Part]) -> list[Part]:
+        """Parts of an entry as parts of the archive."""
         entry = self._entry(key)
         for offset, size in parts:
             if offset + size > entry.size:
@@ -120,7 +130,7 @@ class ZipStore(Store):
                     f"{self.where(key)}: ends at byte {entry.size}, within something that has to be there"
                 )
         start = self._start(entry)
-        return self._source.read([(start + offset, size) for offset, size in parts])
+        return [(start + offset, size) for offset, size in parts]
 
     def read_tail(self, key: str, size: int) -> tuple[bytes, int]:
         """See `Store`."""

@@ -168,6 +168,10 @@ class Underway:
             with self._lock:
                 self._ends.pop(key).set()
 
+    def is_claimed(self, key: ChunkKey) -> bool:
+        """Whether a thread is decoding the chunk at this moment."""
+        return key in self._ends
+
     def free_first(self, keys: Iterable[ChunkKey]) -> Iterator[ChunkKey]:
         """The keys, each time one that no thread is decoding at that moment, as long as there is one."""
         waiting = list(keys)

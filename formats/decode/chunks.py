@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from histocodec.codec.chunk import ChunkCodec, fast_chunk_codec, quality_of
 from histocodec.errors import FormatError
-from histocodec.formats.container.layout import BACKGROUND, chunks_where
-from histocodec.formats.container.read import Container
+from histocodec.formats.container.abstract_container import DecodableContainer
 from histocodec.formats.container.shard import ShardIndex
+from histocodec.formats.container.states import BACKGROUND, chunks_where
 from histocodec.formats.decode.cache import SHARED_INDICES, Cache, CachePart, Underway, alone
 from histocodec.geometry import ChunkKey, Grid, Margin, Region, ShardKey, ceil_div
 from histocodec.kernels.jit import jit
@@ -40,16 +40,15 @@ class ChunkReader:
     Raises FormatError from every method where a file is missing or damaged, or contradicts another.
     """
 
-    def __init__(self, container: Container, weights: ModelWeights, workers: Workers, *, cache: Cache) -> None:
+    def __init__(self, container: DecodableContainer, weights: ModelWeights, workers: Workers, *, cache: Cache) -> None:
         self.container, self.weights, self.workers = container, weights, workers
         # Built on a worker: a process that was forked from one that had used PyTorch's threads waits for these for
         # ever as soon as its main thread multiplies.
         self.codec = workers.run(lambda: _codec(weights))
         self.stats = container.stats()
         self.side = container.attributes.chunk  # latents of a chunk, in each direction
-        levels = range(len(container.attributes.levels))
-        self.tiles = [container.tiles(level) for level in levels]  # the tile states (rows, columns) of each level
-        self._planes = [container.attributes.grid(level).latents for level in levels]
+        self._tiles: dict[int, NDArray[np.uint8]] = {}  # the tile states (rows, columns) of levels that were read
+        self._planes = [container.attributes.grid(level).latents for level in range(len(container.attributes.levels))]
         self._indices: CachePart[ShardKey, ShardIndex] = CachePart(SHARED_INDICES)
         self._shards = container.shard_reader(self._indices)
         self._cache: CachePart[ChunkKey, ChunkLatents] = CachePart(cache)
@@ -64,7 +63,13 @@ class ChunkReader:
 
     def state(self, key: ChunkKey) -> int:
         """BACKGROUND, CODED or LOSSLESS, as the map `tiles` says."""
-        return int(self.tiles[key.level][key.row, key.column])
+        return int(self.tiles(key.level)[key.row, key.column])
+
+    def tiles(self, level: int) -> NDArray[np.uint8]:
+        """The tile states of a level, (rows, columns) uint8, read once."""
+        if level not in self._tiles:
+            self._tiles[level] = self.container.tiles(level)
+        return self._tiles[level]
 
     def check_absent(self, key: ChunkKey) -> None:
         """Raises FormatError where a shard holds a chunk that the map calls background: one of the two is wrong."""
@@ -78,13 +83,13 @@ class ChunkReader:
         inside = region.intersect(Region(0, 0, size.width, size.height))
         if inside.empty:
             return
-        side, shard_side = attributes.chunk_side, attributes.shard
+        side, shard_side = attributes.chunk_side, attributes.shard_side(level)
         left, right = inside.x // side, ceil_div(inside.x_end, side)
         bottom = ceil_div(inside.y_end, side)
         top = inside.y // side
         while top < bottom:  # the rows of one shard at a time
             end = min((top // shard_side + 1) * shard_side, bottom)
-            states = self.tiles[level][top:end, left:right]
+            states = self.tiles(level)[top:end, left:right]
             self._check_absent_in(level, top, left, states == BACKGROUND)
             for key in chunks_where(level, states != BACKGROUND):
                 yield ChunkKey(level, top + key.row, left + key.column)
@@ -93,7 +98,7 @@ class ChunkReader:
     def _check_absent_in(self, level: int, top: int, left: int, background: NDArray[np.bool_]) -> None:
         """`check_absent` for those chunks, from row `top` and column `left` on, that are `background` (rows, columns)
         and in one row of shards. Each shard's file is looked for once."""
-        shard_side, right = self.container.attributes.shard, left + background.shape[1]
+        shard_side, right = self.container.attributes.shard_side(level), left + background.shape[1]
         column = left
         while column < right:
             end = min((column // shard_side + 1) * shard_side, right)
@@ -109,7 +114,7 @@ class ChunkReader:
         """The bytes of chunks that are not background, in the order of the keys. The workers read a shard each."""
         shards: dict[ShardKey, list[ChunkKey]] = {}
         for key in keys:
-            shards.setdefault(key.shard(self.container.attributes.shard), []).append(key)
+            shards.setdefault(key.shard(self.container.attributes.shard_side(key.level)), []).append(key)
         chunks: dict[ChunkKey, bytes] = {}
         for members, data in zip(
             shards.values(), self.workers.map(self._shards.chunk_bytes, shards.values()), strict=True
@@ -117,15 +122,19 @@ class ChunkReader:
             chunks.update(zip(members, data, strict=True))
         return [chunks[key] for key in keys]
 
+    def checks(self, keys: Sequence[ChunkKey]) -> NDArray[np.uint32] | None:
+        """The checks that the latents of chunks must have, (n,) uint32; None in a container of version 1."""
+        return self._shards.checks(keys)
+
     def _name(self, key: ChunkKey) -> str:
         """A chunk as errors name it."""
         return f"{self.container.name}: level {key.level} chunk ({key.row}, {key.column})"
 
     # Latents.
 
-    def latents(self, key: ChunkKey) -> ChunkLatents | None:
-        """The latents of a chunk, from the cache where they are in it; None where the chunk is background. Two threads
-        never decode the same chunk at a time."""
+    def latents(self, key: ChunkKey, data: bytes | None = None) -> ChunkLatents | None:
+        """The latents of a chunk, from the cache where they are in it, else from its bytes `data`, where these were
+        read already; None where the chunk is background. Two threads never decode the same chunk at a time."""
         if self.state(key) == BACKGROUND:
             self.check_absent(key)
             return None
@@ -134,13 +143,14 @@ class ChunkReader:
                 return cached
             with self._underway.claim(key) as mine:
                 if mine:
-                    chunk = self.decode(key)
+                    chunk = self.decode(key, data)
                     self._cache.put(key, chunk, chunk.y.nbytes)
                     return chunk
 
-    def decode(self, key: ChunkKey) -> ChunkLatents:
-        """The latents of a chunk that is not background, read and decoded anew."""
-        (data,) = self._shards.chunk_bytes([key])
+    def decode(self, key: ChunkKey, data: bytes | None = None) -> ChunkLatents:
+        """The latents of a chunk that is not background, decoded anew from its bytes `data`, or read anew, too."""
+        if data is None:
+            (data,) = self._shards.chunk_bytes([key])
         try:
             y = self.codec.decode(data, (self.weights.config.latent_channels, self.side, self.side))
         except FormatError as exc:
@@ -149,7 +159,9 @@ class ChunkReader:
         limits = np.iinfo(dtype)
         if y.min() < limits.min or y.max() > limits.max:
             raise FormatError(f"{self._name(key)}: holds values from {y.min()} to {y.max()}, beyond {dtype}")
-        return ChunkLatents(alone(y.astype(dtype, copy=False)), quality_of(data))
+        y = y.astype(dtype, copy=False)
+        self._shards.check_latents(key, quality_of(data), y)
+        return ChunkLatents(alone(y), quality_of(data))
 
     def is_cached(self, key: ChunkKey) -> bool:
         """Whether the latents of a chunk are in the cache."""
@@ -163,8 +175,15 @@ class ChunkReader:
         missing = [key for key in needed if self.state(key) != BACKGROUND and not self.is_cached(key)]
         size = self.side**2 * self.weights.config.latent_channels
         if self.workers.count > 1 and len(missing) > 1 and 2 * len(missing) * size <= self._cache.limit:
-            for _ in self.workers.map(self.latents, missing):
+            read = zip(missing, self._shards.chunk_bytes(missing), strict=True)
+            for _ in self.workers.map(lambda chunk: self.latents(*chunk), read):
                 pass
+
+    def _missing_bytes(self, keys: Iterable[ChunkKey]) -> dict[ChunkKey, bytes]:
+        """The bytes of those chunks that nobody has decoded or is decoding, read together."""
+        missing = [key for key in keys if self.state(key) != BACKGROUND and not self.is_cached(key)]
+        missing = [key for key in missing if not self._underway.is_claimed(key)]
+        return dict(zip(missing, self._shards.chunk_bytes(missing), strict=True))
 
     # Windows. An area is a rectangle in latents; its window adds the halo of the synthesis, as far as the level goes.
 
@@ -195,8 +214,10 @@ class ChunkReader:
         come last, as the synthesis takes them."""
         window, margin = self.window_of(level, area)
         scaled = np.empty((window.height, window.width, self.weights.config.latent_channels), np.float32)
-        for key in self._underway.free_first(self.chunks_in(level, window)):
-            chunk_area, chunk = self.area_of(key), self.latents(key)
+        keys = self.chunks_in(level, window)
+        data = self._missing_bytes(keys)
+        for key in self._underway.free_first(keys):
+            chunk_area, chunk = self.area_of(key), self.latents(key, data.get(key))
             shared = chunk_area.intersect(window)
             part = scaled[shared.within(window)]
             if chunk is None:

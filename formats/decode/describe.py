@@ -5,29 +5,38 @@ import math
 import numpy as np
 
 from histocodec.errors import UnsupportedError
-from histocodec.formats.container.layout import BACKGROUND, CODED, LOSSLESS
-from histocodec.formats.container.read import Container, sizes
+from histocodec.formats.container.abstract_container import Container
+from histocodec.formats.container.read import open_container, sizes
+from histocodec.formats.container.states import BACKGROUND, CODED, LOSSLESS
 from histocodec.formats.container.store import Location
 
 
 def describe(location: Location) -> dict[str, object]:
-    """The facts about a container: sizes in pixels and bytes, rates in bits per pixel, ratios, PSNR in dB,
-    block errors in grey values, and counts of chunks by tile state. Raises what `Container.open` raises, and
-    FormatError where a map is damaged. Memory: at most 16 bytes for each chunk that the maps claim."""
-    container = Container.open(location)
-    attributes = container.attributes
+    """The facts about a container: what names it and where it is from, sizes in pixels and bytes, rates in bits per
+    pixel, ratios, PSNR in dB, block errors in grey values, and counts of chunks by tile state. `chunk` is the side of a
+    chunk in pixels. Raises what `open_container` raises, and FormatError where a map is damaged.
+    Memory: at most 24 bytes for each chunk that the maps claim."""
+    container = open_container(location)
+    attributes, provenance = container.attributes, container.attributes.provenance
     first = attributes.levels[0]
     pixels = first.width * first.height
     return {
         "path": container.name,
-        "format_version": 1,
+        "format_version": attributes.version,
+        "uid": provenance.uid or None,
+        "digest": provenance.digest or None,
+        "created": provenance.created or None,
         "generator": attributes.generator,
+        "settings": dict(provenance.settings),
+        "features": dict(provenance.features),
+        "extensions": list(provenance.extensions),
         "model": attributes.model.id,
         "model_sha256": attributes.model.sha256,
         "model_family": attributes.model.family,
         "stride": attributes.model.stride,
         "channels": attributes.model.channels,
         "model_embedded": attributes.model.embedded is not None,
+        "chunk": attributes.chunk_side,
         "width": first.width,
         "height": first.height,
         "mpp": None if attributes.mpp is None else list(attributes.mpp),
@@ -39,6 +48,7 @@ def describe(location: Location) -> dict[str, object]:
             "name": attributes.source.name,
             "bytes": attributes.source.bytes,
             "vendor": attributes.source.vendor,
+            "sha256": attributes.source.sha256,
         },
         "icc_profile_bytes": attributes.icc,
         "overview": None if attributes.overview is None else list(attributes.overview),
@@ -56,7 +66,7 @@ def _sizes(container: Container, pixels: int) -> dict[str, object]:
         stored = sizes(container.store)
     except UnsupportedError:
         return dict.fromkeys((*names, "ratio_level0"))
-    level0 = (attributes.levels[0].bytes or 0) + stored.lossless_level0
+    level0 = sum(container.level_bytes(0))
     source = attributes.source.bytes
     values = (
         stored.total,
@@ -81,6 +91,7 @@ def _level(container: Container, number: int) -> dict[str, object]:
         "downsample": level.downsample,
         "dtype": level.dtype,
         "quality": level.quality,
+        "derived": level.derived,
         "bytes": level.bytes,
         "bpp": level.bpp,
         "psnr": level.psnr if level.psnr is not None and math.isfinite(level.psnr) else None,

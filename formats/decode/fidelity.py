@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from histocodec.fidelity import mean_squared_error, psnr, psnr_map, squared_error
-from histocodec.formats.container.layout import BACKGROUND, chunks_where
-from histocodec.formats.container.read import Container
+from histocodec.formats.container.abstract_container import DecodableContainer
+from histocodec.formats.container.states import BACKGROUND, chunks_where
 from histocodec.formats.decode.cache import Cache
 from histocodec.formats.decode.pixels import PixelDecoder
 from histocodec.geometry import ChunkKey
@@ -97,7 +97,7 @@ def compare(a: Pixels, b: Pixels) -> Comparison:
 
 
 def measure_level(
-    container: Container,
+    container: DecodableContainer,
     weights: ModelWeights,
     device: torch.device,
     workers: Workers,

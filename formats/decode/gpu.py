@@ -14,13 +14,15 @@ from functools import lru_cache
 import numpy as np
 import torch
 import triton
+from numpy.typing import NDArray
 from torch import Tensor
 
 from histocodec.codec.gpu import network_kernels
 from histocodec.codec.gpu.chunk import GpuChunkDecoder, Latents
 from histocodec.codec.gpu.layers import launch
 from histocodec.codec.gpu.synthesis import TritonEngine, denormalise
-from histocodec.formats.container.layout import BACKGROUND, CODED
+from histocodec.formats.container.check import check_weights
+from histocodec.formats.container.states import BACKGROUND, CODED
 from histocodec.formats.decode.chunks import ChunkReader
 from histocodec.geometry import ChunkKey, Region, ceil_div
 from histocodec.models.transforms.exact import IntegerSynthesis
@@ -30,6 +32,7 @@ from histocodec.slide import Pixels
 MAX_STRIP = 1024  # chunks of a strip at most: a warp decodes each, and a GPU runs thousands of warps
 MAX_BAND = 256  # chunks of a band at most
 CHUNK_BYTES = 16 << 20  # GPU memory that a chunk of a strip takes at most
+CHECKED_AT_ONCE = 64  # chunks whose products are in memory together: 4 bytes for each latent
 POSITIONS, CHANNELS = 32, 64  # of a program
 
 
@@ -133,10 +136,23 @@ class GpuRegions:
         side, limits = self.reader.side, np.iinfo(self.reader.container.attributes.levels[level].dtype)
         low, high = latents.y.flatten(1).aminmax(dim=1)
         sound = (latents.sound & (low >= limits.min) & (high <= limits.max)).cpu().numpy()
+        expected = self.reader.checks(keys)
+        if expected is not None:
+            sound &= self._checks(latents) == expected
         for n in np.flatnonzero(~sound):
             grouped = self.reader.decode(keys[n]).y.reshape(-1, 4, side, side).transpose(2, 3, 1, 0)
             latents.y[n] = torch.from_numpy(np.array(grouped, np.int16)).to(latents.y.device)
         return not sound.all()
+
+    def _checks(self, latents: Latents) -> NDArray[np.uint32]:
+        """`latents_check` of every chunk, (n,) uint32. Products wrap at 32 bits, as they must."""
+        side, y = self.reader.side, latents.y
+        weights = check_weights(y[0].numel()).astype(np.int32)  # the same bits
+        grouped = weights[1:].reshape(-1, 4, side, side).transpose(2, 3, 1, 0)
+        of_latents = torch.from_numpy(np.ascontiguousarray(grouped)).to(y.device)
+        sums = [(part.int() * of_latents).flatten(1).sum(dim=1) for part in torch.split(y, CHECKED_AT_ONCE)]
+        totals = torch.cat(sums) + latents.quality.long() * int(weights[0])
+        return (totals & 0xFFFFFFFF).cpu().numpy().astype(np.uint32)
 
 
 @lru_cache(maxsize=4)

@@ -34,8 +34,22 @@ class OpenSlideFace(openslide.AbstractSlide):
 
     name: str
     levels: tuple[Level, ...]
-    icc_profile: bytes | None
     closed: bool
+
+    @property
+    def icc_profile(self) -> bytes | None:
+        """The ICC profile of the source, or None where it has none."""
+        raise NotImplementedError
+
+    @property
+    def _profile(self) -> bytes | None:
+        """`icc_profile`, where OpenSlide's own methods look for it."""
+        with openslide_errors():
+            return self.icc_profile
+
+    @_profile.setter
+    def _profile(self, profile: bytes | None) -> None:
+        """Nothing: OpenSlide's constructor sets it to None."""
 
     def read(self, region: Region, level: int) -> Pixels:
         """The pixels (h, w, 3) uint8 of a region in the level's own pixels; see `Slide`."""
@@ -108,9 +122,10 @@ class OpenSlideFace(openslide.AbstractSlide):
                 part = inside.within(region)
                 rgba[(*part, slice(3))] = self.read(inside, level)
                 rgba[(*part, 3)] = 255
+            profile = self.icc_profile
         image = Image.fromarray(rgba)
-        if self.icc_profile is not None:
-            image.info["icc_profile"] = self.icc_profile
+        if profile is not None:
+            image.info["icc_profile"] = profile
         return image
 
     def get_thumbnail(self, size: tuple[int, int]) -> Image.Image:

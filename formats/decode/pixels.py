@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from histocodec.codec.transform import Transform
-from histocodec.formats.container.layout import BACKGROUND, CODED, LOSSLESS
-from histocodec.formats.container.read import Container
+from histocodec.formats.container.abstract_container import DecodableContainer
+from histocodec.formats.container.states import BACKGROUND, CODED, LOSSLESS
 from histocodec.formats.decode.cache import Cache, CachePart, alone
 from histocodec.formats.decode.chunks import ChunkReader
 from histocodec.geometry import ChunkKey, Region
@@ -40,7 +40,7 @@ class PixelDecoder:
 
     def __init__(
         self,
-        container: Container,
+        container: DecodableContainer,
         weights: ModelWeights,
         device: torch.device,
         workers: Workers,
@@ -77,7 +77,7 @@ class PixelDecoder:
             return
         keys, enough = iter(keys), 2 * SIDE_BY_SIDE * self.workers.count
         first = list(islice(keys, enough))
-        if len(first) < self.workers.count:
+        if len(first) < enough:  # all of them: their bytes are read together, too
             self.reader.decode_ahead((key.level, self.reader.area_of(key)) for key in first if self._to_decode(key))
         many = self.transform.exact and len(first) == enough
         for run in self.workers.map(self._decode_run, _runs(chain(first, keys), SIDE_BY_SIDE if many else 1)):

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from histocodec.errors import UsageError
 from histocodec.forks import Lock
-from histocodec.formats.container.read import Container
+from histocodec.formats.container.read import open_container
 from histocodec.formats.container.store import Location
 from histocodec.formats.decode.model import model_of
 from histocodec.formats.decode.openslide_errors import openslide_errors
@@ -72,7 +72,7 @@ class CompressedSlide(OpenSlideFace):
         super().__init__()
         check_settings(workers, cache_bytes)
         with openslide_errors(opening=True):
-            self.container = Container.open(path)
+            self.container = open_container(path)
             self.weights = model_of(self.container)
         attributes, store = self.container.attributes, self.container.store
         self.name = store.name
@@ -88,8 +88,6 @@ class CompressedSlide(OpenSlideFace):
         self.mpp: Mpp | None = attributes.mpp
         self.objective_power = attributes.objective_power
         self.background: Colour | None = attributes.background.colour
-        self.icc_profile = self.container.icc_profile()
-        self._profile = self.icc_profile  # where OpenSlide's `color_profile` looks
         self._properties = openslide_properties(attributes)
         self._workers = workers_of(workers)
         self._cache = cache_of(cache_bytes)
@@ -103,6 +101,11 @@ class CompressedSlide(OpenSlideFace):
     def properties(self) -> Mapping[str, str]:
         """The source's properties, word for word, and OpenSlide's own, which speak of the container."""
         return self._properties
+
+    @cached_property
+    def icc_profile(self) -> bytes | None:
+        """The ICC profile of the source, or None where it has none. It is read when it is first asked for."""
+        return self.container.icc_profile()
 
     @property
     def associated(self) -> Mapping[str, Pixels]:

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histocodec.errors import FormatError, UsageError
+from histocodec.formats.container.abstract_container import Container
 from histocodec.formats.container.embeddings import embedding_problems
-from histocodec.formats.container.integrity import container_problems
-from histocodec.formats.container.layout import BACKGROUND, LOSSLESS, chunks_where
-from histocodec.formats.container.read import Container
+from histocodec.formats.container.problems import container_problems
+from histocodec.formats.container.read import open_container
+from histocodec.formats.container.states import BACKGROUND, LOSSLESS, chunks_where
 from histocodec.formats.container.store import Location
 from histocodec.formats.decode.cache import Cache
 from histocodec.formats.decode.model import model_of
@@ -79,7 +80,7 @@ def verify(
     Memory: 16 bytes for each chunk that the maps claim, 64 with `against`, and a few chunks of each worker.
     """
     began = time.perf_counter()
-    container = Container.open(location)
+    container = open_container(location)
     found = chain(container_problems(container), embedding_problems(container))
     problems = [str(problem) for problem in islice(found, MAX_PROBLEMS)]
     chunks = shards = 0
@@ -174,8 +175,9 @@ class _Check:
                 return f"{where}: has quality {chunk.quality}, the map says {stated}"
             return None
 
-        quality = [self.container.quality(level) for level in range(len(self.reader.tiles))]
-        stored = (chunks_where(level, tiles != BACKGROUND) for level, tiles in enumerate(self.reader.tiles))
+        levels = range(len(self.container.attributes.levels))
+        quality = [self.container.quality(level) for level in levels]
+        stored = (chunks_where(level, self.container.tiles(level) != BACKGROUND) for level in levels)
         problems = []
         for text in self.workers.map(problem, chain.from_iterable(stored)):
             self._step()

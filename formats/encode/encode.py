@@ -18,16 +18,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from histocodec.codec.chunk import fast_chunk_codec
 from histocodec.codec.quantise import Quantiser
 from histocodec.codec.transform import Transform
 from histocodec.device import choose_device
-from histocodec.errors import OutputError, SourceError
+from histocodec.errors import OutputError, SourceError, UsageError
 from histocodec.formats.container import write as files
 from histocodec.formats.container.attributes import Attributes
-from histocodec.formats.container.read import Container
-from histocodec.formats.container.store import FolderStore
+from histocodec.formats.container.locations import is_url, local_path
+from histocodec.formats.container.maps import LevelMaps
+from histocodec.formats.container.model_files import beside_file, check_beside, write_beside
 from histocodec.formats.decode.fidelity import LevelFidelity, measure_level
 from histocodec.formats.encode.extras import check_extras, write_extras
 from histocodec.formats.encode.groups import encode_group, groups_of
@@ -38,8 +40,9 @@ from histocodec.formats.encode.partial_container import PartialContainer, Stored
 from histocodec.formats.encode.plan import Plan, make_plan
 from histocodec.formats.encode.progress import Clock
 from histocodec.formats.encode.report import EncodeReport, Outcome, make_report
-from histocodec.formats.encode.scope import selected_levels
+from histocodec.formats.encode.scope import selected_levels, source_sha256
 from histocodec.formats.encode.unreadable import advising, check_readable, tolerant
+from histocodec.formats.encode.upload import check_url, staging_path
 from histocodec.geometry import ChunkKey, Grid, ShardKey
 from histocodec.models.weights import ModelWeights, find_model
 from histocodec.slide import Slide
@@ -50,12 +53,12 @@ from histocodec.version import VERSION
 
 def encode_slide(
     slide: Slide,
-    dst: Path,
+    dst: str | Path,
     options: EncodeOptions | None = None,
     *,
     progress: Callable[[EncodeProgress], None] | None = None,
 ) -> EncodeReport:
-    """Encodes `slide` into a new container at `dst`, which is complete or absent.
+    """Encodes `slide` into a new container at `dst`, a path or URL, which is complete or absent.
 
     An interrupt, a full disk or, after the first shard, an unreadable source leaves `<dst>.partial` and
     `<dst>.journal`, from which `EncodeOptions(resume=True)` continues. Raises UsageError, SourceError, OutputError,
@@ -63,24 +66,38 @@ def encode_slide(
     """
     began = time.perf_counter()
     options = options or EncodeOptions()
+    url = str(dst) if is_url(str(dst)) else None
+    place = local_path(str(dst)) if url is None else staging_path(url)  # where the container grows
+    if url is not None:
+        if options.model_beside:
+            raise UsageError(f"{dst}: --model-beside is for folders of this machine; leave it out, or embed the model")
+        check_url(url, overwrite=options.overwrite)
     weights, device = find_model(options.model), choose_device(options.device)
     weights.check_encodes()
+    if options.model_beside:
+        check_beside(place, weights)
     options = replace(options, effort=options.effort_with(weights))
+    if getattr(slide, "read_whole", False):  # the file was read a moment ago, so that its SHA-256 costs next to nothing
+        options = replace(options, source_sha256=True)
     derive = options.levels is None
     levelled = with_pyramid(slide) if derive else slide
     fingerprint = _fingerprint(levelled, options, weights)
     with (
         closing(Workers(options.workers)) as workers,
-        Journal.start(dst, fingerprint, resume=options.resume, overwrite=options.overwrite) as journal,
+        Journal.start(place, fingerprint, resume=options.resume, overwrite=options.overwrite, url=url) as journal,
     ):
         try:
             if options.on_error == "background":
                 source = tolerant(slide, journal.unreadable, derive=derive)
             else:
                 source = advising(slide, derive=derive)
-            attributes, outcome = _write_container(source, options, weights, device, journal, workers, progress)
+            attributes, outcome = _write_container(
+                source, options, weights, device, journal, workers, progress, len(slide.levels)
+            )
             if _fingerprint(levelled, options, weights) != fingerprint:  # a chunk that Zarr misses reads as zeros
                 raise SourceError(f"{slide.name}: changed or vanished while it was read")
+            if options.model_beside:
+                write_beside(place, weights)
             journal.commit(overwrite=options.overwrite)
         except (OutputError, KeyboardInterrupt):
             raise  # the partial container stays, for --resume
@@ -90,13 +107,14 @@ def encode_slide(
             raise
     seconds = time.perf_counter() - began
     return make_report(
-        dst,
+        place if url is None else url,
         attributes,
         outcome,
         unreadable=journal.unreadable.places(selected_levels(levelled, options)),
         asked_quality=options.quality,
         seconds=seconds,
         device=str(device),
+        model_file=beside_file(place, weights) if options.model_beside else None,
     )
 
 
@@ -108,6 +126,7 @@ def _write_container(
     journal: Journal,
     workers: Workers,
     progress: Callable[[EncodeProgress], None] | None,
+    stored_levels: int,
 ) -> tuple[Attributes, Outcome]:
     """Writes everything into the journal's partial folder. Returns the final attributes, and what became of the
     chunks."""
@@ -117,14 +136,19 @@ def _write_container(
     clock.start()
     transform = workers.run(lambda: Transform(weights, device))  # on one core, as when decoding
     codec = workers.run(lambda: fast_chunk_codec(weights))
-    plan = make_plan(slide, source_levels, options, transform, codec, workers)
-    container = PartialContainer(journal, plan.attributes)
-    attributes, outcome = _Encoder(plan, plan.quantiser(transform, codec), container, workers, clock).run()
+    plan = make_plan(slide, source_levels, options, transform, codec, workers, stored_levels)
+    stats = workers.run(lambda: plan.stored_stats(transform))
+    container = PartialContainer(journal, plan.attributes, stats)
+    encoder = _Encoder(plan, plan.quantiser(transform, codec), container, workers, clock)
+    attributes, outcome, maps, digests = encoder.run()
     unreadable = journal.unreadable.places(source_levels)
     check_readable(slide, unreadable)
+    provenance = replace(attributes.provenance, created=journal.created)
+    source = replace(attributes.source, sha256=source_sha256(slide, options))
+    attributes = replace(attributes, provenance=provenance, source=source)
     attributes = write_extras(container.root, attributes, slide, options, weights, unreadable)
-    files.finish(container.root, attributes)
-    return attributes, outcome
+    container.remove_staged()
+    return files.finish(container.root, attributes, stats, maps, digests), outcome
 
 
 def _fingerprint(slide: Slide, options: EncodeOptions, weights: ModelWeights) -> dict[str, Json]:
@@ -141,6 +165,8 @@ def _fingerprint(slide: Slide, options: EncodeOptions, weights: ModelWeights) ->
         "effort": options.effort,
         "levels": None if options.levels is None else list(options.levels),
         "background": options.background,
+        "chunk": options.chunk,
+        "overview": options.overview,  # with a target, the bytes that it takes decide about the quality
         "device": choose_device(options.device).type,
     }
 
@@ -155,40 +181,38 @@ class _Encoder:
     workers: Workers
     clock: Clock
 
-    def run(self) -> tuple[Attributes, Outcome]:
-        """Writes latents, statistics and maps of all levels. Returns the attributes with each level's bytes and PSNR,
-        and what became of its chunks."""
-        root, attributes = self.container.root, self.container.attributes
+    def run(self) -> tuple[Attributes, Outcome, list[LevelMaps], NDArray[np.uint8]]:
+        """Writes the shards of all levels. Returns the attributes with each level's bytes and PSNR, what became of the
+        chunks, the maps of each level, and the digests of all shards."""
+        attributes, container = self.container.attributes, self.container
         numbers, floor = range(len(attributes.levels)), self.plan.scope.floor
         minimum = None
         if floor is not None:
-            minimum = MinimumPsnr(floor, self.plan, self.quantiser, self.container, self.workers, self.clock)
-        files.create_skeleton(root, attributes)
+            minimum = MinimumPsnr(floor, self.plan, self.quantiser, container, self.workers, self.clock)
         for level in numbers:
             self._encode_level(level)
-        stats = self.workers.run(lambda: self.plan.stored_stats(self.quantiser.transform))
-        files.write_stats(root, attributes, stats)
+        levels, outcomes, maps = [], [], []
         for level in numbers:
             if minimum is not None:
                 minimum.restore(level)
-            self.container.write_maps(level)
-        levels, outcomes = [], []
-        for level in numbers:
             fidelity = self._measure(level)
             if minimum is not None:
                 fidelity = minimum.enforce(fidelity, self._measure_again)
-            files.write_array(root, attributes, f"psnr/{level}", fidelity.psnr)
-            files.write_block_error(root, attributes, level, fidelity.block_error.astype(np.float32))
-            maps = self.container.maps(level)
-            levels.append(replace(attributes.levels[level], bytes=maps.bytes, psnr=fidelity.total))
-            outcomes.append(Outcome.of_level(maps, fidelity, self.plan.quality))
-        return replace(attributes, levels=tuple(levels)), Outcome.total(outcomes)
+            shards = container.maps(level)
+            maps.append(container.level_maps(fidelity))
+            levels.append(replace(attributes.levels[level], bytes=shards.bytes, psnr=fidelity.total))
+            outcomes.append(Outcome.of_level(shards, fidelity, self.plan.quality))
+        digests = [container.maps(level).digests for level in numbers]
+        if any(outcome.lossless for outcome in outcomes):
+            digests += [container.pack_lossless(level, maps[level]) for level in numbers]
+        attributes = replace(attributes, levels=tuple(levels))
+        return attributes, Outcome.total(outcomes), maps, np.concatenate(digests)
 
     def _encode_level(self, level: int) -> None:
         """Writes the shards of a level that the journal does not have."""
         attributes, scope = self.container.attributes, self.plan.scope
         grid, size = attributes.grid(level), scope.level(level)
-        regions = Grid(size.height, size.width, attributes.shard * attributes.chunk_side)
+        regions = Grid(size.height, size.width, attributes.shard_side(level) * attributes.chunk_side)
         shards = [ShardKey(level, row, column) for row, column in np.ndindex(grid.shard_rows, grid.shard_columns)]
         missing = [shard for shard in shards if shard not in self.container.journal.records]
         if len(missing) < len(shards):
@@ -196,11 +220,11 @@ class _Encoder:
             self.clock.skip("encode", size.region.area - pixels)
         encoded = self.workers.map(
             lambda keys: encode_group(keys, self.plan, self.quantiser),
-            (keys for shard in missing for keys in groups_of(shard, grid, attributes.shard)),
+            (keys for shard in missing for keys in groups_of(shard, attributes)),
         )
         for shard in missing:
             chunks: dict[ChunkKey, StoredChunk] = {}
-            for keys in groups_of(shard, grid, attributes.shard):
+            for keys in groups_of(shard, attributes):
                 chunks.update(next(encoded))
                 self.clock.add("encode", scope.bounds(keys).area)
             self.container.write_shard(shard, chunks)
@@ -220,7 +244,7 @@ class _Encoder:
     ) -> LevelFidelity:
         scope, transform = self.plan.scope, self.quantiser.transform
         return measure_level(
-            Container(FolderStore(self.container.root), self.container.attributes),
+            self.container,
             transform.weights,
             transform.device,
             self.workers,

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from histocodec.errors import HistocodecError, UnsupportedError
 from histocodec.formats.container import write as files
@@ -18,16 +17,16 @@ from histocodec.formats.container.attributes import (
     MAX_TEXT,
     Attributes,
 )
+from histocodec.formats.container.layout import ASSOCIATED, ICC, MODEL, OVERVIEW
 from histocodec.formats.encode.options import EncodeOptions
+from histocodec.formats.encode.overview import least_side, make_overview
 from histocodec.formats.encode.privacy import without_private
 from histocodec.formats.encode.unreadable import Place
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Pixels, Slide
 from histocodec.strict_json import well_formed
-from histocodec.tissue import coarse_view
 
 OVERVIEW_SHARE = 0.01  # of the latents' bytes, at most; the same for the thumbnail
-OVERVIEW_SIDES = (2048, 1448, 1024, 724, 512, 362, 256, 181, 128, 96)  # pixels, tried in turn; smaller shows nothing
 PROPERTY = "property "  # before a property's name in `dropped`
 MAX_PROPERTIES = MAX_METADATA // 2  # bytes, as JSON: the other half is for everything else
 REGION = "region "  # before the level, place and size of what could not be read
@@ -70,7 +69,7 @@ def write_extras(
     """Writes the extras into the partial container at `root`. Returns the attributes with what was written and what was
     left out. Raises OutputError, and SourceError where an image that is to be kept cannot be read."""
     budget = int(sum(level.bytes or 0 for level in attributes.levels) * OVERVIEW_SHARE)
-    overview, icc = _overview(slide, budget), slide.icc_profile
+    overview, icc = make_overview(slide, budget, least_side(attributes, options)), slide.icc_profile
     images, dropped_images = _associated(slide, options, budget)
     dropped_properties = () if options.keep_private else without_private(slide.properties)[1]
     attributes = replace(
@@ -79,17 +78,18 @@ def write_extras(
         associated={name: (image.shape[1], image.shape[0]) for name, image in images.items()},
         dropped=_dropped(dropped_images, unreadable, dropped_properties),
         icc=len(icc) if icc else None,
-        model=replace(attributes.model, embedded=len(weights.data) if options.embed_model else None),
+        model=replace(attributes.model, embedded=len(weights.decoder) if options.embed_model else None),
     )
+    sha256: dict[str, str] = {}
     if overview is not None:
-        files.write_array(root, attributes, "overview/0", np.ascontiguousarray(overview.transpose(2, 0, 1)))
+        sha256[OVERVIEW] = files.write_values(root, OVERVIEW, np.ascontiguousarray(overview.transpose(2, 0, 1)))
     for name, image in images.items():
-        files.write_array(root, attributes, f"associated/{name}", image)
+        sha256[f"{ASSOCIATED}-{name}"] = files.write_values(root, f"{ASSOCIATED}-{name}", image)
     if icc:
-        files.write_array(root, attributes, "metadata/icc", np.frombuffer(icc, np.uint8))
+        sha256[ICC] = files.write_values(root, ICC, np.frombuffer(icc, np.uint8))
     if options.embed_model:
-        files.write_array(root, attributes, "model/weights", np.frombuffer(weights.data, np.uint8))
-    return attributes
+        files.write_values(root, MODEL, np.frombuffer(weights.decoder, np.uint8))
+    return replace(attributes, sha256=sha256)
 
 
 def _dropped(images: tuple[str, ...], unreadable: Sequence[Place], properties: tuple[str, ...]) -> tuple[str, ...]:
@@ -106,26 +106,6 @@ def _limited(names: Sequence[str], room: int, kind: str) -> list[str]:
     if len(names) <= room:
         return [f"{kind}{name}"[:MAX_TEXT] for name in names]
     return [*(f"{kind}{name}"[:MAX_TEXT] for name in names[: room - 1]), f"{kind}and {len(names) - room + 1} more"]
-
-
-def _overview(slide: Slide, budget: int) -> Pixels | None:
-    """The largest view of the slide that takes at most `budget` bytes, (H, W, 3) uint8; None on a small slide."""
-    level = slide.levels[0]
-    view: Pixels | None = None
-    for side in OVERVIEW_SIDES:
-        scale = side / max(level.width, level.height)
-        if scale >= 1:
-            continue
-        width, height = max(1, round(level.width * scale)), max(1, round(level.height * scale))
-        if width * height > 2 * budget:  # stained tissue never packs that well
-            continue
-        if view is None:
-            view = coarse_view(slide)
-        small = np.asarray(Image.fromarray(view).resize((width, height), Image.Resampling.BOX))
-        planes = np.ascontiguousarray(small.transpose(2, 0, 1))
-        if len(pack_values(planes, Form(planes.shape, "uint8"))) <= budget:
-            return small
-    return None
 
 
 def _requested(options: EncodeOptions) -> set[str]:

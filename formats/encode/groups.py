@@ -1,4 +1,4 @@
-"""Groups of 2 × 2 chunks, which the encoder analyses together: from their pixels to their bytes.
+"""Groups of chunks, 1024 × 1024 pixels that the encoder analyses together: from their pixels to their bytes.
 
     read        pixels of the group, and the halos of g_s and g_a around it             (H, W, 3) uint8
     analysed    latents of the group, and the halo of g_s that the latent search needs  (C, h, w) float32
@@ -12,23 +12,28 @@ from collections.abc import Iterator, Sequence
 
 from histocodec.codec.quantise import Quantiser
 from histocodec.codec.window import Window, latent_slices, margin_of, pad_pixels
-from histocodec.formats.container.attributes import LevelGrid
-from histocodec.formats.container.layout import CODED
+from histocodec.formats.container.attributes import Attributes
+from histocodec.formats.container.states import CODED
 from histocodec.formats.encode.partial_container import StoredChunk
 from histocodec.formats.encode.plan import Plan
 from histocodec.geometry import ChunkKey, ShardKey
 
-GROUP = 2  # chunks a side
+GROUP_PIXELS = 1024  # a side
 
 
-def groups_of(shard: ShardKey, grid: LevelGrid, side: int) -> Iterator[list[ChunkKey]]:
-    """The groups of a shard of `side` × `side` chunks, row by row, and the keys of each from its upper left chunk to
-    its lower right one. Groups at the level's edge are smaller."""
+def groups_of(shard: ShardKey, attributes: Attributes) -> Iterator[list[ChunkKey]]:
+    """The groups of a shard, row by row, and the keys of each from its upper left chunk to its lower right one. Groups
+    at the level's edge are smaller."""
+    grid, side, group = (
+        attributes.grid(shard.level),
+        attributes.shard_side(shard.level),
+        max(1, GROUP_PIXELS // attributes.chunk_side),
+    )
     rows = range(shard.row * side, min((shard.row + 1) * side, grid.chunk_rows))
     columns = range(shard.column * side, min((shard.column + 1) * side, grid.chunk_columns))
-    for i in range(0, len(rows), GROUP):
-        for j in range(0, len(columns), GROUP):
-            yield [ChunkKey(shard.level, r, c) for r in rows[i : i + GROUP] for c in columns[j : j + GROUP]]
+    for i in range(0, len(rows), group):
+        for j in range(0, len(columns), group):
+            yield [ChunkKey(shard.level, r, c) for r in rows[i : i + group] for c in columns[j : j + group]]
 
 
 def encode_group(keys: Sequence[ChunkKey], plan: Plan, quantiser: Quantiser) -> dict[ChunkKey, StoredChunk]:
@@ -50,5 +55,6 @@ def encode_group(keys: Sequence[ChunkKey], plan: Plan, quantiser: Quantiser) -> 
         window = Window(
             y[latent_slices(seen, analysed, stride)], margin_of(chunk, seen, stride), pixels[chunk.within(read)]
         )
-        chunks[key] = StoredChunk(CODED, quantiser.encode(window, plan.quality, config.chunk, plan.dtype))
+        latents = quantiser.chunk(window, plan.quality, scope.draft.chunk, plan.dtype)
+        chunks[key] = StoredChunk.of(CODED, quantiser.coded(latents, plan.quality), latents)
     return chunks

@@ -16,31 +16,40 @@ name, and removes first the old one and then the journal. Whatever stops it in b
 <dst>.partial or <dst>, and the old one at <dst> or <dst>.old. The next encode to the same place first finishes what the
 note began (`_recover`): it moves the new container to <dst> if nothing is there, and removes <dst>.old. To do the same
 by hand, run `mv <dst>.partial <dst>`, or `mv <dst>.old <dst>` to go back, and remove what remains.
+
+A container that is one file (NAME.hcz) is packed from <dst>.partial, and takes the place of an old one in one step. If
+that is interrupted, the next encode to the same place packs it again.
 """
 
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Self
 
 from histocodec.errors import FormatError, OutputError, UsageError
+from histocodec.formats.container.arrays import METADATA
 from histocodec.formats.container.digests import file_digest
 from histocodec.formats.container.fields import Node, parse_json
 from histocodec.formats.container.files import sync_folder, temporary_files
-from histocodec.formats.container.layout import shard_path
+from histocodec.formats.container.layout import shard_key
+from histocodec.formats.container.pack import write_zip
 from histocodec.formats.container.read import is_container
 from histocodec.formats.container.shard import crc32c
+from histocodec.formats.container.zipped import SUFFIX
 from histocodec.formats.encode.lock import LockedFile
 from histocodec.formats.encode.records import Losses, Round, ShardRecord
 from histocodec.formats.encode.unreadable import Unreadable
+from histocodec.formats.encode.upload import upload
 from histocodec.geometry import ShardKey
 from histocodec.sources.files import slide_files
 from histocodec.strict_json import well_formed
 
-JOURNAL_VERSION = 2
+JOURNAL_VERSION = 3
+LATEST = 253_402_300_799  # seconds since 1970: the end of the year 9999, the last that `created` can name
 CHECKSUM = 8  # hexadecimal digits at a line's end, after two spaces: crc32c of the text before them
 FINISHED = "finished"  # the key of the last line; its value says whether an old container is replaced
 
@@ -58,22 +67,32 @@ class Journal:
         records: dict[ShardKey, ShardRecord],
         rounds: list[Round],
         unreadable: Unreadable,
+        created: str,
+        url: str | None,
     ) -> None:
+        self._url = url  # where the finished container is sent, in place of `dst`
         self.dst, self._file, self._records, self._rounds = dst, file, records, rounds
+        self.created = created  # when the encode began, in UTC; a resumed one keeps it
         self.unreadable = unreadable  # what of the source could not be read; an earlier run's is in it
 
     @classmethod
     def start(
-        cls, dst: Path, fingerprint: Mapping[str, Json], *, resume: bool = False, overwrite: bool = False
+        cls,
+        dst: Path,
+        fingerprint: Mapping[str, Json],
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        url: str | None = None,
     ) -> "Journal":
-        """Claims `dst` for this encode.
+        """Claims `dst` for this encode. With `url`, `dst` is only where the container grows, and `commit` sends it.
 
         With `resume`, an interrupted encode continues if its fingerprint is the same; UsageError names the field that
         differs. Without an interrupted encode, or with `overwrite`, it starts anew. Raises OutputError where `dst` is
         in the way, another encode is writing to it, or an interrupted one would be lost.
         """
         if not dst.name:
-            raise UsageError(f"{dst}: is no name for a container; give a path such as slide.hc.zarr")
+            raise UsageError(f"{dst}: is no name for a container; give a path such as slide.hcz")
         fingerprint = json.loads(well_formed(json.dumps(dict(fingerprint), ensure_ascii=False)))  # of any file name
         file = LockedFile(journal_path(dst))
         try:
@@ -82,16 +101,16 @@ class Journal:
             _check_free(dst, overwrite=overwrite)
             if lines and partial_path(dst).is_dir():
                 if resume:
-                    return cls._resumed(dst, file, lines, fingerprint)
+                    return cls._resumed(dst, file, lines, fingerprint, url)
                 if not overwrite:
                     raise OutputError(
                         f"{dst}: an interrupted encode is at {partial_path(dst)}; --resume continues it, "
                         "--overwrite starts anew"
                     )
             _remove(partial_path(dst))
-            journal = cls(dst, file, {}, [], Unreadable())
+            journal = cls(dst, file, {}, [], Unreadable(), _now(), url)
             _truncate(file, 0)
-            journal._write({"journal": JOURNAL_VERSION, "fingerprint": fingerprint})
+            journal._write({"journal": JOURNAL_VERSION, "created": journal.created, "fingerprint": fingerprint})
             journal._make_partial()
             return journal
         except BaseException:
@@ -102,10 +121,14 @@ class Journal:
             raise
 
     @classmethod
-    def _resumed(cls, dst: Path, file: LockedFile, lines: list[bytes], fingerprint: Mapping[str, Json]) -> "Journal":
+    def _resumed(
+        cls, dst: Path, file: LockedFile, lines: list[bytes], fingerprint: Mapping[str, Json], url: str | None
+    ) -> "Journal":
         name = str(journal_path(dst))
-        head = parse_json(lines[0], f"{name}: line 1").fields("journal", "fingerprint")
-        head["journal"].integer(JOURNAL_VERSION, JOURNAL_VERSION)
+        first = parse_json(lines[0], f"{name}: line 1")
+        first.member("journal").integer(JOURNAL_VERSION, JOURNAL_VERSION)
+        head = first.fields("journal", "created", "fingerprint")
+        created = head["created"].text(20)
         difference = _difference(head["fingerprint"].value, fingerprint)
         if difference:
             raise UsageError(f"{dst}: cannot be resumed: {difference}; --overwrite starts anew")
@@ -121,7 +144,8 @@ class Journal:
             _remove(partial_path(dst) / name)
         latest = {record.key: record for record in records}
         sound = {key: record for key, record in latest.items() if _is_as_recorded(partial_path(dst), record)}
-        return cls(dst, file, sound, rounds, Unreadable(place for loss in losses for place in loss.places))
+        unreadable = Unreadable(place for loss in losses for place in loss.places)
+        return cls(dst, file, sound, rounds, unreadable, created, url)
 
     @property
     def partial(self) -> Path:
@@ -155,9 +179,19 @@ class Journal:
     def commit(self, *, overwrite: bool = False) -> None:
         """Gives the finished container its name, and ends the journal. The module's docstring says what holds when this
         is interrupted. Raises OutputError where something is in the way."""
+        if self._url is not None:
+            upload(self.partial, self._url)
+            _remove(self.partial)
+            self._end()
+            return
         _check_free(self.dst, overwrite=overwrite)
         replaces = self.dst.exists()
         self._write({FINISHED: replaces})
+        if is_archive(self.dst):
+            write_zip(self.partial, self.dst)
+            _remove(self.partial)
+            self._end()
+            return
         try:
             if replaces:
                 self.dst.rename(old_path(self.dst))
@@ -205,6 +239,15 @@ class Journal:
             raise OutputError(f"{journal_path(self.dst)}: cannot be written: {exc.strerror or exc}") from exc
 
 
+def _now() -> str:
+    """The time in UTC, or that of SOURCE_DATE_EPOCH, with which the same encode gives the same bytes on any day. Raises
+    UsageError where the variable is no time."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if epoch and not (epoch.isdecimal() and int(epoch) <= LATEST):
+        raise UsageError(f"SOURCE_DATE_EPOCH is {epoch[:40]!r}; a number of seconds from 0 to {LATEST} is allowed")
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(epoch) if epoch else None))
+
+
 def partial_path(dst: Path) -> Path:
     """Where the container grows that will be at `dst`."""
     return dst.with_name(dst.name + ".partial")
@@ -227,12 +270,25 @@ def source_identity(path: Path) -> dict[str, Json]:
     return {"name": path.name, "size": sum(s.st_size for s in status), "mtime": max(s.st_mtime_ns for s in status)}
 
 
+def is_archive(dst: Path) -> bool:
+    """Whether a container of this name is one file rather than a folder."""
+    return dst.suffix.lower() == SUFFIX
+
+
 def _recover(dst: Path, lines: list[bytes]) -> None:
-    """Finishes a `commit` that was interrupted between its renamings. Touches nothing unless the journal has its note:
-    a <dst>.old may belong to anybody."""
-    if not lines or lines[-1] != json.dumps({FINISHED: True}, separators=(",", ":")).encode():
+    """Finishes a `commit` that was interrupted. Touches nothing unless the journal has its note: a <dst>.old may belong
+    to anybody."""
+    noted = [json.dumps({FINISHED: replaces}, separators=(",", ":")).encode() for replaces in (False, True)]
+    if not lines or lines[-1] not in noted:
         return
     old, partial = old_path(dst), partial_path(dst)
+    if is_archive(dst):
+        if (partial / METADATA).is_file():  # it is complete; the archive at dst is the old one, the new one, or none
+            write_zip(partial, dst)
+        _remove(partial)
+        return
+    if lines[-1] == noted[False]:
+        return
     if old.is_dir() and not dst.exists() and partial.is_dir():
         partial.rename(dst)
     if old.is_dir() and dst.exists() and not partial.exists():
@@ -295,7 +351,7 @@ def _difference(before: object, now: object, name: str = "") -> str:
 
 def _is_as_recorded(partial: Path, record: ShardRecord) -> bool:
     """Whether the shard is on the disk as it was written. If not, it is encoded again."""
-    path = shard_path(partial, record.key)
+    path = partial / shard_key(record.key)
     if not record.sha256:
         return not path.exists()
     try:

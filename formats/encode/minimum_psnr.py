@@ -26,10 +26,7 @@ import numpy as np
 from histocodec.codec.quantise import Quantiser
 from histocodec.codec.window import Window, read_window
 from histocodec.fidelity import squared_error
-from histocodec.formats.container import write as files
-from histocodec.formats.container.layout import CODED, LOSSLESS
-from histocodec.formats.container.read import Container
-from histocodec.formats.container.store import FolderStore
+from histocodec.formats.container.states import CODED, LOSSLESS
 from histocodec.formats.decode.cache import Cache
 from histocodec.formats.decode.chunks import ChunkReader
 from histocodec.formats.decode.fidelity import CACHE_BYTES, Floor, LevelFidelity
@@ -37,7 +34,7 @@ from histocodec.formats.encode.partial_container import PartialContainer, Stored
 from histocodec.formats.encode.plan import Plan
 from histocodec.formats.encode.progress import Clock
 from histocodec.formats.encode.records import Change, Round
-from histocodec.geometry import ChunkKey
+from histocodec.geometry import ChunkKey, ShardKey
 from histocodec.models.config import QUALITIES
 from histocodec.threads import Workers
 
@@ -82,7 +79,6 @@ class MinimumPsnr:
             changes = self._given_up(below) if rounds >= MOST_ROUNDS else self._searched(below)
             self.container.journal.begin(Round(fidelity.level, changes))
             self._make(changes)
-            self.container.write_maps(fidelity.level)
             affected = self._affected(below, fidelity)
             self.clock.extend(self._pixels(affected))
             fidelity = measure(affected, fidelity)
@@ -93,8 +89,7 @@ class MinimumPsnr:
         return tuple(Change(key, LOSSLESS, int(quality[key.row, key.column])) for key in below)
 
     def _searched(self, below: Sequence[ChunkKey]) -> tuple[Change, ...]:
-        stored = Container(FolderStore(self.container.root), self.container.attributes)
-        reader = ChunkReader(stored, self.quantiser.weights, self.workers, cache=Cache(CACHE_BYTES // 2))
+        reader = ChunkReader(self.container, self.quantiser.weights, self.workers, cache=Cache(CACHE_BYTES // 2))
         self.clock.extend(SEARCH_TRIES * self._pixels(below))
         before = self.container.maps(below[0].level).quality
 
@@ -143,19 +138,22 @@ class MinimumPsnr:
 
     def _make(self, changes: Sequence[Change]) -> None:
         """Writes the shards in which something changes, and the pixels of what becomes lossless."""
-        side = self.container.attributes.shard
-        ordered = sorted(changes, key=lambda change: (change.key.shard(side), change.key))
+
+        def shard_of(change: Change) -> ShardKey:
+            return change.key.shard(self.container.attributes.shard_side(change.key.level))
+
+        ordered = sorted(changes, key=lambda change: (shard_of(change), change.key))
         stored = self.workers.map(self._stored, ordered)
-        for shard, group in groupby(ordered, key=lambda change: change.key.shard(side)):
+        for shard, group in groupby(ordered, key=shard_of):
             self.container.change_shard(shard, {change.key: next(stored) for change in group})
 
     def _stored(self, change: Change) -> StoredChunk:
-        key, attributes = change.key, self.container.attributes
+        key = change.key
         window = self._window(key)
         if change.state == LOSSLESS:
-            files.write_lossless(self.container.root, attributes, key, window.pixels)
-        data = self.quantiser.encode(window, change.quality, attributes.chunk, self.plan.dtype)
-        return StoredChunk(change.state, data)
+            self.container.write_lossless(key, window.pixels)
+        latents = self.quantiser.chunk(window, change.quality, self.container.attributes.chunk, self.plan.dtype)
+        return StoredChunk.of(change.state, self.quantiser.coded(latents, change.quality), latents)
 
     def _affected(self, changed: Sequence[ChunkKey], fidelity: LevelFidelity) -> list[ChunkKey]:
         """These chunks and their neighbours, if they are measured: a halo reaches no farther than one chunk."""

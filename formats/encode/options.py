@@ -8,6 +8,12 @@ from histocodec.models.weights import DEFAULT_MODEL, ModelWeights
 
 DEFAULT_QUALITY = 50
 DEFAULT_EFFORT, MOST_EFFORT = 1, 9
+CHUNK_SIDES = (256, 512)  # pixels
+OVERVIEW_SIDE, MOST_OVERVIEW = 512, 4096  # pixels of the longer side
+SETTINGS = (
+    "quality", "target_psnr", "target_bpp", "ratio", "min_psnr", "effort", "levels", "background", "on_error", "chunk",
+)  # fmt: skip
+SOURCE_NAMES = ("auto", "keep", "hash", "drop")
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,12 @@ class EncodeOptions:
     keep_label: bool = False  # the image of the label, which may name the patient
     keep_macro: bool = False  # the macro image, which may show the label
     keep_private: bool = False  # properties that may name people or dates
-    embed_model: bool = False  # stores the model in the container
+    embed_model: bool = False  # stores the model's decoder in the container
+    model_beside: bool = False  # stores it beside the container, once for all slides of a folder
+    chunk: int = 512  # pixels a side of a chunk, 256 or 512: smaller ones cost bytes, and halve what a patch decodes
+    overview: int | None = OVERVIEW_SIDE  # the least pixels of the longer side of the overview; None: no overview
+    source_name: str = "auto"  # of the source's file: "keep", "hash" or "drop" it; "auto" drops what may name a case
+    source_sha256: bool = False  # reads the source's files once more for their SHA-256
 
     def __post_init__(self) -> None:
         rates = {
@@ -63,8 +74,16 @@ class EncodeOptions:
             raise UsageError(f"--background {self.background}: skip or code is allowed")
         if self.on_error not in ("fail", "background"):
             raise UsageError(f"--on-error {self.on_error}: fail or background is allowed")
+        if self.chunk not in CHUNK_SIDES:
+            raise UsageError(f"--chunk {self.chunk}: {' or '.join(map(str, CHUNK_SIDES))} pixels is allowed")
+        if self.overview is not None and not 1 <= self.overview <= MOST_OVERVIEW:
+            raise UsageError(f"--overview {self.overview}: 1 to {MOST_OVERVIEW} pixels or none is allowed")
+        if self.source_name not in SOURCE_NAMES:
+            raise UsageError(f"--source-name {self.source_name}: {', '.join(SOURCE_NAMES)} is allowed")
         if self.workers is not None and not 1 <= self.workers <= 1024:
             raise UsageError(f"--workers {self.workers}: 1 to 1024 is allowed")
+        if self.embed_model and self.model_beside:
+            raise UsageError("--embed-model and --model-beside exclude each other: one decoder is enough; give one")
         if self.overwrite and self.resume:
             raise UsageError("--overwrite and --resume exclude each other: one starts anew, the other continues")
 
@@ -78,6 +97,23 @@ class EncodeOptions:
             )
         default = DEFAULT_EFFORT if searches else 0
         return default if self.effort is None else self.effort
+
+    def settings(self) -> dict[str, object]:
+        """What the container says about how it was encoded: every option that its bytes depend on and that was given
+        another value than the default."""
+        default = EncodeOptions()
+        told = {name: getattr(self, name) for name in SETTINGS if getattr(self, name) != getattr(default, name)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()}
+
+    def chunk_latents(self, model: ModelWeights) -> int:
+        """The side of a chunk in latents of a model. Raises UsageError for a chunk that the model cannot have."""
+        side = self.chunk // model.config.stride
+        if side < 4:
+            raise UsageError(
+                f"--chunk {self.chunk}: model {model.id} has {model.config.stride} pixels a latent and needs chunks of "
+                f"{4 * model.config.stride} or more"
+            )
+        return side
 
     @property
     def has_target(self) -> bool:

@@ -17,8 +17,7 @@ import numpy as np
 from histocodec.codec.chunk import ChunkCodec
 from histocodec.codec.quantise import Quantiser
 from histocodec.codec.transform import Transform
-from histocodec.formats.container.attributes import Attributes, DType
-from histocodec.formats.container.read import Stats
+from histocodec.formats.container.attributes import Attributes, DType, Stats
 from histocodec.formats.decode.fidelity import Floor
 from histocodec.formats.encode.options import EncodeOptions
 from histocodec.formats.encode.sampling import tissue_example
@@ -31,6 +30,7 @@ from histocodec.slide import Colour, Slide
 from histocodec.threads import Workers
 from histocodec.tissue import ALIGNED_SHARE, background_share, coarse_view, estimate_background
 
+LATENT_STEPS = 64  # of the background's latent in a unit: a tenth of a grey value in the pixels beside background
 MOST_ALIGNMENTS = 4  # of the statistics to a quality that changes with them, where a target has to be met
 
 _DTYPES: dict[int, DType] = {1: "int8", 2: "int16"}  # by bytes per latent
@@ -65,6 +65,7 @@ class Plan:
         weights, colour = transform.weights, self.scope.background
         y = transform.analyse_colour(colour, self.stats)
         scaled = y * weights.gain(self.quality) * weights.inverse_gain(self.quality)
+        scaled = np.rint(scaled * LATENT_STEPS) / LATENT_STEPS
         return Stats(self.stats, np.array(colour, np.uint8), scaled.astype(np.float32))
 
 
@@ -75,12 +76,14 @@ def make_plan(
     transform: Transform,
     codec: ChunkCodec,
     workers: Workers,
+    stored_levels: int,
 ) -> Plan:
-    """Makes the plan for these levels of a slide. Raises UsageError where the target cannot be met, and SourceError."""
+    """Makes the plan for these levels of a slide, of which the first `stored_levels` are the source's own. Raises
+    UsageError where the target cannot be met, and SourceError."""
     weights = transform.weights
     view = coarse_view(slide)
     background = estimate_background(slide, view)
-    draft = draft_attributes(slide, source_levels, background, options, weights)
+    draft = draft_attributes(slide, source_levels, background, options, weights, stored_levels)
     floor = None if options.min_psnr is None else Floor(options.min_psnr, transform.dtype)
     # Not with a `vae`, which has never seen background: statistics that make it exact move the colour of tissue by
     # several grey values.

@@ -8,8 +8,12 @@ scanner setting is a small loss, a patient's name is not.
 """
 
 import base64
+import hashlib
 import re
 from collections.abc import Mapping
+from pathlib import PurePath
+
+from histocodec.formats.encode.options import EncodeOptions
 
 _OPTICS = """
     app mag magnification objective lens source na numerical aperture power mpp micrometer micrometers micron
@@ -60,6 +64,11 @@ _CASE_NUMBER = re.compile(
     r"(?<![\w.-])(?=[\w-]*[A-Za-z])(?:[A-Za-z_-]*\d){4}[\w-]*(?![\w.-])|(?<![\w.])\d{10,}(?![\w.])"
 )
 _SIZE = re.compile(r"\d+(?:x\d+)+|\d+(?:e[+-]?\d+|[a-zµ]{1,3})|[0-9A-F]{6}", re.IGNORECASE)  # or a colour
+# Kinds of files, as a container names its source's. Another suffix may be a part of a name: "scan of J.Doe".
+_KINDS = """
+    svs tif tiff btf tf2 tf8 ndpi vms vmu scn mrxs bif svslide czi dcm zarr png jpg jpeg jp2 j2k webp avif bmp gif
+"""
+KINDS = frozenset(_KINDS.split())
 SHORTEST_SECRET = 5  # characters of a private value that no other property may repeat; shorter ones are common numbers
 
 
@@ -75,8 +84,7 @@ def is_private(name: str, value: str) -> bool:
 def without_private(properties: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """The properties that are not private, and the names of those that are. A property that repeats the value of a
     private one is private, too."""
-    secrets = {value.strip() for name, value in properties.items() if is_private(name, value)}
-    secrets = {value for value in secrets if len(value) >= SHORTEST_SECRET}
+    secrets = _secrets(properties)
 
     def is_dropped(name: str, value: str) -> bool:
         return is_private(name, value) or (
@@ -85,6 +93,31 @@ def without_private(properties: Mapping[str, str]) -> tuple[dict[str, str], tupl
 
     private = tuple(name for name, value in properties.items() if is_dropped(name, value))
     return {name: value for name, value in properties.items() if name not in private}, private
+
+
+def _secrets(properties: Mapping[str, str]) -> set[str]:
+    """The values of private properties that nothing else may repeat."""
+    values = {value.strip() for name, value in properties.items() if is_private(name, value)}
+    return {value for value in values if len(value) >= SHORTEST_SECRET}
+
+
+def source_kind(file: PurePath) -> str:
+    """The kind of a source by its suffix: "png"; "array" where that is none of a known kind."""
+    kind = file.suffix[1:].lower()
+    return kind if kind in KINDS else "array"
+
+
+def stored_name(name: str, properties: Mapping[str, str], options: EncodeOptions) -> str:
+    """What a container keeps of the name of the source's file: the name, the first half of its SHA-256, or nothing.
+    By default nothing where the name holds a date, what looks like the number of a case, or the value of a private
+    property of the source."""
+    how = options.source_name
+    if how == "auto":
+        tells = _tells_more(PurePath(name).stem) or any(secret in name for secret in _secrets(properties))
+        how = "drop" if tells and not options.keep_private else "keep"
+    if how == "hash":
+        return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return name if how == "keep" else ""
 
 
 def _tells_more(value: str) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from histocodec.formats.container.attributes import MAX_CHUNKS, MAX_SIDE, SHA256
 from histocodec.formats.container.fields import Node
-from histocodec.formats.container.layout import CODED, LOSSLESS
+from histocodec.formats.container.states import CODED, LOSSLESS
 from histocodec.formats.encode.unreadable import Place
 from histocodec.geometry import ChunkKey, ShardKey
 from histocodec.models.config import QUALITIES
@@ -16,10 +16,11 @@ MAX_TILES = 32 * 32  # chunks in a shard, at most
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """One finished shard: its file, and its part of the maps `tiles` and `quality`.
+    """One finished shard: its file, and its part of the level's maps.
 
-    The maps have one byte for each chunk in C order, 0 beyond the level's edge. `file_bytes` is 0 and `sha256` empty
-    where all chunks are background and nothing is stored.
+    `tiles` and `quality` have one byte for each chunk in C order, `sizes` and `checks` four (uint32), 0 for background
+    and beyond the level's edge. `file_bytes` is 0 and `sha256` empty where all chunks are background and nothing is
+    stored.
     """
 
     key: ShardKey
@@ -27,12 +28,14 @@ class ShardRecord:
     sha256: str
     tiles: bytes
     quality: bytes
+    sizes: bytes
+    checks: bytes
 
     @classmethod
-    def of(cls, key: ShardKey, data: bytes, tiles: bytes, quality: bytes) -> "ShardRecord":
+    def of(cls, key: ShardKey, data: bytes, tiles: bytes, quality: bytes, sizes: bytes, checks: bytes) -> "ShardRecord":
         """The record of a shard whose file has the bytes `data`, empty where there is no file."""
         digest = hashlib.sha256(data).hexdigest() if data else ""
-        return cls(key, len(data), digest, tiles, quality)
+        return cls(key, len(data), digest, tiles, quality, sizes, checks)
 
     def to_json(self) -> dict[str, object]:
         """The record as a line of the journal."""
@@ -44,18 +47,20 @@ class ShardRecord:
             "sha256": self.sha256,
             "tiles": self.tiles.hex(),
             "quality": self.quality.hex(),
+            "sizes": self.sizes.hex(),
+            "checks": self.checks.hex(),
         }
 
     @classmethod
     def from_json(cls, node: Node) -> "ShardRecord":
         """What `to_json` wrote. Raises FormatError."""
-        f = node.fields("level", "row", "column", "file_bytes", "sha256", "tiles", "quality")
+        names = ("tiles", "quality", "sizes", "checks")
+        f = node.fields("level", "row", "column", "file_bytes", "sha256", *names)
         return cls(
             key=ShardKey(*(f[name].integer(0, MAX_SIDE) for name in ("level", "row", "column"))),
             file_bytes=f["file_bytes"].integer(0, 2**53),
             sha256=f["sha256"].text(64, f"|{SHA256}"),
-            tiles=_from_hex(f["tiles"]),
-            quality=_from_hex(f["quality"]),
+            **{name: _from_hex(f[name]) for name in names},
         )
 
 
@@ -117,4 +122,4 @@ class Losses:
 
 
 def _from_hex(node: Node) -> bytes:
-    return bytes.fromhex(node.text(2 * MAX_TILES, r"(?:[0-9a-f]{2})*"))
+    return bytes.fromhex(node.text(8 * MAX_TILES, r"(?:[0-9a-f]{2})*"))

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from histocodec.formats.container.attributes import Attributes
-from histocodec.formats.container.read import sizes
-from histocodec.formats.container.store import FolderStore
+from histocodec.formats.container.read import open_container, sizes
 from histocodec.formats.decode.fidelity import LevelFidelity
-from histocodec.formats.encode.partial_container import Maps
+from histocodec.formats.encode.partial_container import ShardMaps
 from histocodec.formats.encode.unreadable import Place
 
 
@@ -43,9 +42,12 @@ class EncodeReport:
     megapixels_per_second: float  # of all levels
     device: str
     model: str
+    model_file: str | None  # the decoder's file beside the container, with --model-beside
     quality: int
     asked_quality: float | None  # as --quality gave it; on this slide worth as much as the one that is stored
     levels: int
+    uid: str  # names the pixels, in hexadecimal
+    digest: str  # SHA-256 that names the whole container, for whoever signs it
     dropped: tuple[str, ...]  # associated images and properties that were left out, and regions as in `unreadable`
     unreadable: tuple[Place, ...]  # what of the source could not be read and has the background colour
 
@@ -61,7 +63,7 @@ class Outcome:
     worst_block_error: float | None
 
     @classmethod
-    def of_level(cls, maps: Maps, fidelity: LevelFidelity, quality: int) -> "Outcome":
+    def of_level(cls, maps: ShardMaps, fidelity: LevelFidelity, quality: int) -> "Outcome":
         """The outcome of one level whose chunks had this quality before any was raised."""
         measured = maps.stored > 0
         return cls(
@@ -85,7 +87,7 @@ class Outcome:
 
 
 def make_report(
-    path: Path,
+    path: str | Path,
     attributes: Attributes,
     outcome: Outcome,
     *,
@@ -93,11 +95,13 @@ def make_report(
     asked_quality: float | None,
     seconds: float,
     device: str,
+    model_file: Path | None,
 ) -> EncodeReport:
-    """The report on the finished container at `path`, which took `seconds` on `device`."""
-    size, first = sizes(FolderStore(path)), attributes.levels[0]
+    """The report on the finished container at `path`, a path or URL, which took `seconds` on `device`."""
+    container, first = open_container(path), attributes.levels[0]
+    size = sizes(container.store)
     pixels, source_bytes = first.width * first.height, attributes.source.bytes
-    level0 = (first.bytes or 0) + size.lossless_level0
+    level0 = sum(container.level_bytes(0))
     stats_bytes = 4 * 3 + 4 * 3 + 3 + 4 * attributes.model.channels  # mean, deviation, background and its latent
     if asked_quality is not None and asked_quality % 1 == 0:
         asked_quality = int(asked_quality)
@@ -121,9 +125,12 @@ def make_report(
         megapixels_per_second=sum(level.width * level.height for level in attributes.levels) / seconds / 1e6,
         device=device,
         model=attributes.model.id,
+        model_file=None if model_file is None else str(model_file),
         quality=first.quality,
         asked_quality=asked_quality,
         levels=len(attributes.levels),
+        uid=container.attributes.provenance.uid,
+        digest=container.attributes.provenance.digest,
         dropped=attributes.dropped,
         unreadable=unreadable,
     )

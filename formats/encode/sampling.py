@@ -13,6 +13,7 @@ from histocodec.normalise import ChannelStats
 from histocodec.threads import Workers
 from histocodec.tissue import background_mask, busiest_region, coarse_view, mask_part
 
+# Of 512 × 512 pixels; of smaller ones, more.
 TISSUE_CHUNKS = 80  # 20 megapixels: their mean is within two or three per cent of a slide's
 BACKGROUND_CHUNKS = 60  # of those that look like background from afar: cheap, but on many slides the most
 
@@ -37,8 +38,9 @@ class Sample:
 
 
 def sampled_chunks(scope: Scope) -> list[SampledChunk]:
-    """At most about TISSUE_CHUNKS with tissue and BACKGROUND_CHUNKS without, spread evenly over all levels in
-    proportion to how many chunks of each kind a level has."""
+    """At most about the pixels of TISSUE_CHUNKS with tissue and of BACKGROUND_CHUNKS without, spread evenly over all
+    levels in proportion to how many chunks of each kind a level has."""
+    share = CHUNK_PIXELS**2 // scope.draft.chunk_side**2
     background = background_mask(coarse_view(scope.slide), scope.background)
     strata: dict[bool, list[list[ChunkKey]]] = {False: [], True: []}  # blank or not: the chunks of each level
     for number in range(len(scope.source_levels)):
@@ -52,7 +54,7 @@ def sampled_chunks(scope: Scope) -> list[SampledChunk]:
     for blank, count in ((False, TISSUE_CHUNKS), (True, BACKGROUND_CHUNKS)):
         total = sum(len(keys) for keys in strata[blank])
         for keys in strata[blank]:
-            chosen = spread(keys, max(1, round(count * len(keys) / max(1, total))))
+            chosen = spread(keys, max(1, round(share * count * len(keys) / max(1, total))))
             sampled += [SampledChunk(key, len(keys) / len(chosen), blank) for key in chosen]
     return sampled
 

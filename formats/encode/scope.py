@@ -3,31 +3,33 @@
 Everything here follows from the slide and the options alone; `plan.py` settles what has to be tried out.
 """
 
+import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from histocodec.errors import UsageError
+from histocodec.errors import SourceError, UsageError
 from histocodec.formats.container.attributes import (
     Attributes,
     BackgroundAttributes,
     LevelAttributes,
     ModelReference,
+    Provenance,
     SourceAttributes,
 )
 from histocodec.formats.decode.fidelity import Floor
 from histocodec.formats.encode.options import EncodeOptions
-from histocodec.formats.encode.privacy import without_private
+from histocodec.formats.encode.privacy import source_kind, stored_name, without_private
 from histocodec.geometry import ChunkKey, Level, Region, ceil_div
-from histocodec.models.config import CHUNK_PIXELS
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Colour, Pixels, Slide, known_mpp, known_power
-from histocodec.sources.files import slide_bytes
+from histocodec.sources.files import slide_bytes, slide_files
 from histocodec.strict_json import well_formed
 from histocodec.tissue import is_background
 from histocodec.version import VERSION
 
-SHARD = 8  # chunks a side of a shard, at most; its index has 16 bytes for each, so a small slide has smaller shards
+SHARD_PIXELS = 6144  # a side of a shard, at most: 144 chunks of 512 pixels, the work that a killed encode may lose
 
 
 @dataclass(frozen=True)
@@ -93,30 +95,66 @@ def selected_levels(slide: Slide, options: EncodeOptions) -> tuple[int, ...]:
 
 
 def draft_attributes(
-    slide: Slide, source_levels: Sequence[int], background: Colour, options: EncodeOptions, weights: ModelWeights
+    slide: Slide,
+    source_levels: Sequence[int],
+    background: Colour,
+    options: EncodeOptions,
+    weights: ModelWeights,
+    stored_levels: int,
 ) -> Attributes:
-    """The container's attributes before its plan is made; every level has quality 0 and int8."""
+    """The container's attributes before its plan is made; every level has quality 0 and int8. Of the slide's levels,
+    the first `stored_levels` are the source's own."""
     file, config = Path(slide.name), weights.config
-    vendor = slide.properties.get("openslide.vendor", file.suffix[1:] or "array")
+    vendor = slide.properties.get("openslide.vendor", source_kind(file))
+    name = stored_name(well_formed(file.name), slide.properties, options)
     properties = dict(slide.properties) if options.keep_private else without_private(slide.properties)[0]
     return Attributes(
         generator=f"histocodec {VERSION}",
-        model=ModelReference(weights.id, weights.sha256, config.latent_channels, config.stride, config.family),
+        model=ModelReference(weights.id, weights.decoder_sha256, config.latent_channels, config.stride, config.family),
         levels=tuple(
-            LevelAttributes(level.width, level.height, level.downsample, "int8", 0)
-            for level in (slide.levels[number] for number in source_levels)
+            LevelAttributes(
+                level.width,
+                level.height,
+                level.downsample,
+                "int8",
+                0,
+                derived=number >= stored_levels,
+                shard=_shard_side(level, options.chunk),
+            )
+            for number, level in ((number, slide.levels[number]) for number in source_levels)
         ),
         background=BackgroundAttributes("code" if options.background == "code" else "skip", background),
-        source=SourceAttributes(well_formed(file.name), slide_bytes(file), well_formed(vendor)),
+        source=SourceAttributes(name, slide_bytes(file), well_formed(vendor)),
         mpp=known_mpp(slide.mpp),
         objective_power=known_power(slide.objective_power),
         properties={well_formed(key): well_formed(value) for key, value in properties.items()},
-        chunk=config.chunk,
-        shard=_shard_side(slide.levels[0]),
+        chunk=options.chunk_latents(weights),
+        provenance=Provenance(settings=options.settings()),
     )
 
 
-def _shard_side(level: Level) -> int:
-    """The smallest power of two that holds the level in one shard, SHARD at most."""
-    chunks = ceil_div(max(level.width, level.height), CHUNK_PIXELS)
-    return min(SHARD, 1 << (chunks - 1).bit_length())
+def source_sha256(slide: Slide, options: EncodeOptions) -> str | None:
+    """The SHA-256 of the source's file, if it was asked for; of several files, that of the text that `sha256sum` prints
+    for them. None where the slide is no file. Raises SourceError where a file cannot be read."""
+    files = slide_files(Path(slide.name)) if options.source_sha256 else []
+    try:
+        digests = {file: _file_sha256(file) for file in files}
+    except OSError as exc:
+        raise SourceError(f"{exc.filename}: cannot be read: {exc.strerror or exc}") from exc
+    if len(digests) < 2:
+        return next(iter(digests.values()), None)
+    folder = Path(slide.name) if Path(slide.name).is_dir() else Path(slide.name).parent
+    names = {os.path.relpath(file, folder).replace(os.sep, "/"): digest for file, digest in digests.items()}
+    listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(names.items()))
+    return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _shard_side(level: Level, chunk: int) -> int:
+    """The side of a level's shards in chunks: all of them where it has few, else what leaves few places empty."""
+    chunks = ceil_div(max(level.width, level.height), chunk)
+    return ceil_div(chunks, ceil_div(chunks, SHARD_PIXELS // chunk))

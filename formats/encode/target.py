@@ -17,6 +17,7 @@ from histocodec.errors import UsageError
 from histocodec.fidelity import psnr, squared_error
 from histocodec.formats.container.shard import CRC_BYTES, PAIR_BYTES
 from histocodec.formats.encode.options import DEFAULT_QUALITY, EncodeOptions
+from histocodec.formats.encode.overview import least_bytes, least_side
 from histocodec.formats.encode.sampling import Sample, analysed_samples, spread
 from histocodec.formats.encode.scope import Scope
 from histocodec.models.config import QUALITIES, HyperConfig
@@ -28,7 +29,7 @@ SPARE = 0.1  # quality, between two integers, that is not trusted: what lies the
 OVERHEAD = 1.01  # overview and thumbnail, as a share of the latents
 # Bytes beside the shards, measured on small containers: what all levels share, each level's metadata, and a chunk's
 # share of its maps.
-SHARED_BYTES, LEVEL_BYTES, MAP_BYTES = 2650, 2800, 10
+SHARED_BYTES, LEVEL_BYTES, MAP_BYTES = 1400, 900, 15
 
 _Total = Callable[[Sequence[Sample], int, Quantiser, Workers], float]
 
@@ -56,8 +57,7 @@ def choose_quality(options: EncodeOptions, scope: Scope, quantiser: Quantiser, w
         return DEFAULT_QUALITY  # nothing but background: any quality gives the same
     if target_bpp is None:
         return _lowest_with_psnr(options.target_psnr or 0.0, samples, quantiser, workers)
-    origin = "" if options.wanted_bpp is not None else f", at which model {weights.id} aims,"
-    return _highest_within_rate(target_bpp, origin, scope, samples, quantiser, workers)
+    return _highest_within_rate(target_bpp, options, scope, samples, quantiser, workers)
 
 
 def _lowest_with_psnr(target: float, samples: Sequence[Sample], quantiser: Quantiser, workers: Workers) -> float:
@@ -83,10 +83,19 @@ def _lowest_with_psnr(target: float, samples: Sequence[Sample], quantiser: Quant
 
 
 def _highest_within_rate(
-    target: float, origin: str, scope: Scope, samples: Sequence[Sample], quantiser: Quantiser, workers: Workers
+    target: float,
+    options: EncodeOptions,
+    scope: Scope,
+    samples: Sequence[Sample],
+    quantiser: Quantiser,
+    workers: Workers,
 ) -> float:
-    """The highest quality with which the container has at most `target` bits per pixel of level 0."""
-    pixels, fixed_bits = scope.level(0).region.area, 8 * _bytes_beside_chunks(scope)
+    """The highest quality with which the container has at most `target` bits per pixel of level 0. The overview counts
+    where the user asked for a rate, and not where the model aims at one."""
+    pixels, asked = scope.level(0).region.area, options.wanted_bpp is not None
+    origin = "" if asked else f", at which model {quantiser.weights.id} aims,"
+    overview = least_bytes(scope.slide, least_side(scope.draft, options)) if asked else 0
+    fixed_bits = 8 * (_bytes_beside_chunks(scope) + overview)
     rounding = quantiser.without_search()
     rounded_bits = cache(lambda quality: _bits(samples, quality, rounding, workers))
 
@@ -97,22 +106,24 @@ def _highest_within_rate(
         lambda quality, factor: bpp(quality, factor) <= target, _effect_of_effort(_bits, samples, quantiser, workers)
     )
     if bracket.below < 0:
-        raise UsageError(_too_low_a_rate(target, origin, max(bpp(0), bpp(0, bracket.factor)), fixed_bits / pixels))
+        needed = max(bpp(0), bpp(0, bracket.factor))
+        raise UsageError(_too_low_a_rate(target, origin, needed, fixed_bits / pixels, 8 * overview / pixels))
     if bracket.above == QUALITIES or not isinstance(quantiser.weights.config, HyperConfig):
         return bracket.below
     rates = (bpp(bracket.below, bracket.factor), target, bpp(bracket.above, bracket.factor))
     return max(bracket.below + _part(*(math.log(rate) for rate in rates)) - SPARE, bracket.below)
 
 
-def _too_low_a_rate(target: float, origin: str, needed: float, fixed: float) -> str:
+def _too_low_a_rate(target: float, origin: str, needed: float, fixed: float, overview: float) -> str:
     """The message for a target, in bits per pixel, that is below what quality 0 needs; `fixed` of that the container
-    takes whatever its quality."""
+    takes whatever its quality, and `overview` of these its overview."""
     ratio = _rounded_down(24 / needed)
     fitting = f"--ratio {ratio:g} or less fits, or " if ratio > 1 else ""
+    smaller = f"--overview none saves {overview:.3g} bpp, " if overview else ""
     return (
         f"{target:.4g} bpp (1:{24 / target:.4g}){origin} is less than quality 0 needs on this slide: about "
-        f"{needed:.3g} bpp, of which {fixed:.3g} bpp are the container's own files, however small the slide. {fitting}"
-        f"--quality {DEFAULT_QUALITY:g} takes what it needs"
+        f"{needed:.3g} bpp, of which {fixed:.3g} bpp are the container's own files, however small the slide. {smaller}"
+        f"{fitting}--quality {DEFAULT_QUALITY:g} takes what it needs"
     )
 
 
@@ -182,13 +193,13 @@ def _part(low: float, value: float, high: float) -> float:
 
 
 def _bytes_beside_chunks(scope: Scope) -> int:
-    """What a container has besides its chunks, overview and thumbnail."""
+    """What a container has besides its chunks and what takes a share of their bytes."""
     attributes = scope.draft
     grids = [attributes.grid(level) for level in range(len(attributes.levels))]
-    index_entries = sum(grid.shards for grid in grids) * attributes.shard**2
+    index_entries = sum(grid.shards * attributes.shard_side(level) ** 2 for level, grid in enumerate(grids))
     chunks = sum(grid.chunk_rows * grid.chunk_columns for grid in grids)
-    described = len(json.dumps(attributes.to_json())) + len(scope.slide.icc_profile or b"")
-    shared = SHARED_BYTES + 4 * attributes.model.channels  # float32, of background
+    described = len(json.dumps(dict(attributes.properties))) + len(scope.slide.icc_profile or b"")
+    shared = SHARED_BYTES + 4 * attributes.model.channels * 4 // 3  # float32 in base64, of background
     return shared + described + LEVEL_BYTES * len(grids) + MAP_BYTES * chunks + PAIR_BYTES * index_entries
 
 

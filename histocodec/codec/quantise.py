@@ -48,10 +48,18 @@ class Quantiser:
         return Quantiser(self.transform, self.codec, self.stats, self._example, effort=0)
 
     def encode(self, window: Window, quality: int, side: int, dtype: np.dtype[np.signedinteger]) -> bytes:
-        """The bytes of the window's chunk. Its latents are (C, side, side) of `dtype`, 0 beyond the level's edge."""
+        """The bytes of the window's chunk: `chunk`, then `coded`."""
+        return self.coded(self.chunk(window, quality, side, dtype), quality)
+
+    def chunk(self, window: Window, quality: int, side: int, dtype: np.dtype[np.signedinteger]) -> Latents:
+        """The latents of the window's chunk, (C, side, side) of `dtype`, 0 beyond the level's edge."""
         latents = self.latents(window, quality, dtype)[window.inner]
         chunk = np.zeros((len(latents), side, side), dtype)
         chunk[:, : latents.shape[1], : latents.shape[2]] = latents
+        return chunk
+
+    def coded(self, chunk: Latents, quality: int) -> bytes:
+        """The bytes of a chunk's latents (C, n, n). With effort, hyper-latents are sought that cost fewer."""
         if self.effort < HYPER_LATENT_EFFORT or not chunk.any():
             return self.codec.encode(chunk, quality)
         return self.codec.encode(chunk, quality, z=search_hyper_latents(self._hyper_codec, chunk, quality))

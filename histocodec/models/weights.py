@@ -4,12 +4,13 @@ They are read with numpy alone, so that latents can be decoded without torch, an
 means is written in `formats/SPEC.md`, "The model file".
 """
 
+import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from safetensors.numpy import load as parse_safetensors
 from histocodec.entropy import TableSet
 from histocodec.errors import FormatError, MissingModelError, UnsupportedError, UsageError
 from histocodec.models.config import MODEL_ID, QUALITIES, HyperConfig, ModelConfig, VaeConfig
+from histocodec.models.decoder_file import DIGITS, decoder_file, decoder_file_name
 from histocodec.models.prior.graph import (
     COMPRESS_PEAK,
     HYPER_CLIP,
@@ -36,6 +38,7 @@ from histocodec.strict_json import parse_strict_json
 
 DEFAULT_MODEL = "hyper-6"
 MODELS_VARIABLE = "HISTOCODEC_MODELS"  # environment variable with more folders of model files, as in PATH
+DATA_VARIABLE = "XDG_DATA_HOME"  # likewise the folder of a user's data, as the XDG Base Directory Specification has it
 MAX_BYTES = 256 << 20  # of a model file: fifty times the largest that ships
 FORMAT = "histocodec.model/1"
 MOST_GAIN = 2.0**20  # in magnitude: ten thousand times any model's, and no latent times this overflows float32
@@ -110,6 +113,16 @@ class ModelWeights:
         if self.arrays[name].max() > limit:
             raise FormatError(f"model {self.id}: {name} has {self.arrays[name].max()}; at most {limit} is allowed")
 
+    @cached_property
+    def decoder(self) -> bytes:
+        """The decoder's file, which is enough to decode: see `decoder_file`."""
+        return decoder_file(_metadata(self.data, self.id), self.arrays)
+
+    @cached_property
+    def decoder_sha256(self) -> str:
+        """The SHA-256 of the decoder's file, by which containers of version 2 name the model."""
+        return hashlib.sha256(self.decoder).hexdigest()
+
     @property
     def notes(self) -> dict[str, str]:
         """The file's metadata but for format, id, family and config: how the model was trained."""
@@ -124,9 +137,14 @@ class ModelWeights:
         prefix = f"{part}."
         return {k.removeprefix(prefix): v.astype(np.float32) for k, v in self.arrays.items() if k.startswith(prefix)}
 
+    @property
+    def encodes(self) -> bool:
+        """Whether the model has an analysis. Without one it only decodes."""
+        return any(name.startswith("g_a.") for name in self.arrays)
+
     def check_encodes(self) -> None:
         """Raises UsageError for a model without an analysis, which is enough to decode."""
-        if not any(name.startswith("g_a.") for name in self.arrays):
+        if not self.encodes:
             raise UsageError(
                 f"model {self.id}: has no analysis (g_a.*), so it only decodes; encode with another model, "
                 f"{DEFAULT_MODEL} for instance"
@@ -226,36 +244,82 @@ def load_model(path: str | os.PathLike[str]) -> ModelWeights:
     return parse_model(data, name=str(file))
 
 
+def user_folder() -> Path:
+    """The user's own folder of models, which need not exist: histocodec/models in XDG_DATA_HOME or ~/.local/share."""
+    named = os.environ.get(DATA_VARIABLE, "")
+    data = named if os.path.isabs(named) else os.path.expanduser("~/.local/share")
+    return Path(data, "histocodec", "models")
+
+
 def model_folders() -> list[Path]:
-    """The folders in which models are looked for: those of HISTOCODEC_MODELS, then the package's own."""
+    """The folders in which models are looked for: those of HISTOCODEC_MODELS, then the user's, then the package's."""
     named = [Path(part) for part in os.environ.get(MODELS_VARIABLE, "").split(os.pathsep) if part]
-    return [*named, Path(__file__).parent.parent / "weights"]
+    return [*named, user_folder(), Path(__file__).parent.parent / "weights"]
 
 
-def find_model(model_id: str = DEFAULT_MODEL, sha256: str | None = None) -> ModelWeights:
-    """The model of this id, or in this file, if it ends in .safetensors; and with this SHA-256, if one is given.
+def files_of(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder whose names match a pattern, sorted. None where nobody may look: the home of another user,
+    say."""
+    files = (folder / name for name in sorted(glob.glob(pattern, root_dir=folder)))
+    return [file for file in files if os.path.isfile(file)]
+
+
+def find_model(
+    model_id: str = DEFAULT_MODEL, sha256: str | None = None, *, beside: Sequence[Path] = ()
+) -> ModelWeights:
+    """The model of this id, or in this file, if it ends in .safetensors; and with this SHA-256, of its file or its
+    decoder's, if one is given. With a SHA-256 a decoder's file will do, and it is looked for in the folders `beside`,
+    too, after those of `model_folders`.
 
     Raises MissingModelError where it is not installed, and as `load_model` does. What was read is cached.
     """
     if model_id.endswith(".safetensors"):
         weights = _load_cached(model_id, _version(Path(model_id)))
-        if sha256 not in (None, weights.sha256):
+        if sha256 not in (None, weights.sha256, weights.decoder_sha256):
             raise MissingModelError(f"{model_id}: has SHA-256 {weights.sha256[:16]}…; {str(sha256)[:16]}… is needed")
         return weights
     if "/" in model_id or os.sep in model_id or model_id.startswith("."):
         raise MissingModelError(f"model {model_id!r} is no id: letters, digits, '-' and '.' are allowed")
-    other_files = []
-    for folder in model_folders():
-        file = folder / f"{model_id}.safetensors"
-        if file.is_file():
-            weights = _load_cached(str(file), _version(file))
-            if sha256 in (None, weights.sha256):
+    return _with_id(model_id) if sha256 is None else _with_sha256(model_id, sha256, beside)
+
+
+def _with_id(model_id: str) -> ModelWeights:
+    """The first model of this id, whose decoder may be all that is there."""
+    digits, escaped = "[0-9a-f]" * DIGITS, glob.escape(model_id)
+    for pattern in (f"{escaped}.safetensors", f"{escaped}.{digits}.decoder.safetensors"):
+        for folder in model_folders():
+            for file in files_of(folder, pattern):
+                return _load_cached(str(file), _version(file))
+    installed = sorted({file.stem for folder in model_folders() for file in files_of(folder, "*.safetensors")})
+    raise MissingModelError(
+        f"model {model_id!r} is not installed: installed are {', '.join(installed) or 'none'}. "
+        "`histocodec models add FILE` installs a model"
+    )
+
+
+def _with_sha256(model_id: str, sha256: str, beside: Sequence[Path]) -> ModelWeights:
+    """The model with this SHA-256. A file that is damaged is an error only if no other file has the model."""
+    found, damage, decoder = [], None, decoder_file_name(model_id, sha256)
+    for folder in (*model_folders(), *beside):
+        for file in (folder / f"{model_id}.safetensors", folder / decoder):
+            try:
+                if not os.path.isfile(file):
+                    continue
+                weights = _load_cached(str(file), _version(file))
+            except (FormatError, UnsupportedError) as exc:
+                damage = damage or exc
+                continue
+            if sha256 in (weights.sha256, weights.decoder_sha256):
                 return weights
-            other_files.append(f"{file} has SHA-256 {weights.sha256[:16]}…")
-    installed = sorted({f.stem for folder in model_folders() for f in folder.glob("*.safetensors")})
-    described = f"model {model_id!r}" + (f" with SHA-256 {sha256[:16]}…" if sha256 else "")
-    detail = "; ".join(other_files) or f"installed are {', '.join(installed) or 'none'}"
-    raise MissingModelError(f"{described} is not installed: {detail}. Put its file into a folder of {MODELS_VARIABLE}")
+            found.append(f"{file} has SHA-256 {weights.decoder_sha256[:16]}…")
+    if damage is not None:
+        raise damage
+    elsewhere = f", nor is {decoder} in {beside[-1]}" if beside else ""
+    others = "".join(f"; {text}" for text in found)
+    raise MissingModelError(
+        f"model {model_id!r} with SHA-256 {sha256} is not installed{elsewhere}{others}. Whoever made the container has "
+        f"the file: `histocodec models export {model_id} FILE`. Install it with `histocodec models add FILE`"
+    )
 
 
 def _version(file: Path) -> tuple[int, int]:

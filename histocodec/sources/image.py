@@ -53,7 +53,7 @@ def open_image(path: Path, *, mpp: Mpp | None = None, background: Colour | None 
     notes = [BROKEN_PROFILE] if profile and not is_profile(profile) else []
     if animated:
         notes.append("the file has further images (frames), which are not read")
-    return ArraySlide(
+    slide = ArraySlide(
         pixels,
         name=str(path),
         axes="yxc",
@@ -63,6 +63,8 @@ def open_image(path: Path, *, mpp: Mpp | None = None, background: Colour | None 
         icc_profile=profile if isinstance(profile, bytes) and is_profile(profile) else None,
         notes=notes,
     )
+    slide.read_whole = True
+    return slide
 
 
 def _is_animated(image: Image.Image) -> bool:

@@ -1,7 +1,6 @@
 """The chunks of a container of version 1: found by their shards' indices, and trusted by their shards' SHA-256."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,21 +9,12 @@ from histocodec.errors import FormatError
 from histocodec.formats.container.abstract_store import Store
 from histocodec.formats.container.attributes import Attributes
 from histocodec.formats.container.digests import check_digest
-from histocodec.formats.container.layout import NO_SHARD, shard_key
-from histocodec.formats.container.shard import ShardIndex, read_chunks, read_index
+from histocodec.formats.container.layout import NO_SHARD
+from histocodec.formats.container.shard import IndexCache, ShardIndex, read_chunks, read_index
+from histocodec.formats.container.version1.layout import shard_key
 from histocodec.geometry import ChunkKey, ShardKey
 
 ENTRY_BYTES = 160  # of a chunk in a shard's index, as Python objects
-
-
-class IndexCache(Protocol):
-    """Where the indices of shards are kept."""
-
-    def get(self, key: ShardKey) -> ShardIndex | None:
-        """The index of a shard, or None where it is not cached."""
-
-    def put(self, key: ShardKey, value: ShardIndex, size: int) -> None:
-        """Adds an index that takes `size` bytes."""
 
 
 class ShardReader:
@@ -73,6 +63,12 @@ class ShardReader:
                 f"{self._store.where(name)}: holds level {key.level} chunk ({key.row}, {key.column}), which "
                 f"tiles/{key.level} calls background"
             )
+
+    def check_latents(self, key: ChunkKey, quality: int, y: NDArray[np.signedinteger]) -> None:
+        """Nothing: the SHA-256 of the shard has said all that there is to say."""
+
+    def checks(self, keys: Sequence[ChunkKey]) -> None:
+        """None: there are no checks."""
 
     def _index(self, shard: ShardKey) -> ShardIndex:
         """The index of a shard, read once. The whole shard is hashed then: the CRCs inside it cannot tell a shard of
