@@ -69,9 +69,9 @@ def command(
 
     \b
     Examples:
-      histocodec decode slide.hc.zarr slide.tif
-      histocodec decode slide.hc.zarr region.png --region 10000,8000,1024,1024
-      histocodec decode slide.hc.zarr small.jpg --mpp 8
+      histocodec decode slide.hcz slide.tif
+      histocodec decode slide.hcz region.png --region 10000,8000,1024,1024
+      histocodec decode slide.hcz small.jpg --mpp 8
     """
     if level is not None and mpp is not None:
         raise click.UsageError("--level and --mpp exclude each other; give one")

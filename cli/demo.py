@@ -123,7 +123,7 @@ def run_demo(
     options = EncodeOptions(quality=quality, model=model, device=device, overwrite=True)
     out.mkdir(parents=True, exist_ok=True)
     path = source or _draw_slide(out / "slide.tif", size)
-    container, picture = out / "slide.hc.zarr", out / "side-by-side.png"
+    container, picture = out / "slide.hcz", out / "side-by-side.png"
     with open_slide(path, device=device) as opened:
         slide = with_pyramid(opened)
         say(f"compressing {path}")

@@ -31,8 +31,8 @@ def command(slides: tuple[Path, ...], *, level: int, workers: int | None, overwr
 
     \b
     Examples:
-      histocodec embed slide.hc.zarr
-      histocodec embed lung/*.hc.zarr --level 1
+      histocodec embed slide.hcz
+      histocodec embed lung/*.hcz --level 1
     """
     from histocodec.formats.container.embeddings import check_absent, write_embeddings
     from histocodec.formats.embed import embed

@@ -12,12 +12,13 @@ from histocodec.cli.options import (
     device_option,
     json_option,
     level_list,
+    location,
     location_argument,
     model_option,
     number,
     option,
     overwrite_option,
-    path_argument,
+    pixels_or_none,
     positive,
     ratio,
     short_name,
@@ -38,14 +39,17 @@ SECTIONS = {
     "Size and fidelity (give at most one of the first four)": (
         "quality", "target_psnr", "target_bpp", "ratio", "min_psnr", "effort", "model",
     ),
-    "What to store": ("levels", "background", "mpp", "keep_label", "keep_macro", "keep_private", "embed_model"),
+    "What to store": (
+        "levels", "background", "mpp", "chunk", "overview", "keep_label", "keep_macro", "keep_private", "source_name",
+        "source_sha256", "embed_model", "model_beside",
+    ),
     "Execution": ("on_error", "resume", "overwrite", "device", "workers", "as_json"),
 }  # fmt: skip
 
 
 @click.command("encode", cls=SectionedCommand, sections=SECTIONS, short_help="Compress a slide.")
 @location_argument("src")
-@path_argument("dst")
+@click.argument("dst", required=False, type=location)
 @option(
     "--quality",
     type=number(0, 100),
@@ -92,10 +96,36 @@ SECTIONS = {
     help="Fail where SRC cannot be read, or store background there and name the places.",
 )
 @option("--mpp", type=positive, metavar="M", help="Microns per pixel of level 0, if the slide does not say.")
+@option(
+    "--chunk",
+    type=click.Choice(["256", "512"]),
+    default="512",
+    show_default=True,
+    help="Side of a chunk in pixels. 256 for random patches at 0.3 bits per pixel or more.",
+)
+@option(
+    "--overview",
+    type=pixels_or_none,
+    metavar="PX|none",
+    default="512",
+    show_default=True,
+    help="Least longer side of the overview that OME-Zarr viewers show.",
+)
 @option("--keep-label", is_flag=True, help="Keep the label image, which may name the patient.")
 @option("--keep-macro", is_flag=True, help="Keep the macro image, which may show the label.")
 @option("--keep-private", is_flag=True, help="Keep properties that may identify people, dates or cases.")
-@option("--embed-model", is_flag=True, help="Store the model in DST, so that it decodes without installed weights.")
+@option(
+    "--source-name",
+    type=click.Choice(["auto", "keep", "hash", "drop"]),
+    default="auto",
+    show_default=True,
+    help="Keep the source's file name, its hash, or nothing; auto drops names that may tell a case.",
+)
+@option(
+    "--source-sha256", is_flag=True, help="Store the SHA-256 of SRC, which is read again for it; an image need not be."
+)
+@option("--embed-model", is_flag=True, help="Store the model's decoder in DST, which then decodes anywhere.")
+@option("--model-beside", is_flag=True, help="Store the model's decoder beside DST, one file for a folder of slides.")
 @option("--resume", is_flag=True, help="Continue an interrupted encode of the same slide with the same options.")
 @overwrite_option("DST, once the new container is complete")
 @device_option
@@ -103,7 +133,7 @@ SECTIONS = {
 @json_option
 def command(
     src: Location,
-    dst: Path,
+    dst: Location | None,
     *,
     quality: float | None,
     target_psnr: float | None,
@@ -124,17 +154,23 @@ def command(
     keep_macro: bool,
     keep_private: bool,
     embed_model: bool,
+    model_beside: bool,
+    chunk: str,
+    overview: int | None,
+    source_name: str,
+    source_sha256: bool,
     as_json: bool,
 ) -> None:
     """Compress the slide SRC into the container DST.
 
-    SRC is a slide that OpenSlide or tifffile reads, an image, or a Zarr array. DST is a Zarr v3 folder, which appears
-    once it is complete; --resume continues an interrupted encode.
+    SRC is a slide that OpenSlide or tifffile reads, an image, or a Zarr array. DST is one file if its name ends in
+    .hcz, else a Zarr v3 folder; without it, SRC's name with .hcz, beside SRC. It appears once it is complete; --resume
+    continues an interrupted encode. DST may be a URL (s3://, gs://, az://).
 
     \b
     Examples:
-      histocodec encode slide.svs slide.hc.zarr
-      histocodec encode slide.svs slide.hc.zarr --quality 70
+      histocodec encode slide.svs
+      histocodec encode slide.svs slide.hcz --quality 70
       histocodec encode slide.svs slide.hc.zarr --ratio 1:64 --min-psnr 30
     """
     from histocodec.formats.decode.open import open_slide
@@ -161,7 +197,13 @@ def command(
         keep_macro=keep_macro,
         keep_private=keep_private,
         embed_model=embed_model,
+        model_beside=model_beside,
+        chunk=int(chunk),
+        overview=overview,
+        source_name=source_name,
+        source_sha256=source_sha256,
     )
+    dst = beside(src) if dst is None else dst
     with open_slide(src, mpp=mpp, device=device) as slide, progress_bar(short_name(src)) as bar:
         for note in notes_of(slide):
             say(f"{shown(src)}: {note}")
@@ -174,6 +216,15 @@ def command(
         print_json(report)
     else:
         print_facts([("slide", shown(src)), *report_facts(report)])
+
+
+def beside(location: Location) -> Path:
+    """Return the container that is made of a slide where none is named: slide.hcz of slide.svs and of slide.ome.tif."""
+    if isinstance(location, str):
+        raise click.UsageError("of a slide at a URL, DST cannot be beside it; name DST")
+    src = location
+    name = src.absolute().name if src.is_dir() else src.stem.removesuffix(".ome")
+    return src.absolute().with_name(f"{name}.hcz") if src.is_dir() else src.with_name(f"{name}.hcz")
 
 
 def progress_note(progress: "EncodeProgress") -> str:
@@ -200,7 +251,8 @@ def report_facts(report: "EncodeReport") -> list[tuple[str, str]]:
             f"{ratio_text(report.ratio_level0)} to raw RGB, both of level 0 alone",
         ),
         ("PSNR", f"{decibel_text(report.psnr)} at level 0, measured by decoding{_worst_text(report)}"),
-        ("model", f"{report.model}, {quality_text(report)}"),
+        ("model", f"{report.model}, {quality_text(report)}{_model_file_text(report)}"),
+        ("digest", report.digest),
         ("time", f"{time_text(report.seconds)}, {speed_text(report.megapixels_per_second)} on {report.device}"),
     ]
     if report.dropped:
@@ -227,6 +279,10 @@ def left_out_text(dropped: Sequence[str]) -> str:
 def _guarantee_text(report: "EncodeReport") -> str:
     raised = f", {report.raised} of them at a raised quality" if report.raised else ""
     return raised + (f", {report.lossless} lossless" if report.lossless else "")
+
+
+def _model_file_text(report: "EncodeReport") -> str:
+    return "" if report.model_file is None else f"\ndecoder in {report.model_file}"
 
 
 def _worst_text(report: "EncodeReport") -> str:

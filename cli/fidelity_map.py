@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from histocodec.formats.container.layout import BACKGROUND, LOSSLESS
-from histocodec.formats.container.read import Container
+from histocodec.formats.container.abstract_container import Container
+from histocodec.formats.container.states import BACKGROUND, LOSSLESS
 from histocodec.picture import GAP, INK, MARGIN, NOTE_SIZE, PAPER
 from histocodec.slide import Colour, Pixels
 

@@ -40,8 +40,8 @@ def command() -> None:
 
     \b
     Examples:
-      histocodec index build lung.index lung/*.hc.zarr --label organ=lung
-      histocodec index add lung.index more/*.hc.zarr --label organ=lung --label stain=HE
+      histocodec index build lung.index lung/*.hcz --label organ=lung
+      histocodec index add lung.index more/*.hcz --label organ=lung --label stain=HE
     """
 
 
@@ -65,7 +65,7 @@ def build_command(
 
     \b
     Example:
-      histocodec index build lung.index lung/*.hc.zarr --label organ=lung
+      histocodec index build lung.index lung/*.hcz --label organ=lung
     """
     from histocodec.search.graph import check_installed, updated_graph
     from histocodec.search.index import build
@@ -88,7 +88,7 @@ def add_command(index: Path, slides: tuple[Location, ...], *, labels: dict[str, 
 
     \b
     Example:
-      histocodec index add lung.index more/*.hc.zarr --label organ=lung
+      histocodec index add lung.index more/*.hcz --label organ=lung
     """
     from histocodec.search.graph import check_installed, updated_graph
     from histocodec.search.index import Index
@@ -111,7 +111,7 @@ def remove_command(index: Path, slides: tuple[Location, ...], *, as_json: bool) 
 
     \b
     Example:
-      histocodec index remove lung.index more/slide.hc.zarr
+      histocodec index remove lung.index more/slide.hcz
     """
     from histocodec.search.index import Index
 

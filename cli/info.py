@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,19 +15,13 @@ if TYPE_CHECKING:
     from histocodec.slide import Slide
 
 MAX_CHARACTERS = 100  # of a value that is shown; --json has all of it
+MAX_PROPERTIES = 12  # of a container; likewise
 # What people read for a key of the JSON, where underscores replaced by spaces do not do.
 NAMES = {
-    "path": "container",
-    "model_sha256": "model SHA-256",
     "mpp": "resolution",
     "bpp": "bits per pixel",
-    "ratio_raw": "ratio to raw RGB",
-    "ratio_source_file": "ratio to the source file",
-    "ratio_level0": "ratio of level 0",
     "icc_bytes": "ICC profile",
-    "icc_profile_bytes": "ICC profile",
     "associated": "associated images",
-    "dropped": "left out",
     "psnr": "PSNR",
     "worst_psnr": "worst chunk",
     "worst_block_error": "worst block error",
@@ -48,25 +42,33 @@ LEVEL_LINES = (  # keys of a level, line by line; its size stands before them
     metavar="PNG",
     help="Draw the fidelity map: the PSNR of every chunk of level 0, over the overview.",
 )
+@option("--digest", is_flag=True, help="Print the container's digest alone: the SHA-256 to sign or to compare.")
 @overwrite_option("the PNG of --map")
 @json_option
-def command(src: Location, *, picture: Path | None, overwrite: bool, as_json: bool) -> None:
-    """Show what the container SRC holds: sizes, resolution, model and fidelity.
+def command(src: Location, *, picture: Path | None, digest: bool, overwrite: bool, as_json: bool) -> None:
+    """Show what the container SRC holds: sizes, resolution, model, fidelity, and where it is from.
 
     Nothing is decoded. SRC is a path or a URL (https, s3, gs, az); or a slide that is not compressed yet.
 
     \b
     Examples:
-      histocodec info slide.hc.zarr
-      histocodec info slide.hc.zarr --map fidelity.png
+      histocodec info slide.hcz
+      histocodec info slide.hcz --map fidelity.png
+      histocodec info slide.hcz --digest
       histocodec info https://example.org/slide.hcz
       histocodec info slide.svs --json
     """
+    if digest and (as_json or picture is not None):
+        raise click.UsageError("--digest prints one line; leave --json and --map out")
     from histocodec.formats.container.read import names_container
 
     if picture is not None and picture.suffix.lower() != ".png":
         raise click.UsageError(f"--map {picture}: the map is a PNG; choose a name that ends in .png")
-    if names_container(src):
+    container = names_container(src)
+    if digest:
+        click.echo(digest_of(src, container=container))
+        return
+    if container:
         from histocodec.formats.decode.describe import describe
         from histocodec.formats.decode.images import check_output
 
@@ -84,17 +86,84 @@ def command(src: Location, *, picture: Path | None, overwrite: bool, as_json: bo
             facts = slide_facts(slide)
     if as_json:
         print_json(facts)
+    elif container:
+        print_facts(container_facts(facts))
     else:
         print_facts([(display_name(key), as_text(key, value)) for key, value in facts.items()])
+
+
+def digest_of(src: Location, *, container: bool) -> str:
+    """Return the digest of the container `src`. Raises UnsupportedError where it has none."""
+    from histocodec.errors import UnsupportedError
+    from histocodec.formats.container.read import open_container
+
+    if not container:
+        raise UnsupportedError(f"{src}: is not a container, so it has no digest")
+    digest = open_container(src).attributes.provenance.digest
+    if not digest:
+        raise UnsupportedError(f"{src}: is of version 1, which has no digest; encode the slide again for one")
+    return digest
+
+
+def container_facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return names and values of what `describe` says of a container, for people: on one screen."""
+    source, background = facts["source"], facts["background"]
+    overview = facts["overview"] and f"{facts['overview'][0]} x {facts['overview'][1]}"
+    resolution = as_text("mpp", facts["mpp"]) if facts["mpp"] else "resolution unknown"
+    embedded = "its decoder is embedded" if facts["model_embedded"] else "not embedded"
+    rows = [
+        ("container", [f"{facts['path']}: {size_text(facts['bytes'])}, format version {facts['format_version']}"]),
+        ("uid", [facts["uid"]]),
+        ("digest", [facts["digest"]]),
+        ("made", [facts["generator"], facts["created"], _settings_text(facts["settings"])]),
+        ("source", [source["name"], source["vendor"], as_text("bytes", source["bytes"])]),
+        ("", [source["sha256"] and f"SHA-256 {source['sha256']}"]),
+        ("pixels", [f"{facts['width']} x {facts['height']}", resolution, _power_text(facts)]),
+        ("rate", [f"{facts['bpp']:.4f} bits per pixel of level 0", f"{ratio_text(facts['ratio_raw'])} to raw RGB"]),
+        ("", [f"{ratio_text(facts['ratio_source_file'])} to the source file, {_level0_text(facts)}"]),
+        ("bytes", [f"latents {size_text(facts['latent_bytes'])}", f"lossless {size_text(facts['lossless_bytes'])}"]),
+        ("levels", [as_text("levels", facts["levels"])]),
+        ("chunks", [f"{facts['chunk']} x {facts['chunk']} pixels", f"background {background['mode']}"]),
+        ("model", [f"{facts['model']} ({facts['model_family']}), {facts['channels']} channels", embedded]),
+        ("", [f"SHA-256 {facts['model_sha256']}"]),
+        ("features", [f"{name} ({kind})" for name, kind in facts["features"].items()]),
+        ("extensions", facts["extensions"]),
+        ("overview", [overview]),
+        ("images", facts["associated"]),
+        ("ICC profile", [facts["icc_profile_bytes"] and size_text(facts["icc_profile_bytes"])]),
+        ("left out", [left_out_text(facts["dropped"])]),
+        ("properties", [_properties_text(facts["properties"])]),
+    ]
+    texts = [(name, ", ".join(str(part) for part in parts if part)) for name, parts in rows]
+    return [(name, text) for name, text in texts if text]
+
+
+def _settings_text(settings: Mapping[str, object]) -> str:
+    return ", ".join(f"{display_name(name)} {as_text(name, value)}" for name, value in settings.items())
+
+
+def _power_text(facts: Mapping[str, Any]) -> str:
+    return "" if facts["objective_power"] is None else f"objective {facts['objective_power']:g}x"
+
+
+def _level0_text(facts: Mapping[str, Any]) -> str:
+    return f"{ratio_text(facts['ratio_level0'])} to raw RGB, both of level 0 alone"
+
+
+def _properties_text(properties: Mapping[str, str]) -> str:
+    names = [name for name in properties if not name.startswith("openslide.level")][:MAX_PROPERTIES]  # levels are above
+    lines = [_shortened(f"{name}: {properties[name]}") for name in names]
+    others = len(properties) - len(names)
+    return "\n".join([*lines, *([f"and {others} more; --json has all"] if others else [])])
 
 
 def draw_map(src: Location, picture: Path) -> None:
     """Draw the fidelity map of the container `src` into the PNG `picture`."""
     from histocodec.cli.fidelity_map import fidelity_map
-    from histocodec.formats.container.read import Container
+    from histocodec.formats.container.read import open_container
     from histocodec.formats.decode.images import write_region
 
-    write_region(picture, fidelity_map(Container.open(src)), mpp=None, icc=None)
+    write_region(picture, fidelity_map(open_container(src)), mpp=None, icc=None)
 
 
 def slide_facts(slide: "Slide") -> dict[str, object]:
@@ -152,7 +221,7 @@ def as_text(key: str, value: object) -> str:
             return f"{mpp_text((x, y))} per pixel"
         case [*names] if key == "dropped" and names:
             return left_out_text([str(name) for name in names])
-        case list() | tuple() if key == "levels":
+        case list() | tuple() if key == "levels" and all(isinstance(item, Mapping) for item in value):
             return "\n".join(_level_text(number, level) for number, level in enumerate(value))
         case list() | tuple() if key == "notes":
             return "\n".join(str(note) for note in value) or "-"
@@ -166,7 +235,8 @@ def as_text(key: str, value: object) -> str:
 def _level_text(number: int, level: Mapping[str, object]) -> str:
     """Describe a level on as many lines as there are keys for: its size and rate, its fidelity, its chunks."""
     lines = [_joined(level, keys) for keys in LEVEL_LINES]
-    first = f"{number}: {level['width']} x {level['height']}, {lines[0]}"
+    derived = "derived, " if level.get("derived") else ""
+    first = f"{number}: {level['width']} x {level['height']}, {derived}{lines[0]}"
     return "\n".join([first, *(f"   {line}" for line in lines[1:] if line)])
 
 

@@ -16,7 +16,7 @@ from histocodec.errors import HistocodecError
 from histocodec.text import printable
 
 COMMANDS = (
-    "encode", "decode", "info", "verify", "pack", "unpack", "embed", "index", "search", "umap",
+    "encode", "decode", "info", "verify", "seal", "pack", "unpack", "models", "embed", "index", "search", "umap",
     "train", "bench", "demo",
 )  # fmt: skip
 DEBUG_VARIABLE = "HISTOCODEC_DEBUG"  # set to anything, errors come with a traceback
@@ -64,8 +64,8 @@ def commands() -> None:
 
     \b
     Examples:
-      histocodec encode slide.svs slide.hc.zarr
-      histocodec decode slide.hc.zarr region.png --region 10000,8000,1024,1024
+      histocodec encode slide.svs slide.hcz
+      histocodec decode slide.hcz region.png --region 10000,8000,1024,1024
 
     \b
     Exit codes:

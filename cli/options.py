@@ -122,6 +122,16 @@ def level_list(text: str) -> tuple[int, ...] | None:
     return tuple(sorted({int(part) for part in parts}))
 
 
+def pixels_or_none(text: str) -> int | None:
+    """Parse a number of pixels, or `none`."""
+    if text == "none":
+        return None
+    try:
+        return int(text)
+    except ValueError as exc:
+        raise click.BadParameter(f"{text!r} is no number of pixels; write 512 or none") from exc
+
+
 def box(text: str) -> tuple[int, int, int, int]:
     """Parse X,Y,W,H: the upper left corner, which may be negative, and the size of a region."""
     try:

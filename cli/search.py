@@ -82,8 +82,8 @@ def command(
     \b
     Examples:
       histocodec search lung.index --image gland.png -k 5 --sheet found.png
-      histocodec search lung.index --slide slide.hc.zarr --region 20000,14000,512,512
-      histocodec search lung.index --slide slide.hc.zarr --filter organ=lung
+      histocodec search lung.index --slide slide.hcz --region 20000,14000,512,512
+      histocodec search lung.index --slide slide.hcz --filter organ=lung
     """
     if (image is None) == (slide is None):
         raise click.UsageError("give one of --image and --slide")

@@ -125,7 +125,7 @@ def command(
       histocodec train slides/ --out runs/mine --model-id mine-1 --holdout 0.1
       histocodec train slides/ --out runs/tuned --recipe fine-tune --model-id mine-2
       histocodec train slides/ --out runs/tuned --recipe fine-tune --model-id mine-2 --resume
-      histocodec encode slide.svs slide.hc.zarr --model runs/mine/mine-1.safetensors
+      histocodec encode slide.svs slide.hcz --model runs/mine/mine-1.safetensors
     """
     from histocodec.train.recipe import HyperRecipe
     from histocodec.train.recipe_file import find_recipe

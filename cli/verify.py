@@ -45,8 +45,8 @@ def command(
 
     \b
     Examples:
-      histocodec verify slide.hc.zarr
-      histocodec verify slide.hc.zarr --against slide.svs
+      histocodec verify slide.hcz
+      histocodec verify slide.hcz --against slide.svs
     """
     if quick and against is not None:
         raise click.UsageError("--quick and --against exclude each other: --quick decodes nothing; give one")
