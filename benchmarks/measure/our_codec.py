@@ -12,9 +12,12 @@ import torch
 
 from histocodec.benchmarks.measure.result_rows import Sizes
 from histocodec.fidelity import psnr, squared_error
-from histocodec.formats.container.layout import shard_key
-from histocodec.formats.container.read import Container
+from histocodec.formats.container.abstract_container import Container
+from histocodec.formats.container.container import ContainerV2
+from histocodec.formats.container.read import open_container
 from histocodec.formats.container.shard import PAIR_BYTES, read_index
+from histocodec.formats.container.states import BACKGROUND
+from histocodec.formats.container.version1.layout import shard_key
 from histocodec.formats.decode.slide import CompressedSlide, open_compressed
 from histocodec.formats.encode.encode import encode_slide
 from histocodec.formats.encode.options import EncodeOptions, EncodeProgress
@@ -58,7 +61,9 @@ class OurCodec:
 
     def sizes(self, report: EncodeReport) -> Sizes:
         """The size of the prepared container, in each of the three ways of counting."""
-        return Sizes(report.payload_bytes, _chunk_bytes(Container.open(self._container)), report.bytes)
+        container = open_container(self._container)
+        entries = PAIR_BYTES * int(np.count_nonzero(container.tiles(0) != BACKGROUND))
+        return Sizes(report.payload_bytes, chunk_bytes(container, 0) + entries, report.bytes)
 
     def read(self) -> Pixels:
         """Decode the prepared container."""
@@ -152,12 +157,14 @@ class OurCodec:
         return open_compressed(self._container, device=self.device, workers=self.threads)
 
 
-def _chunk_bytes(container: Container) -> int:
-    """The chunks of level 0, each with its checksum and its entry in the index."""
-    total, slots = 0, container.attributes.shard**2
-    for row, column in np.argwhere(container.present_shards(0)).tolist():
-        entries = read_index(container.store, shard_key(ShardKey(0, row, column)), slots).entries
-        total += sum(entry[1] + PAIR_BYTES for entry in entries if entry is not None)
+def chunk_bytes(container: Container, level: int) -> int:
+    """The coded chunks of a level, each with its checksum."""
+    if isinstance(container, ContainerV2):
+        return int(container.maps(level).size.sum())
+    total, slots = 0, container.attributes.shard_side(level) ** 2
+    for row, column in np.argwhere(container.present_shards(level)).tolist():
+        entries = read_index(container.store, shard_key(ShardKey(level, row, column)), slots).entries
+        total += sum(entry[1] for entry in entries if entry is not None)
     return total
 
 

@@ -1,6 +1,6 @@
 """Time how fast a GPU decodes: the whole of level 0 of containers, from their files to pixels that stay on the GPU.
 
-    python -m histocodec.benchmarks.studies.gpu slide.hc.zarr another.zarr
+    python -m histocodec.benchmarks.studies.gpu slide.hcz another.hcz
 
 Files have been read before, so they are in the system's memory. The SHA-256 of the pixels is printed, too: it is the
 same with `--device cpu`.
@@ -18,7 +18,7 @@ import torch
 from histocodec.benchmarks.measure.provenance import Machine
 from histocodec.benchmarks.studies.run_command import run_command
 from histocodec.device import choose_device
-from histocodec.formats.container.layout import BACKGROUND
+from histocodec.formats.container.states import BACKGROUND
 from histocodec.formats.decode.slide import CompressedSlide, open_compressed
 from histocodec.geometry import Region
 from histocodec.report import print_json

@@ -158,7 +158,7 @@ def main(slide: Path, *, seconds: float, threads: int, processes: int) -> None:
                 "take a smaller slide"
             )
         say(f"encoding {level.width} x {level.height} pixels")
-        container = Path(folder) / "slide.hc.zarr"
+        container = Path(folder) / "slide.hcz"
         encode_slide(source, container, EncodeOptions(levels=(0,), device="cpu"))
         for result in load(source, container, threads=threads, processes=processes, seconds=seconds):
             click.echo(str(result))

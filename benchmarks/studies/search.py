@@ -30,7 +30,7 @@ from histocodec.benchmarks.studies.run_command import run_command
 from histocodec.errors import UnsupportedError
 from histocodec.formats.container.embeddings import write_embeddings
 from histocodec.formats.container.files import write_atomically
-from histocodec.formats.container.read import Container, sizes
+from histocodec.formats.container.read import open_container, sizes
 from histocodec.formats.container.store import FolderStore
 from histocodec.formats.decode.open import open_slide
 from histocodec.formats.embed import embed
@@ -145,7 +145,7 @@ def gather(
 
 
 def _stain(path: Path) -> Vectors:
-    channels = Container.open(path).stats().channels
+    channels = open_container(path).stats().channels
     return np.concatenate([channels.mean, channels.std])
 
 
