@@ -11,6 +11,16 @@ pytest.register_assert_rewrite("tests.support")
 
 from tests.support.tiny import tiny_model  # noqa: E402  # after its asserts are told to explain themselves
 
+EPOCH = 1_764_547_200  # 2025-12-01T00:00:00Z
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fixed_time() -> Iterator[None]:
+    """Every container is made at the same moment, so that equal pixels give equal bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOURCE_DATE_EPOCH", str(EPOCH))
+        yield
+
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:

@@ -14,6 +14,7 @@ from histocodec.cli.main import run
 from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide, write_pyramidal_tiff
 from histocodec.text import jsonable
+from tests.support.damage import largest_shard
 from tests.support.tiny import tiny_model
 
 Captured = pytest.CaptureFixture[str]
@@ -264,7 +265,7 @@ def test_a_slide_without_a_pyramid_verifies_against_itself(capsys: Captured, fol
 def test_a_flipped_bit_is_exit_code_3(capsys: Captured, folder: Path, tmp_path: Path, quick: tuple[str, ...]) -> None:
     broken = tmp_path / "broken.zarr"
     shutil.copytree(folder / "slide.zarr", broken)
-    shard = max((file for file in (broken / "latents").rglob("*") if file.is_file()), key=lambda f: f.stat().st_size)
+    shard = largest_shard(broken)
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 4
     shard.write_bytes(data)

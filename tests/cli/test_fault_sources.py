@@ -14,7 +14,7 @@ import zarr
 
 from histocodec.cli.main import run
 from histocodec.errors import HistocodecError
-from histocodec.formats.container.read import Container
+from histocodec.formats.container.read import open_container
 from histocodec.formats.encode import plan as planner
 from histocodec.formats.encode.journal import journal_path, partial_path
 from histocodec.sources.synthetic import synthetic_slide
@@ -105,7 +105,7 @@ def test_a_full_disk_is_exit_code_1_and_what_is_left_can_be_resumed(
     assert "No space left on device" in line
     assert sorted(path.name for path in small_disk.iterdir()) == ["a.zarr.journal", "a.zarr.partial"]
     with pytest.raises(HistocodecError):
-        Container.open(partial_path(small_disk / "a.zarr"))
+        open_container(partial_path(small_disk / "a.zarr"))
 
 
 @pytest.mark.slow

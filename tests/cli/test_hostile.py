@@ -1,5 +1,6 @@
 """Hostile containers give our errors and cost little memory."""
 
+import base64
 import os
 import shutil
 import subprocess
@@ -14,13 +15,13 @@ import pytest
 
 import histocodec
 from histocodec.errors import FormatError
-from histocodec.formats.container import write as files
-from histocodec.formats.container.arrays import Form, chunk_path, pack_values, write_metadata
+from histocodec.formats.container.arrays import chunk_path, pack_bytes, write_metadata
 from histocodec.formats.container.attributes import MAX_MODEL
-from histocodec.formats.container.layout import plain_arrays
-from histocodec.formats.container.read import Container
+from histocodec.formats.container.layout import DIGEST_BYTES, small_arrays
+from histocodec.formats.container.maps import LevelMaps
 from tests.support.damage import edited, fill_shard, largest_shard
 from tests.support.peak import linux_only
+from tests.support.version2 import Contents, opened, resealed
 
 REPOSITORY = Path(histocodec.__file__).parents[1]
 
@@ -80,12 +81,15 @@ def hostile() -> list[tuple[str, Callable[[Path], object]]]:
         ("no-levels", edited((level, []))),
         ("other-channels", edited(("attributes.histocodec.model.channels", 1024))),
         ("path-for-model", edited(("attributes.histocodec.model.id", "../../etc/passwd"))),
-        ("huge-overview", edited(("attributes.histocodec.overview", [2**20, 2**20]))),
+        ("huge-overview", edited(("attributes.histocodec.overview.width", 2**20))),
         ("deep-json", lambda path: (path / "zarr.json").write_text("[" * 100_000)),
         ("many-values", lambda path: (path / "zarr.json").write_text("[" + "{}," * 600_000 + "0]")),
         ("long-and-thin", long_and_thin),
         ("many-levels", many_levels),
-        ("endless-listing", endless_listing),
+        ("many-maps", many_maps),
+        ("bomb-in-the-attributes", bomb_in_the_attributes),
+        ("bomb-in-an-array", bomb_in_an_array),
+        ("endless-latent", endless_latent),
         ("pipe", pipe),
         ("absurd-index", absurd_index),
         ("random-chunks", random_chunks),
@@ -94,45 +98,70 @@ def hostile() -> list[tuple[str, Callable[[Path], object]]]:
 
 
 def hollow(path: Path, **changes: Any) -> None:
-    """All metadata as the changed attributes want it, and every map of zeros, which pack a thousand to one."""
-    attributes = replace(Container.open(path).attributes, **changes)
+    """All metadata as the changed attributes want it, and maps of nothing but background, which pack a thousand to
+    one."""
+    contents = Contents.of(path)
+    attributes = contents.attributes = replace(contents.attributes, **changes)
+    shutil.rmtree(path / "latents/0")
+    contents.maps = []
     for level in range(len(attributes.levels)):
-        shutil.rmtree(path / "latents" / str(level), ignore_errors=True)
-    files.create_skeleton(path, attributes)
-    for name, form in plain_arrays(attributes).items():
-        if name.split("/")[0] in ("tiles", "quality", "psnr", "integrity"):
-            chunk = chunk_path(path / name, (0,) * len(form.shape))
-            chunk.parent.mkdir(parents=True, exist_ok=True)
-            chunk.write_bytes(pack_values(np.zeros(form.shape, form.dtype), form))
-            write_metadata(path / name, form.metadata())
+        grid = attributes.grid(level)
+        shape = (grid.chunk_rows, grid.chunk_columns)
+        bytes_, words = np.zeros(shape, np.uint8), np.zeros(shape, np.uint32)
+        nothing = np.full(shape, np.nan, np.float32)
+        contents.maps.append(LevelMaps(bytes_, bytes_, words, words, nothing, nothing, words, words))
+    shards = sum(attributes.grid(level).shards for level in range(len(attributes.levels)))
+    contents.digests = np.zeros((shards, DIGEST_BYTES), np.uint8)
+    contents.write(path)
 
 
 def long_and_thin(path: Path) -> None:
     """One row of chunks in shards of 32 rows."""
-    level = Container.open(path).attributes.levels[0]
-    hollow(path, chunk=4, shard=32, levels=(replace(level, width=64 * 2**20, height=1),))
+    level = opened(path).attributes.levels[0]
+    hollow(path, chunk=4, levels=(replace(level, width=64 * 2**20, height=1, shard=32),))
+
+
+def many_maps(path: Path) -> None:
+    """Maps that nobody knows, of a gigabyte that packs a thousand to one."""
+
+    def change(value: dict[str, Any]) -> None:
+        value["planes"] = [[f"p{n}", 8] for n in range(32)]
+        value["levels"] = [{**value["levels"][0], "width": 64 * 2**20, "height": 64, "shard": 32, "maps": "0" * 64}]
+        value["digests"] = "0" * 64
+        value["chunk"] = 4
+        value.pop("maps", None)
+
+    resealed(path, change)
 
 
 def many_levels(path: Path) -> None:
     """64 levels, and each chunk in a shard of its own."""
-    level = Container.open(path).attributes.levels[0]
-    hollow(path, chunk=4, shard=1, levels=(replace(level, width=64 * 1024, height=64),) * 64)
+    level = opened(path).attributes.levels[0]
+    hollow(path, chunk=4, levels=(replace(level, width=64 * 1024, height=64, shard=1),) * 64)
 
 
 def inflated_model(path: Path) -> None:
-    attributes = Container.open(path).attributes
-    changed = replace(attributes, model=replace(attributes.model, embedded=MAX_MODEL))
-    files.create_skeleton(path, changed)
-    form = plain_arrays(changed)["model/weights"]
-    chunk_path(path / "model/weights", (0,)).write_bytes(pack_values(np.zeros(form.shape, np.uint8), form))
-    write_metadata(path / "model/weights", form.metadata())
+    resealed(path, lambda value: value["model"].update(embedded=MAX_MODEL))
+    chunk_path(path / "model", (0,)).write_bytes(pack_bytes(bytes(MAX_MODEL)))
+    write_metadata(path / "model", small_arrays(opened(path).attributes)["model"].metadata())
 
 
-def endless_listing(path: Path) -> None:
-    form = Form((64 << 20,), "uint8")
-    values = np.full(form.shape, ord("\n"), np.uint8)
-    chunk_path(path / "integrity/files", (0,)).write_bytes(pack_values(values, form))
-    write_metadata(path / "integrity/files", form.metadata())
+def packed(raw: bytes) -> str:
+    return base64.b64encode(pack_bytes(raw)).decode()
+
+
+def bomb_in_the_attributes(path: Path) -> None:
+    """3 MB in 3 kB, which is allowed, of maps that have a few hundred bytes."""
+    resealed(path, lambda value: value.update(maps=packed(bytes(3 << 20))))
+
+
+def endless_latent(path: Path) -> None:
+    resealed(path, lambda value: value["background"].update(latent=packed(bytes(300 << 10))))
+
+
+def bomb_in_an_array(path: Path) -> None:
+    """4 MB in 4 kB, of an image that has 3600 bytes."""
+    chunk_path(path / "associated-label", (0, 0, 0)).write_bytes(pack_bytes(bytes(4 << 20)))
 
 
 def pipe(path: Path) -> None:
@@ -148,7 +177,7 @@ def absurd_index(path: Path) -> None:
 
     from histocodec.formats.container.shard import crc32c
 
-    chunks = Container.open(path).attributes.shard ** 2
+    chunks = opened(path).attributes.shard_side(0) ** 2
     body = struct.pack("<QQ", 0, 2**63) + struct.pack("<QQ", 2**64 - 2, 100) * (chunks - 1)
     largest_shard(path).write_bytes(bytes(100) + body + crc32c(body))
 

@@ -26,7 +26,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert not modules_after("import histocodec") & HEAVY
 
 
-@pytest.mark.parametrize("command", ["", "encode", "decode", "info", "verify", "train", "demo"])
+@pytest.mark.parametrize("command", ["", "encode", "decode", "info", "verify", "seal", "models", "train", "demo"])
 def test_help_and_version_load_nothing_heavy(command: str) -> None:
     arguments = [*([command] if command else []), "--help"]
     assert not modules_after(f"from histocodec.cli.main import run; assert run({arguments}) == 0") & HEAVY

@@ -30,8 +30,8 @@ from histocodec.models.transforms.network import Hidden
 from histocodec.normalise import ChannelStats
 from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide
-from tests.support.slides import make_lossless
 from tests.support.tiny import TINY, tiny_integer_weights
+from tests.support.version2 import make_lossless
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CPU = torch.device("cpu")
@@ -210,7 +210,7 @@ def test_strips_do_not_show(path: Path) -> None:
 def test_what_is_broken_is_named_as_on_the_cpu(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "a.zarr"
     shutil.copytree(path, copy)
-    (shard,) = (file for file in (copy / "latents" / "0" / "c").rglob("*") if file.is_file())
+    (shard,) = (file for file in (copy / "latents/0" / "c").rglob("*") if file.is_file())
     shard.write_bytes(b"\1" + shard.read_bytes()[1:])
     said = []
     for device in (CPU, DEVICE):
@@ -223,13 +223,17 @@ def test_what_is_broken_is_named_as_on_the_cpu(path: Path, tmp_path: Path) -> No
     assert said[0] == said[-1]
 
 
-def test_a_stream_that_the_gpu_refuses_is_the_cpus(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sound", [False, True])
+def test_a_chunk_that_the_gpu_refuses_or_gets_wrong_is_the_cpus(
+    path: Path, monkeypatch: pytest.MonkeyPatch, sound: bool
+) -> None:
+    """Where its stream looks sound, its check tells."""
     plain = GpuChunkDecoder.decode
 
     def doubtful(self: GpuChunkDecoder, chunks: list[bytes], side: int) -> Latents:
         found = plain(self, chunks, side)
         found.y[0] = 9
-        found.sound[0] = False
+        found.sound[0] = sound
         return found
 
     decoded = []

@@ -148,9 +148,9 @@ def test_pixels_do_not_depend_on_the_type_of_number(tmp_path: Path, monkeypatch:
 
 
 def slide_stats(path: Path) -> ChannelStats:
-    from histocodec.formats.container.read import Container
+    from histocodec.formats.container.read import open_container
 
-    return Container.open(path).stats().channels
+    return open_container(path).stats().channels
 
 
 def test_blocks_side_by_side_are_what_each_is_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import histocodec
 from histocodec.codec.chunk import HyperChunkCodec, VaeChunkCodec, chunk_codec, fast_chunk_codec
 from histocodec.codec.transform import Transform
 from histocodec.errors import FormatError, HistocodecError, UnsupportedError, UsageError
-from histocodec.formats.container.layout import LOSSLESS
+from histocodec.formats.container.states import LOSSLESS
 from histocodec.formats.decode.describe import describe
 from histocodec.formats.decode.slide import CompressedSlide
 from histocodec.formats.decode.verify import verify
@@ -30,6 +30,7 @@ from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide
 from tests.support.peak import linux_only, peak_memory
 from tests.support.tiny import TINY_VAE, tiny_vae_model, tiny_vae_network, tiny_vae_patches, tiny_vae_weights
+from tests.support.version2 import resealed
 
 SHAPE = (TINY_VAE.latent_channels, 8, 8)
 WITH_SHORTCUT = replace(TINY_VAE, shortcut=True)
@@ -179,7 +180,7 @@ def test_info_names_the_family_and_the_stride(container: Path) -> None:
 
 def test_zarr_reads_the_latents(container: Path) -> None:
     with histocodec.open(container, device="cpu") as slide:
-        array = zarr.open_array(container / "latents" / "0", mode="r")
+        array = zarr.open_array(container / "latents/0", mode="r")
         assert np.array_equal(np.asarray(array[:]), np.asarray(slide.latents(0)[:]))
 
 
@@ -307,8 +308,6 @@ def test_a_container_that_lies_about_its_model_is_refused(container: Path, tmp_p
 
     copy = tmp_path / "copy.zarr"
     shutil.copytree(container, copy)
-    root = json.loads((copy / "zarr.json").read_text())
-    root["attributes"]["histocodec"]["model"]["stride"] = 32
-    (copy / "zarr.json").write_text(json.dumps(root))
+    resealed(copy, lambda value: value["model"].update(stride=32))
     with pytest.raises(HistocodecError, match="stride 32"):
         histocodec.open(copy, device="cpu")

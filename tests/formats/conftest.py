@@ -10,6 +10,7 @@ from histocodec.formats.decode.slide import CompressedSlide
 from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide
 from tests.support.slides import ICC, PROPERTIES, SIZE, WIDE
+from tests.support.version1 import golden
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +28,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path, source: Ar
     wide = ArraySlide(synthetic_slide(*WIDE, seed=4))
     histocodec.encode(wide, folder / "wide.zarr", model=str(tiny_file), device="cpu", embed_model=True)
     return folder
+
+
+@pytest.fixture
+def golden_v1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A container of version 1 that decodes, to be damaged."""
+    monkeypatch.setenv("HISTOCODEC_MODELS", str(tmp_path))
+    return golden(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from histocodec.errors import UnsupportedError, UsageError
-from histocodec.formats.container.layout import chunks_where
+from histocodec.formats.container.states import chunks_where
 from histocodec.formats.decode import openslide_face, resample
 from histocodec.formats.decode.describe import describe
 from histocodec.formats.decode.images import write_pyramid
@@ -30,8 +30,13 @@ class Shaded(OpenSlideFace):
 
     def __init__(self, width: int, height: int) -> None:
         super().__init__()
-        self.name, self.icc_profile, self._profile, self.closed = "shaded", b"profile", b"profile", False
+        self.name, self.closed = "shaded", False
         self.levels = (Level(width, height, 1.0),)
+
+    @property
+    def icc_profile(self) -> bytes:
+        """Some bytes."""
+        return b"profile"
 
     @property
     def properties(self) -> dict[str, str]:

@@ -9,17 +9,20 @@ import torch
 
 from histocodec.codec.transform import Transform
 from histocodec.codec.window import pad_pixels
+from histocodec.formats.container.read import open_container
+from histocodec.formats.decode.verify import verify
 from histocodec.geometry import Margin
 from histocodec.models.config import HyperConfig
 from histocodec.models.weights import DEFAULT_MODEL, find_model, load_model
 from histocodec.normalise import DEFAULT_STATS, ChannelStats
 from histocodec.sources.synthetic import synthetic_slide
-from tests.tools.conformance import KIT, MODEL_ID
+from tests.tools.conformance import KIT, KIT_2, MODEL_ID
 from tests.tools.conformance.__main__ import VARIANTS, decode, integer_pixels
 from tests.tools.conformance.decode_kit import unpack
 from tests.tools.conformance.integer_pixels import EXPECTED_SHA256
 
-FACTS = json.loads((KIT / "facts.json").read_text())
+FACTS, FACTS_2 = (json.loads((kit / "facts.json").read_text()) for kit in (KIT, KIT_2))
+LATENTS = FACTS["latents_sha256"] | FACTS_2["latents_sha256"]
 SHIPPED = {torch.float32: (1, 0.0), torch.bfloat16: (4, 0.01)}  # grey values from float64; share beyond 1
 
 
@@ -32,15 +35,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check(found: dict[str, dict]) -> None:
     for name, facts in found.items():
-        assert facts["latents"] == facts["fast"] == FACTS["latents_sha256"][name], name
+        assert facts["latents"] == facts["fast"] == LATENTS[name.partition(".")[0]], name
         assert facts["rewritten"], name
         for dtype, (most, _) in facts["pixels"].items():
             assert most <= FACTS["tolerance"][dtype], (name, dtype)
 
 
 def test_the_kit_is_small_and_its_model_is_what_it_was(folder: Path) -> None:
-    assert sum(file.stat().st_size for file in KIT.iterdir()) < 200_000
-    assert load_model(folder / f"{MODEL_ID}.safetensors").sha256 == FACTS["model_sha256"]
+    for kit in (KIT, KIT_2):
+        assert sum(file.stat().st_size for file in kit.iterdir()) < 200_000
+    assert load_model(folder / f"{MODEL_ID}.safetensors").sha256 == FACTS["model_sha256"] == FACTS_2["model_sha256"]
+
+
+def test_containers_of_version_2_are_there_in_both_forms_and_sound(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HISTOCODEC_MODELS", str(folder))
+    for name in FACTS_2["latents_sha256"]:
+        for form in (f"{name}.hcz", f"{name}.hc.zarr"):
+            report = verify(folder / form, device="cpu")
+            assert report.ok, report.problems
+            assert open_container(folder / form).attributes.version == 2
 
 
 @pytest.mark.slow
@@ -68,8 +83,8 @@ def test_a_gpu_decodes_the_kit_alike(folder: Path) -> None:
 @pytest.mark.slow
 def test_what_is_encoded_without_avx_decodes_alike_with_it(tmp_path: Path) -> None:
     unpack(tmp_path)
-    there = decode(tmp_path, "no-avx", "--encode", "foreign")["foreign"]
-    here = decode(tmp_path, "one-thread")["foreign"]
+    there = decode(tmp_path, "no-avx", "--encode", "foreign")["foreign.zarr"]
+    here = decode(tmp_path, "one-thread")["foreign.zarr"]
     assert here["latents"] == here["fast"] == there["latents"]
     assert here["rewritten"]
 

@@ -14,7 +14,8 @@ import zarr
 from histocodec.errors import FormatError, OutputError, UnsupportedError
 from histocodec.formats.container.arrays import Form, read_plain, write_plain
 from histocodec.formats.container.embeddings import COVERED, read_embeddings, write_embeddings
-from histocodec.formats.container.read import Container
+from histocodec.formats.container.pack import write_zip
+from histocodec.formats.container.read import open_container
 from histocodec.formats.decode.verify import verify
 from histocodec.formats.embed import embed
 from histocodec.formats.encode.encode import encode_slide
@@ -57,7 +58,7 @@ def test_there_is_a_vector_for_each_patch_of_tissue_and_none_for_background(made
 def test_a_vector_is_that_of_the_dequantised_latents(made: Path, tiny_file: Path) -> None:
     found, weights = read_embeddings(made), load_model(tiny_file)
     number = found.positions.tolist().index([768, 0])
-    latents = np.asarray(Container.open(made).latents(0)[:, 0:16, 48:64])
+    latents = np.asarray(open_container(made).latents(0)[:, 0:16, 48:64])
     expected = log_energies(latents * weights.inverse_gain(60)[:, None, None])
     np.testing.assert_allclose(found.vectors[number], expected, atol=5e-3)
 
@@ -82,6 +83,18 @@ def test_nothing_else_in_the_container_or_beside_it_changes(slide: Path) -> None
     before = others()
     write_embeddings(slide, embed(slide, workers=1), overwrite=True)
     assert others() == before
+
+
+def test_a_container_that_is_one_file_gets_the_same_embeddings(made: Path, tmp_path: Path) -> None:
+    file = tmp_path / "slide.hcz"
+    write_zip(made, file)
+    again = read_embeddings(file)
+    with pytest.raises(OutputError, match="--overwrite replaces it"):
+        write_embeddings(file, again)
+    write_embeddings(file, again, overwrite=True)
+    assert dict(open_container(file).store.entries()) == dict(open_container(made).store.entries())
+    assert list(tmp_path.iterdir()) == [file]
+    assert np.array_equal(read_embeddings(file).vectors, read_embeddings(made).vectors)
 
 
 def test_embeddings_are_not_replaced_unasked(slide: Path) -> None:
@@ -205,7 +218,7 @@ def test_altered_vectors_are_not_read(slide: Path) -> None:
 
 
 def test_digests_have_a_fixed_order(slide: Path) -> None:
-    container = Container.open(slide)
+    container = open_container(slide)
     size = sum(64 + 2 + len(name) + 1 for name in COVERED)
     lines = read_plain(container.store, f"{WHERE}/digests", Form((size,), "uint8")).tobytes().splitlines(keepends=True)
     write_plain(slide / WHERE / "digests", Form((size,), "uint8"), np.frombuffer(b"".join(lines[::-1]), np.uint8))

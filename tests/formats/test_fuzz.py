@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,26 +12,29 @@ from histocodec.cli.main import run
 from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.entropy import RansEncoder
 from histocodec.errors import FormatError
-from histocodec.formats.container.arrays import METADATA
-from histocodec.formats.container.read import Container
-from histocodec.formats.container.write import finish, write_array
+from histocodec.formats.container.read import open_container
 from histocodec.formats.decode.slide import open_compressed
 from histocodec.formats.decode.verify import verify
 from histocodec.models.config import BLOCKS, MAX_BLOCKS, HyperConfig
 from histocodec.models.prior.graph import HYPER_CLIP, MEAN_BITS
 from histocodec.models.weights import load_model, parse_model
 from tests.support.peak import linux_only
+from tests.support.version1 import finish, write_array
+from tests.support.version2 import resealed
 from tests.tools.fuzz import SHAPE, Target, flip_all, fuzz, golden_weights, small_container, targets
 
 Captured = pytest.CaptureFixture[str]
 COUNTS = {
-    "chunks": 5000, "shards": 500, "attributes": 2000, "arrays": 500, "models": 300, "containers": 50, "archives": 300,
+    "chunks": 5000, "shards": 500, "attributes": 2000, "attributes-1": 2000, "maps": 2000, "arrays": 500, "models": 300,
+    "containers": 50, "containers-1": 50, "archives": 50, "zips": 300,
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def all_targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
-    return {target.name: target for target in targets(tmp_path_factory.mktemp("fuzz"))}
+def all_targets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Target]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HISTOCODEC_MODELS", "")  # which the harness sets for good
+        yield {target.name: target for target in targets(tmp_path_factory.mktemp("fuzz"))}
 
 
 @pytest.fixture
@@ -47,9 +51,16 @@ def test_damage_is_refused_by_our_own_errors_or_harmless(all_targets: dict[str, 
     assert outcome.refused
 
 
-def test_a_changed_byte_of_a_container_never_gives_wrong_pixels_silently(tmp_path: Path) -> None:
-    effects = flip_all(tmp_path, step=211)
-    assert effects["refused"] > effects["same, verified"] > 0
+def test_a_changed_byte_of_a_container_never_gives_wrong_pixels_silently(container: Path) -> None:
+    effects = flip_all(container, step=211)
+    assert effects["refused"] > 0
+    assert effects["same, verified"] > 0
+
+
+def test_a_changed_byte_of_version_1_never_gives_wrong_pixels_silently(golden_v1: Path) -> None:
+    effects = flip_all(golden_v1, step=211, version=1)
+    assert effects["refused"] > 0
+    assert effects["same, verified"] > 0
 
 
 # What was found.
@@ -111,9 +122,9 @@ def test_what_is_no_safetensors_is_no_model() -> None:
             parse_model(data, name="model")
 
 
-def test_a_chunk_that_is_stored_although_the_map_says_background_is_not_passed_over(container: Path) -> None:
-    """A reader believed the map, and only the SHA-256 of the map itself knew better."""
-    attributes = Container.open(container).attributes
+def test_a_chunk_that_is_stored_although_the_map_says_background_is_not_passed_over(golden_v1: Path) -> None:
+    """A reader of version 1 believed the map, and only the SHA-256 of the map itself knew better."""
+    container, attributes = golden_v1, open_container(golden_v1).attributes
     write_array(container, attributes, "tiles/0", np.zeros((1, 1), np.uint8))
     finish(container, attributes)
     with open_compressed(container, device="cpu") as slide, pytest.raises(FormatError, match="calls background"):
@@ -123,9 +134,7 @@ def test_a_chunk_that_is_stored_although_the_map_says_background_is_not_passed_o
 
 def test_what_a_container_says_does_not_steer_the_terminal(capsys: Captured, container: Path) -> None:
     """An escape sequence went through."""
-    root = json.loads((container / METADATA).read_text())
-    root["attributes"]["histocodec"]["properties"] = {"a": "\x9b \x1b[2J"}
-    (container / METADATA).write_text(json.dumps(root))
+    resealed(container, lambda value: value.update(properties={"a": "\x9b \x1b[2J"}))
     assert run(["info", str(container)]) == 0
     assert "\\x9b \\x1b[2J" in capsys.readouterr().out
     assert run(["info", str(container), "--json"]) == 0

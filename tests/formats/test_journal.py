@@ -6,14 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from histocodec.errors import OutputError, UsageError
 from histocodec.formats.container.attributes import KEY
 from histocodec.formats.container.files import write_atomically
-from histocodec.formats.container.layout import shard_path
+from histocodec.formats.container.layout import shard_key
 from histocodec.formats.container.read import is_container
 from histocodec.formats.encode import journal as module
 from histocodec.formats.encode import lock
@@ -26,6 +28,8 @@ FINGERPRINT: dict[str, module.Json] = {
     "options": {"quality": 50, "levels": [0, 1]},
     "model": "0" * 64,
 }
+
+SIZES, CHECKS = (np.array(values, "<u4").tobytes() for values in ((5, 0, 6, 7), (1, 0, 2, 3)))
 
 
 @pytest.fixture
@@ -45,9 +49,9 @@ def content(path: Path) -> str:
 
 
 def record(journal: Journal, row: int, data: bytes) -> ShardRecord:
-    made = ShardRecord.of(ShardKey(0, row, 0), data, b"\x01\x00\x02\x01" if data else bytes(4), bytes(4))
+    made = ShardRecord.of(ShardKey(0, row, 0), data, b"\x01\x00\x02\x01" if data else bytes(4), bytes(4), SIZES, CHECKS)
     if data:
-        write_atomically(shard_path(journal.partial, ShardKey(0, row, 0)), data)
+        write_atomically(journal.partial / shard_key(ShardKey(0, row, 0)), data)
     journal.append(made)
     return made
 
@@ -73,14 +77,38 @@ def test_its_lines_are_those_of_every_version(dst: Path) -> None:
         journal.begin(Round(0, changes))
     lines = journal_path(dst).read_text().splitlines()
     assert [line.rpartition("  ")[0] for line in lines] == [
-        '{"journal":2,"fingerprint":{"model":"m"}}',
+        '{"journal":3,"created":"2025-12-01T00:00:00Z","fingerprint":{"model":"m"}}',
         '{"level":0,"row":7,"column":0,"file_bytes":5,'
         '"sha256":"df3598cd66f1bb5bc4e2c17be89b7c7ecf0c81e53939f471a6b72db8d139edae",'
-        '"tiles":"01000201","quality":"00000000"}',
+        '"tiles":"01000201","quality":"00000000","sizes":"05000000000000000600000007000000",'
+        '"checks":"01000000000000000200000003000000"}',
         '{"level":0,"changes":[[2,5,1,70],[3,4,2,40]]}',
     ]
     with Journal.start(dst, {"model": "m"}, resume=True) as journal:
         assert list(journal.rounds) == [Round(0, changes)]
+
+
+def test_it_keeps_the_time_when_the_encode_began(dst: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOURCE_DATE_EPOCH")
+    before = datetime.now(UTC).replace(microsecond=0)
+    with Journal.start(dst, FINGERPRINT) as journal:
+        created = journal.created
+    assert before <= datetime.strptime(created, "%Y-%m-%dT%H:%M:%S%z") <= datetime.now(UTC)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    with Journal.start(dst, FINGERPRINT, resume=True) as journal:
+        assert journal.created == created
+    with Journal.start(dst, FINGERPRINT, overwrite=True) as journal:
+        assert journal.created == "1970-01-01T00:00:00Z"
+
+
+@pytest.mark.parametrize("epoch", ["x", "-1", "1.5", "1" * 40, str(module.LATEST + 1)])
+def test_a_source_date_that_is_none_is_refused(dst: Path, monkeypatch: pytest.MonkeyPatch, epoch: str) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
+    with pytest.raises(UsageError, match="SOURCE_DATE_EPOCH is"):
+        Journal.start(dst, FINGERPRINT)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", str(module.LATEST))
+    with Journal.start(dst, FINGERPRINT) as journal:
+        assert journal.created == "9999-12-31T23:59:59Z"
 
 
 def test_resuming_nothing_starts_anew(dst: Path) -> None:
@@ -121,17 +149,17 @@ def test_a_shard_that_is_not_as_recorded_is_encoded_again(dst: Path) -> None:
     with Journal.start(dst, FINGERPRINT) as journal:
         for row in range(4):
             record(journal, row, b"shard" if row < 3 else b"")
-    shard_path(partial_path(dst), ShardKey(0, 0, 0)).write_bytes(b"shart")
-    shard_path(partial_path(dst), ShardKey(0, 1, 0)).unlink()
-    shard_path(partial_path(dst), ShardKey(0, 3, 0)).parent.mkdir(parents=True)
-    shard_path(partial_path(dst), ShardKey(0, 3, 0)).write_bytes(b"stray")
+    (partial_path(dst) / shard_key(ShardKey(0, 0, 0))).write_bytes(b"shart")
+    (partial_path(dst) / shard_key(ShardKey(0, 1, 0))).unlink()
+    (partial_path(dst) / shard_key(ShardKey(0, 3, 0))).parent.mkdir(parents=True)
+    (partial_path(dst) / shard_key(ShardKey(0, 3, 0))).write_bytes(b"stray")
     with Journal.start(dst, FINGERPRINT, resume=True) as journal:
         assert list(journal.records) == [ShardKey(0, 2, 0)]
 
 
 def test_files_of_a_killed_writer_are_removed(dst: Path) -> None:
     with Journal.start(dst, FINGERPRINT) as journal:
-        deep = journal.partial / "latents" / "0" / "c"
+        deep = journal.partial / "latents/0" / "c"
         deep.mkdir(parents=True)
         (journal.partial / ".0.123.tmp").write_bytes(b"half")
         (deep / ".0.45.tmp").write_bytes(b"half")

@@ -12,7 +12,7 @@ import histocodec
 from histocodec.cli.main import run
 from histocodec.errors import FormatError, OutputError, UsageError
 from histocodec.formats.container.pack import pack, unpack, write_zip
-from histocodec.formats.container.read import Container
+from histocodec.formats.container.read import open_container
 from tests.formats.test_zip import A, Forged, archive
 from tests.support.containers import written
 
@@ -58,9 +58,10 @@ def test_zarr_opens_an_archive_without_us(folder: Path, tmp_path: Path) -> None:
     pack(folder / "a.zarr", tmp_path / "a.hcz")
     with zarr.storage.ZipStore(tmp_path / "a.hcz", mode="r") as store:
         group = zarr.open_group(store, mode="r")
-        tiles = group["tiles/0"]
-        assert isinstance(tiles, zarr.Array)
-        assert np.array_equal(tiles[:], Container.open(folder / "a.zarr").tiles(0))
+        overview = group["overview"]
+        assert isinstance(overview, zarr.Array)
+        expected = open_container(folder / "a.zarr").overview()
+        assert expected is not None and np.array_equal(overview[:], expected.transpose(2, 0, 1))
 
 
 def test_metadata_come_first_and_shards_last(folder_and_file: tuple[Path, Path]) -> None:

@@ -11,8 +11,8 @@ from histocodec.cli.main import run
 from histocodec.errors import FormatError, UnsupportedError
 from histocodec.formats.container.arrays import Form, write_plain
 from histocodec.formats.container.files import relative_files
-from histocodec.formats.container.integrity import container_problems
-from histocodec.formats.container.read import Container
+from histocodec.formats.container.read import open_container
+from histocodec.formats.container.version1.integrity import container_problems
 from histocodec.sources import open_slide
 from tests.support.containers import written
 
@@ -78,7 +78,7 @@ def test_a_file_that_is_a_link_is_refused_wherever_it_leads(tmp_path: Path, name
     assert any(f"{name}: is a link" in str(problem) for problem in container_problems(container))
     if name == "zarr.json":
         with pytest.raises(FormatError, match="is a link"):
-            Container.open(tmp_path / "a")
+            open_container(tmp_path / "a")
 
 
 @pytest.mark.parametrize("name", ["tiles", "latents/0"])
@@ -87,7 +87,7 @@ def test_a_folder_that_is_a_link_is_refused_when_the_container_is_opened(tmp_pat
     (tmp_path / "a" / name).rename(tmp_path / "elsewhere")
     (tmp_path / "a" / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(FormatError, match=f"{name}: is a link"):
-        Container.open(tmp_path / "a")
+        open_container(tmp_path / "a")
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_metadata_with_numbers_that_are_none_is_no_json(tmp_path: Path, token: s
     file = tmp_path / "a/zarr.json"
     file.write_text(file.read_text().replace('"attributes":{', f'"attributes":{{"other":{token},', 1))
     with pytest.raises(FormatError, match="is not JSON"):
-        Container.open(tmp_path / "a")
+        open_container(tmp_path / "a")
 
 
 def test_groups_of_other_programs_are_theirs(tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ from histocodec.cli.main import run
 from histocodec.errors import FormatError, HistocodecError, StoreError, UnsupportedError, UsageError
 from histocodec.formats.container import obstore_client
 from histocodec.formats.container.pack import write_zip
-from histocodec.formats.container.read import Container
+from histocodec.formats.container.read import open_container
 from histocodec.formats.container.store import open_store
 from histocodec.formats.decode.slide import CompressedSlide
 from tests.support.servers import STALL, Request, WebServer, s3, serving
+from tests.support.slides import ICC
 
 REGION = (4000, 0, 256, 40)  # of wide.zarr: in its two shards
 IN_ONE_SHARD = (600, 0, 256, 40)
@@ -88,16 +89,31 @@ def test_a_slide_reads_the_same_from_s3(in_s3: None, pixels: np.ndarray, name: s
 
 
 def test_an_archive_is_opened_with_two_requests(web: WebServer) -> None:
-    Container.open(f"{web.url}/some%20slides/wide.hcz")
+    open_container(f"{web.url}/some%20slides/wide.hcz")
     assert sorted(str(request.range) for request in web.requests) == ["bytes=-98304", "bytes=0-262143"]
 
 
-def test_a_cold_region_takes_few_requests(web: WebServer) -> None:
-    with histocodec.open(f"{web.url}/some%20slides/wide.hcz", device="cpu") as slide:
-        slide.read_array(*IN_ONE_SHARD)
+@pytest.mark.parametrize("name", ["some%20slides/wide.hcz", "some%20slides/wide.hc.zarr"])
+def test_a_cold_region_takes_at_most_six_requests(
+    web: WebServer, name: str, tiny_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HISTOCODEC_MODELS", str(tiny_file.parent))
+    with histocodec.open(f"{web.url}/{name}", device="cpu") as slide:
+        slide.read_array(*REGION)
         assert len(web.requests) <= 6
-        slide.read_array(*IN_ONE_SHARD)
+        slide.read_array(*REGION)
         assert len(web.requests) <= 6
+    assert not any("/model/" in request.path for request in web.requests)  # it is installed
+
+
+def test_the_profile_is_read_when_it_is_asked_for(folder: Path, tiny_file: Path) -> None:
+    with serving(folder) as server, histocodec.open(f"{server.url}/a.zarr", device="cpu") as slide:
+        slide.read_array(0, 0, 64, 64)
+        assert not any("/icc/" in request.path for request in server.requests)
+        assert slide.read_region((0, 0), 0, (64, 64)).info["icc_profile"] == ICC
+        slide.read_region((0, 64), 0, (64, 64))
+        assert slide.get_thumbnail((32, 32)).info["icc_profile"] == ICC
+        assert sum("/icc/" in request.path for request in server.requests) == 1
 
 
 def test_info_and_decode_read_from_a_folder_of_a_web_server(
@@ -150,7 +166,7 @@ def test_a_zarr_store_that_fails_is_no_damage(folder: Path) -> None:
             raise ConnectionError("the database is away")
 
     with pytest.raises(StoreError, match="the database is away"):
-        Container.open(Failing(folder / "wide.zarr"))
+        open_container(Failing(folder / "wide.zarr"))
 
 
 def test_verify_reads_all_of_an_archive_or_of_a_bucket(in_s3: None, web: WebServer) -> None:
@@ -170,19 +186,19 @@ def test_a_folder_of_a_web_server_cannot_be_listed(web: WebServer, capsys: pytes
 
 def test_what_is_not_there_is_said_so(web: WebServer, in_s3: None) -> None:
     with pytest.raises(UsageError, match=r"none\.hcz: does not exist"):
-        Container.open(f"{web.url}/none.hcz")
+        open_container(f"{web.url}/none.hcz")
     with pytest.raises(UsageError, match=r"none\.hcz: does not exist"):
-        Container.open("s3://slides/none.hcz")
+        open_container("s3://slides/none.hcz")
     for location in (f"{web.url}/none.hc.zarr", "s3://slides/none.hc.zarr"):
         with pytest.raises(UnsupportedError, match="is no histocodec container"):
-            Container.open(location)
+            open_container(location)
 
 
 def test_a_url_of_another_kind_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="ftp:// cannot be read"):
-        Container.open("ftp://host/slide.hcz")
+        open_container("ftp://host/slide.hcz")
     with pytest.raises(UsageError, match="names no bucket"):
-        Container.open("s3:///slide.hcz")
+        open_container("s3:///slide.hcz")
 
 
 def test_a_request_that_fails_is_tried_again(web: WebServer, impatient: None) -> None:
@@ -195,7 +211,7 @@ def test_a_request_that_fails_is_tried_again(web: WebServer, impatient: None) ->
         return 503
 
     web.fault = once
-    assert Container.open(f"{web.url}/some%20slides/wide.hcz").tiles(0).size
+    assert open_container(f"{web.url}/some%20slides/wide.hcz").tiles(0).size
     assert len(failed) == 2
 
 
@@ -229,8 +245,8 @@ def test_what_goes_wrong_on_the_way_is_no_damage(
 def test_a_server_without_ranges_is_named(published: Path) -> None:
     with serving(published, ranges=False) as server:
         with pytest.raises(UnsupportedError, match="HTTP ranges"):
-            Container.open(f"{server.url}/some%20slides/wide.hcz")
-        container = Container.open(f"{server.url}/some%20slides/wide.hc.zarr")
+            open_container(f"{server.url}/some%20slides/wide.hcz")
+        container = open_container(f"{server.url}/some%20slides/wide.hc.zarr")
         assert container.tiles(0).size
         with pytest.raises(UnsupportedError, match="HTTP ranges"):
             container.store.read_parts("latents/0/c/0/0/0", [(0, 1)])
@@ -238,7 +254,7 @@ def test_a_server_without_ranges_is_named(published: Path) -> None:
 
 def test_a_server_that_is_not_there_is_said_so(impatient: None) -> None:
     with pytest.raises(StoreError, match="cannot be reached"):
-        Container.open("http://127.0.0.1:9/slide.hcz")
+        open_container("http://127.0.0.1:9/slide.hcz")
 
 
 def test_an_archive_that_is_cut_short_is_damaged(web: WebServer, tmp_path: Path, published: Path) -> None:
@@ -246,7 +262,7 @@ def test_an_archive_that_is_cut_short_is_damaged(web: WebServer, tmp_path: Path,
     for size in (0, 3, len(data) // 2, len(data) - 1):
         (published / "cut.hcz").write_bytes(data[:size])
         with pytest.raises(FormatError):
-            Container.open(f"{web.url}/cut.hcz")
+            open_container(f"{web.url}/cut.hcz")
 
 
 @pytest.mark.parametrize("name", ["some slides/wide.hcz", "some slides/wide.hc.zarr"])
@@ -278,11 +294,11 @@ def test_names_may_have_any_characters(
 ) -> None:
     write_zip(folder / "wide.zarr", tmp_path / name)
     with serving(tmp_path) as server:
-        assert Container.open(f"{server.url}/{quote(name)}").tiles(0).size
+        assert open_container(f"{server.url}/{quote(name)}").tiles(0).size
     with s3(tmp_path) as environment:
         for variable, value in environment.items():
             monkeypatch.setenv(variable, value)
-        assert Container.open(f"s3://slides/{name}").tiles(0).size
+        assert open_container(f"s3://slides/{name}").tiles(0).size
 
 
 def test_stores_are_named_without_credentials(web: WebServer) -> None:

@@ -18,14 +18,15 @@ import tifffile
 
 import histocodec
 from histocodec.cli.main import run
-from histocodec.formats.container.read import Container
-from histocodec.formats.encode.journal import journal_path, old_path, partial_path
+from histocodec.formats.container.read import open_container
+from histocodec.formats.encode.journal import Journal, journal_path, old_path, partial_path
+from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide
-from tests.support.slides import contents
+from tests.support.slides import contents, encoded
 
 Captured = pytest.CaptureFixture[str]
 REPOSITORY = Path(histocodec.__file__).parents[1]
-SHARDS = 11  # of 4096 pixels, but only 32 pixels high, so that each takes a moment only
+SHARDS = 8  # of 6144 pixels, but only 32 pixels high, so that each takes a moment only
 PATIENCE = 120.0  # seconds
 
 
@@ -43,7 +44,7 @@ class Stopped:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("resume") / "slide.tif"
-    pixels = np.tile(synthetic_slide(1024, 32, seed=2), (1, 4 * SHARDS, 1))
+    pixels = np.tile(synthetic_slide(1024, 32, seed=2), (1, 6 * SHARDS, 1))
     tifffile.imwrite(path, pixels, tile=(32, 1024), photometric="rgb", compression="deflate", metadata=None)
     return path
 
@@ -120,7 +121,7 @@ def stop(process: subprocess.Popen[str], target: Path, number: int) -> Stopped:
     _, stderr = process.communicate(timeout=PATIENCE)
     names = sorted(path.name for path in target.parent.iterdir() if path.name.startswith(target.name))
     try:
-        Container.open(partial_path(target))
+        open_container(partial_path(target))
         opens = True
     except histocodec.HistocodecError:
         opens = False
@@ -172,6 +173,8 @@ def failure(capsys: Captured, arguments: list[str]) -> tuple[int, str]:
         (("--quality", "51"), "rate"),
         (("--background", "code"), "background was 'skip' and now is 'code'"),
         (("--mpp", "0.5"), "mpp was None"),
+        (("--chunk", "256"), "chunk was 512 and now is 256"),
+        (("--overview", "none"), "overview was 512 and now is None"),
     ],
 )
 def test_other_options_are_not_resumed_and_named(
@@ -213,7 +216,7 @@ def test_a_shard_that_was_damaged_meanwhile_is_encoded_again(
     target = tmp_path / "a.zarr"
     shutil.copytree(source.parent / "other.zarr.partial", partial_path(target))
     shutil.copy(source.parent / "other.zarr.journal", journal_path(target))
-    shard = partial_path(target) / "latents" / "0" / "c" / "0" / "0" / "0"
+    shard = partial_path(target) / "latents/0/c/0/0/0"
     shard.write_bytes(shard.read_bytes()[:-1])
     assert run(arguments(source, target, tiny_file, "--resume")) == 0
     assert contents(target) == contents(undisturbed)
@@ -233,10 +236,10 @@ def test_overwriting_keeps_the_old_until_the_new_is_whole(
         assert "another encode is writing to this place" in line
         assert stop(process, target, signal.SIGKILL).shards < SHARDS
     assert contents(target) == contents(undisturbed)
-    assert Container.open(target).attributes.levels[0].quality == 50
+    assert open_container(target).attributes.levels[0].quality == 50
     assert not old_path(target).exists()
     assert run(other) == 0
-    assert Container.open(target).attributes.levels[0].quality == 20
+    assert open_container(target).attributes.levels[0].quality == 20
     assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
 
 
@@ -255,3 +258,16 @@ def test_the_old_output_or_the_new_one_is_whole_whenever_an_encode_is_killed() -
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("every next run finished") == 3
+
+
+def test_created_is_when_the_encode_began_however_often_it_is_resumed(
+    tmp_path: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slide, path = ArraySlide(synthetic_slide(300, 200, seed=1)), tmp_path / "a.zarr"
+    for epoch in ("1000", "2000"):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setenv("SOURCE_DATE_EPOCH", epoch)
+            patched.setattr(Journal, "commit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            encoded(slide, path, tiny_file, resume=True)
+    encoded(slide, path, tiny_file, resume=True)
+    assert open_container(path).attributes.provenance.created == "1970-01-01T00:16:40Z"

@@ -13,7 +13,7 @@ from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.codec.quantise import Quantiser
 from histocodec.codec.transform import Transform
 from histocodec.codec.window import PixelWindow
-from histocodec.formats.container.read import Container
+from histocodec.formats.container.read import open_container
 from histocodec.formats.encode.options import EncodeOptions
 from histocodec.formats.encode.scope import Scope, draft_attributes
 from histocodec.formats.encode.statistics import PIECES, OperatingPoint, _Cost, _curve, _log_bits, search_statistics
@@ -159,7 +159,7 @@ def test_background_is_exact_at_the_quality_that_a_target_leads_to(
     monkeypatch.setattr("histocodec.formats.encode.plan.choose_quality", lambda *_: next(qualities))
     model = str(tiny_model(tmp_path))
     histocodec.encode(ArraySlide(pixels), tmp_path / "a.zarr", model=model, device="cpu", ratio=20)
-    container = Container.open(tmp_path / "a.zarr")
+    container = open_container(tmp_path / "a.zarr")
     assert container.attributes.levels[0].quality == 60
     stats, colour = container.stats().channels, container.attributes.background.colour
     exact = transform().aligned(stats, colour, 60)
@@ -185,7 +185,7 @@ def test_only_effort_looks_for_them(tmp_path: Path) -> None:
     for effort in (0, 1):
         path = tmp_path / f"{effort}.zarr"
         histocodec.encode(slide, path, model=model, device="cpu", quality=50, effort=effort, embed_model=True)
-        stored.append(Container.open(path).stats().channels)
+        stored.append(open_container(path).stats().channels)
         with histocodec.open(path, device="cpu") as opened:
             assert opened.read(opened.levels[0].region, 0).shape == (512, 512, 3)
     assert np.array_equal(stored[0].std, tissue_stats(slide).std)  # the mean is moved for background

@@ -16,7 +16,7 @@ from zarr.storage import LocalStore, MemoryStore
 
 from histocodec.errors import FormatError, UsageError
 from histocodec.formats.container.abstract_store import runs
-from histocodec.formats.container.read import Container, is_container
+from histocodec.formats.container.read import is_container, open_container
 from histocodec.formats.container.store import FolderStore, Store, open_store
 from tests.support.containers import written
 from tests.support.servers import s3, serving
@@ -146,9 +146,9 @@ def test_a_path_may_be_written_as_a_file_url_or_with_a_tilde(tmp_path: Path, mon
         str(tmp_path / "a b").encode(),
         FolderStore(tmp_path / "a b"),
     ):
-        assert Container.open(location).path == tmp_path / "a b"
+        assert open_container(location).path == tmp_path / "a b"
     with pytest.raises(UsageError, match="does not exist"):
-        Container.open("~/none")
+        open_container("~/none")
 
 
 def test_a_zipped_container_is_the_same_container(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_zipped_container_is_the_same_container(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.hcz", "w") as archive:
         for key in sorted(folder.store.keys()):
             archive.write(tmp_path / "a" / key, key)
-    container = Container.open(tmp_path / "a.hcz")
+    container = open_container(tmp_path / "a.hcz")
     assert is_container(tmp_path / "a.hcz")
     assert container.attributes == folder.attributes
     assert np.array_equal(container.tiles(0), folder.tiles(0))

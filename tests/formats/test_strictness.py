@@ -14,9 +14,10 @@ import zarr
 import histocodec
 from histocodec.errors import FormatError, UnsupportedError
 from histocodec.formats.container.arrays import Form, write_plain
-from histocodec.formats.container.integrity import container_problems, read_listing
-from histocodec.formats.container.layout import LISTING
-from histocodec.formats.container.read import Container
+from histocodec.formats.container.read import open_container
+from histocodec.formats.container.version1.container import ContainerV1
+from histocodec.formats.container.version1.integrity import container_problems, read_listing
+from histocodec.formats.container.version1.layout import LISTING
 from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide
 from tests.support.containers import written
@@ -38,7 +39,7 @@ def test_a_root_that_is_no_group_of_zarr_v3_is_refused(tmp_path: Path, change: M
     root = written(tmp_path / "a").path
     rewritten(root, lambda m: m.update(change))
     with pytest.raises(FormatError, match=rf"zarr\.json\.{next(iter(change))}: found"):
-        Container.open(root)
+        open_container(root)
 
 
 @pytest.mark.parametrize("member", ["zarr_format", "node_type"])
@@ -46,7 +47,7 @@ def test_a_root_that_does_not_say_what_it_is_is_refused(tmp_path: Path, member: 
     root = written(tmp_path / "a").path
     rewritten(root, lambda m: m.pop(member))
     with pytest.raises(FormatError, match=rf"zarr\.json: field '{member}' is missing"):
-        Container.open(root)
+        open_container(root)
 
 
 def test_a_name_that_occurs_twice_is_refused_in_the_root_and_in_arrays(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_a_name_that_occurs_twice_is_refused_in_the_root_and_in_arrays(tmp_path:
     with pytest.raises(FormatError, match="has the name 'zarr_format' twice"):
         container.tiles(0)
     with pytest.raises(FormatError, match="has the name 'zarr_format' twice"):
-        Container.open(container.path)
+        open_container(container.path)
 
 
 @pytest.mark.parametrize("transformers", [[{"name": "reverse"}], ["reverse"], None, {}, {"must_understand": False}])
@@ -106,22 +107,38 @@ def test_metadata_that_mean_the_same_are_taken(tmp_path: Path, change: Callable[
     container.check_latent_metadata(0)
 
 
+@pytest.fixture(params=["version 1", "version 2"])
+def decodable(request: pytest.FixtureRequest, folder: Path, tmp_path: Path) -> Path:
+    """A container that decodes, to be changed."""
+    if request.param == "version 1":
+        path: Path = request.getfixturevalue("golden_v1")
+        return path
+    return Path(shutil.copytree(folder / "a.zarr", tmp_path / "a.zarr"))
+
+
+def latents_of(path: Path) -> Path:
+    """The array of latents of level 0."""
+    return next(name for name in (path / "latents/0", path / "latents/0") if name.is_dir())
+
+
 @pytest.mark.parametrize("change", SAME)
 def test_pixels_are_read_whichever_way_the_metadata_are_written(
-    folder: Path, tmp_path: Path, change: Callable[[Metadata], None]
+    decodable: Path, tmp_path: Path, change: Callable[[Metadata], None]
 ) -> None:
-    path = Path(shutil.copytree(folder / "a.zarr", tmp_path / "a.zarr"))
-    for file in path.glob("*/*/zarr.json"):
+    changed = Path(shutil.copytree(decodable, tmp_path / "changed.zarr"))
+    arrays = [file for file in changed.rglob("zarr.json") if '"node_type":"array"' in file.read_text()]
+    assert latents_of(changed) / "zarr.json" in arrays
+    for file in arrays:
         rewritten(file.parent, change)
-    with histocodec.open(path, device="cpu") as slide, histocodec.open(folder / "a.zarr", device="cpu") as unchanged:
+    with histocodec.open(changed, device="cpu") as slide, histocodec.open(decodable, device="cpu") as unchanged:
         region = slide.levels[0].region
         assert np.array_equal(slide.read(region, 0), unchanged.read(region, 0))
 
 
-def test_latents_that_zarr_cannot_open_are_an_error_of_ours(folder: Path, tmp_path: Path) -> None:
-    container = Container.open(shutil.copytree(folder / "a.zarr", tmp_path / "a.zarr"))
+def test_latents_that_zarr_cannot_open_are_an_error_of_ours(decodable: Path) -> None:
+    container = open_container(decodable)
     expected = np.asarray(container.latents(0)[:])
-    rewritten(container.path / "latents/0", abbreviate)
+    rewritten(latents_of(decodable), abbreviate)
     try:
         found = np.asarray(container.latents(0)[:])
     except UnsupportedError as exc:
@@ -130,11 +147,41 @@ def test_latents_that_zarr_cannot_open_are_an_error_of_ours(folder: Path, tmp_pa
         assert np.array_equal(found, expected)
 
 
-def test_metadata_that_zarr_itself_writes_anew_are_taken(folder: Path, tmp_path: Path) -> None:
-    container = Container.open(shutil.copytree(folder / "a.zarr", tmp_path / "a.zarr"))
+@pytest.mark.parametrize(
+    ("member", "extension", "assumed", "other"),
+    [("separator", "chunk_key_encoding", "/", "."), ("index_location", "codecs", "end", "start")],
+)
+def test_latents_may_state_what_zarr_assumes_and_nothing_else(
+    folder: Path, tmp_path: Path, member: str, extension: str, assumed: str, other: str
+) -> None:
+    container = open_container(shutil.copytree(folder / "a.zarr", tmp_path / "a.zarr"))
+    array, expected = tmp_path / "a.zarr/latents/0", np.asarray(container.latents(0)[:])
+
+    def state(value: str) -> Callable[[Metadata], None]:
+        def change(metadata: Metadata) -> None:
+            stated = metadata[extension][0] if extension == "codecs" else metadata[extension]
+            stated.setdefault("configuration", {})[member] = value
+
+        return change
+
+    assert member not in (array / "zarr.json").read_text()
+    rewritten(array, state(assumed))
+    assert np.array_equal(np.asarray(container.latents(0)[:]), expected)
+    rewritten(array, state(other))
+    with pytest.raises(FormatError, match=f"{extension} is"):
+        container.latents(0)
+
+
+def test_arrays_that_others_can_read_state_how_chunks_are_named(folder: Path) -> None:
+    assert '"separator":"/"' in (folder / "a.zarr/overview/zarr.json").read_text()
+
+
+def test_metadata_that_zarr_itself_writes_anew_are_taken(decodable: Path) -> None:
+    container = open_container(decodable)
     expected = container.tiles(0), container.stats().channels, np.asarray(container.latents(0)[:])
-    for name in ("tiles/0", "stats/mean", "stats/std", "latents/0"):
-        zarr.open_array(container.path / name, mode="r+").attrs["mine"] = 1
+    arrays = [file.parent for file in decodable.rglob("zarr.json") if '"node_type":"array"' in file.read_text()]
+    for array in arrays:
+        zarr.open_array(array, mode="r+").attrs["mine"] = 1
     assert np.array_equal(container.tiles(0), expected[0])
     assert container.stats().channels == expected[1]
     assert np.array_equal(np.asarray(container.latents(0)[:]), expected[2])
@@ -176,13 +223,13 @@ def test_what_is_not_unicode_in_a_source_does_not_spoil_the_container(tmp_path: 
     names = {"tiff.Make": "caf\udce9", "tiff.Model": "half \ud83d"}
     slide = ArraySlide(synthetic_slide(64, 64, seed=1), name="caf\udce9.svs", properties=names)
     histocodec.encode(slide, tmp_path / "a.zarr", model=str(tiny_file), device="cpu", keep_private=True)
-    attributes = Container.open(tmp_path / "a.zarr").attributes
+    attributes = open_container(tmp_path / "a.zarr").attributes
     assert attributes.source.name == "caf\ufffd.svs"
     assert dict(attributes.properties) == {"tiff.Make": "caf\ufffd", "tiff.Model": "half \ufffd"}
     assert math.isclose(attributes.levels[0].downsample, 1)
 
 
-def relisted(container: Container, change: Callable[[list[str]], list[str]], *, ending: str = "\n") -> None:
+def relisted(container: ContainerV1, change: Callable[[list[str]], list[str]], *, ending: str = "\n") -> None:
     """Write `integrity/files` with other lines."""
     lines = [f"{digest}  {name}" for name, digest in read_listing(container.store).items()]
     data = np.frombuffer(("\n".join(change(lines)) + ending).encode(), np.uint8)

@@ -58,8 +58,11 @@ def lengths_of(name: bytes, said: Described) -> tuple[int, int]:
     return len(name), len(said.extra)
 
 
-def archive(*entries: Forged, prefix: bytes = b"", comment: bytes = b"", directory: int | None = None) -> bytes:
-    """The bytes of a ZIP archive; `directory` is where its end says that the directory is."""
+def archive(
+    *entries: Forged, prefix: bytes = b"", comment: bytes = b"", directory: int | None = None, count: int | None = None
+) -> bytes:
+    """The bytes of a ZIP archive; `directory` is where its end says that the directory is, and `count` how many entries
+    its end says that it has."""
     body, central = bytearray(prefix), bytearray()
     for entry in entries:
         at = len(body)
@@ -75,7 +78,8 @@ def archive(*entries: Forged, prefix: bytes = b"", comment: bytes = b"", directo
         )  # fmt: skip
         central += name + said.extra
     start = len(body) if directory is None else directory
-    end = END.pack(b"PK\5\6", 0, 0, len(entries), len(entries), len(central), start, len(comment))
+    said_count = len(entries) if count is None else count
+    end = END.pack(b"PK\5\6", 0, 0, said_count, said_count, len(central), start, len(comment))
     return bytes(body + central) + end + comment
 
 
@@ -138,6 +142,7 @@ def test_what_other_programs_write_is_read(tmp_path: Path, honest: bytes) -> Non
         (archive(A, B, prefix=b"MZ and a program"), "does not begin with the first entry"),
         (archive(A, B, directory=7), "ZIP"),
         (archive(A, B) + b"more", "ZIP"),
+        (archive(A, B, count=1), "has 2 entries, but its end says 1"),
         (archive(A, B, comment=b"1234")[:-1], "cut short"),
         (archive(A, B)[:-1], "no sound ZIP archive"),
         (archive(), "without entries"),

@@ -1,4 +1,4 @@
-"""Small complete containers without a slide or a model, for tests that decode nothing."""
+"""Small complete containers of version 1, without a slide or a model, for tests that decode nothing."""
 
 import json
 import math
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from histocodec.formats.container import read as module
+from histocodec.formats.container.abstract_container import Container
 from histocodec.formats.container.attributes import (
     Attributes,
     BackgroundAttributes,
@@ -18,14 +19,14 @@ from histocodec.formats.container.attributes import (
 )
 from histocodec.formats.container.digests import file_digest
 from histocodec.formats.container.files import write_atomically
-from histocodec.formats.container.layout import plain_arrays, shard_path
-from histocodec.formats.container.read import Container
+from histocodec.formats.container.read import open_container
 from histocodec.formats.container.shard import pack_shard
-from histocodec.formats.container.write import create_skeleton, finish, write_array, write_block_error
+from histocodec.formats.container.version1.layout import plain_arrays, shard_path
 from histocodec.geometry import ShardKey
 from histocodec.models.weights import load_model
+from tests.support.version1 import create_skeleton, finish, write_array, write_block_error
 
-SCHEMA = json.loads((Path(module.__file__).parents[1] / "schema.json").read_text())
+SCHEMA = json.loads((Path(module.__file__).parents[1] / "schema-1.json").read_text())
 
 
 def attributes(**changes: Any) -> Attributes:
@@ -48,6 +49,7 @@ def attributes(**changes: Any) -> Attributes:
         dropped=("label", "macro"),
         chunk=4,
         shard=2,
+        version=1,
     )
     return replace(plain, **changes)
 
@@ -86,7 +88,7 @@ def written(root: Path, described: Attributes | None = None) -> Container:
                 digests[shard] = np.frombuffer(file_digest(path), np.uint8)
         write_array(root, described, f"integrity/{level}", digests)
     finish(root, described)
-    return Container.open(root)
+    return open_container(root)
 
 
 def claiming(root: Path, width: int, height: int, model_file: Path, **changes: Any) -> Container:
@@ -105,4 +107,4 @@ def claiming(root: Path, width: int, height: int, model_file: Path, **changes: A
     grid = described.grid(0)
     write_block_error(root, described, 0, np.full((grid.chunk_rows, grid.chunk_columns), np.nan, np.float32))
     finish(root, described)
-    return Container.open(root)
+    return open_container(root)

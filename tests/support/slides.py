@@ -5,25 +5,21 @@ from pathlib import Path
 import numpy as np
 
 import histocodec
-from histocodec.formats.container import write as files
-from histocodec.formats.container.arrays import write_plain
-from histocodec.formats.container.layout import LOSSLESS, plain_arrays
-from histocodec.formats.container.read import Container
 from histocodec.formats.decode.slide import CompressedSlide
 from histocodec.formats.encode.encode import encode_slide
-from histocodec.geometry import ChunkKey, Grid, Region
+from histocodec.geometry import Region
 from histocodec.slide import BaseSlide, Pixels
 from histocodec.sources import ArraySlide
 
 SIZE = (1300, 900)  # 3 x 2 chunks, and a derived level of 325 x 225
-WIDE = (4400, 40)  # two shards beside each other
+WIDE = (6400, 40)  # two shards beside each other
 CHUNK = 512
 GLASS = (240, 238, 241)
 ICC = b"\0\0\0\x0cnot really one"
 PROPERTIES = {"vendor.scanner": "Ω 3", "vendor.lens": ""}
 
 
-def encoded(slide: BaseSlide, path: Path, tiny_file: Path, **options: object) -> histocodec.EncodeReport:
+def encoded(slide: BaseSlide, path: str | Path, tiny_file: Path, **options: object) -> histocodec.EncodeReport:
     """Encode with the tiny model on the CPU; `options` are fields of `EncodeOptions`."""
     chosen = histocodec.EncodeOptions(**{"device": "cpu", "model": str(tiny_file), **options})  # type: ignore[arg-type]  # the tests name fields only
     return encode_slide(slide, path, chosen)
@@ -55,22 +51,3 @@ class Rich(ArraySlide):
 def contents(path: Path) -> dict[str, bytes]:
     """The bytes of every file below a folder, by its path from there."""
     return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
-
-
-def make_lossless(path: Path, source: BaseSlide, level: int, row: int, column: int) -> None:
-    """Store one chunk of a finished container as pixels, as the encoder does where a minimum PSNR wants it."""
-    container = Container.open(path)
-    attributes = container.attributes
-    size = attributes.levels[level]
-    region = Grid(size.height, size.width, CHUNK).region(row, column)
-    files.write_lossless(path, attributes, ChunkKey(level, row, column), source.read(region, level))
-    forms = plain_arrays(attributes)
-    for name, value in ((f"tiles/{level}", LOSSLESS), (f"psnr/{level}", np.inf)):
-        values = container.array(name).copy()
-        values[row, column] = value
-        write_plain(path / name, forms[name], values)
-    block_error = container.block_error(level)
-    assert block_error is not None
-    block_error[row, column] = 0
-    files.write_block_error(path, attributes, level, block_error)
-    files.finish(path, attributes)

@@ -11,12 +11,13 @@ import argparse
 import faulthandler
 import gzip
 import json
+import os
 import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from random import Random
@@ -28,14 +29,17 @@ from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.codec.transform import Transform
 from histocodec.device import choose_device
 from histocodec.errors import HistocodecError
+from histocodec.formats.container import attributes_json
 from histocodec.formats.container.arrays import METADATA, Form, pack_values, read_metadata, unpack_values
-from histocodec.formats.container.attributes import Attributes
 from histocodec.formats.container.fields import Node, parse_json
-from histocodec.formats.container.layout import plain_arrays
+from histocodec.formats.container.layout import plain_forms
+from histocodec.formats.container.maps import LOSSLESS_MAPS, MAPS, LevelMaps, planes_of
 from histocodec.formats.container.pack import write_zip
 from histocodec.formats.container.read import described_by
 from histocodec.formats.container.shard import CRC_BYTES, crc32c, index_bytes, pack_shard, read_chunks, read_index
 from histocodec.formats.container.store import FolderStore, open_store
+from histocodec.formats.container.version1.attributes import from_json as from_version_1
+from histocodec.formats.container.version1.layout import plain_arrays
 from histocodec.formats.container.zipped import claims_zarr
 from histocodec.formats.decode.slide import open_compressed
 from histocodec.formats.decode.verify import verify
@@ -50,6 +54,8 @@ from histocodec.sources.synthetic import synthetic_slide
 from histocodec.train.data.patches import PatchSampler, training_image
 from histocodec.train.finish.quantise_synthesis import with_integer_synthesis
 from tests.support.peak import peak_memory
+from tests.support.version1 import golden
+from tests.support.version1 import to_json as to_version_1
 from tests.tools.make_golden import GOLDEN, MODEL_IDS
 
 MODEL_ID = MODEL_IDS["v1"]
@@ -63,6 +69,7 @@ EFFECTS = (
     "same",  # the same pixels, and nothing notices
     "other",  # wrong pixels, and nothing notices: must never happen
 )
+FILES = ("models", "containers", "containers-1", "archives")  # targets that read files
 HOSTILE = [
     None, True, False, 0, -1, 1, 0.5, 10**400, 2**31, 2**53, 1e308, float("nan"), float("inf"), "", "0", "../x",
     "é\ud800", "x" * 2000, [], [[]], [1] * 100, {}, {"a": 1}, "Infinity", "int16", "\x1b[2J", "a/b", ".", "zarr.json",
@@ -193,6 +200,7 @@ def sound_chunks() -> tuple[bytes, ...]:
 
 def small_container(folder: Path) -> Path:
     """Encode a container of one chunk, with an ICC profile and its model, so that it needs no other file."""
+    folder.mkdir(exist_ok=True)
     model, root = folder / f"{MODEL_ID}.safetensors", folder / "small.zarr"
     model.write_bytes(golden_weights().data)
     slide = ArraySlide(synthetic_slide(150, 130, seed=5), name="small", mpp=(0.25, 0.5), icc_profile=b"profile")
@@ -200,12 +208,34 @@ def small_container(folder: Path) -> Path:
     return root
 
 
+def golden_container(folder: Path) -> Path:
+    """The golden container of version 1, and its model, which HISTOCODEC_MODELS then names."""
+    os.environ["HISTOCODEC_MODELS"] = str(folder)
+    return golden(folder)
+
+
 @lru_cache(maxsize=1)
 def sound_attributes() -> Any:
+    """Attributes of version 2 with all that there can be."""
     with tempfile.TemporaryDirectory() as folder:
-        node = described_by(read_metadata(FolderStore(small_container(Path(folder))), ""))
+        value = _attributes_of(small_container(Path(folder)))
+    image = {"width": 7, "height": 6, "sha256": "0" * 64}
+    more = {"overview": image, "associated": [{"name": "thumbnail", **image}], "extensions": {"org.x": [1.5, None]}}
+    return {**value, **more, "mpp": [0.25, 0.5], "objective_power": 40, "dropped": ["label"]}
+
+
+@lru_cache(maxsize=1)
+def sound_attributes_1() -> Any:
+    """The same of version 1."""
+    with tempfile.TemporaryDirectory() as folder:
+        value = _attributes_of(golden(Path(folder)))
+    return {**value, "associated": [{"name": "thumbnail", "width": 7, "height": 6}], "overview": [15, 10]}
+
+
+def _attributes_of(root: Path) -> dict[str, Any]:
+    node = described_by(read_metadata(FolderStore(root), ""))
     assert node is not None and isinstance(node.value, dict)
-    return {**node.value, "associated": [{"name": "thumbnail", "width": 7, "height": 6}], "overview": [15, 10]}
+    return node.value
 
 
 # Targets.
@@ -287,18 +317,73 @@ class Shards:
 
 
 def make_attributes(rng: Random) -> bytes:
-    value = sound_attributes()
-    for _ in range(rng.choice((1, 1, 2, 4))):
-        value = damaged_json(value, rng)
+    """Mostly sealed anew: the digest would refuse everything else."""
+    value = _altered(sound_attributes(), rng)
+    if isinstance(value, dict) and rng.random() < 0.9:
+        with suppress(HistocodecError):
+            value = {**value, "digest": attributes_json.digest_of(value)}
     text = json.dumps(value).encode()
+    return damaged(text, rng) if rng.random() < 0.1 else text
+
+
+def make_attributes_1(rng: Random) -> bytes:
+    text = json.dumps(_altered(sound_attributes_1(), rng)).encode()
     return damaged(text, rng) if rng.random() < 0.3 else text
 
 
+def _altered(value: Any, rng: Random) -> Any:
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        value = damaged_json(value, rng)
+    return value
+
+
 def take_attributes(data: bytes) -> None:
-    attributes = Attributes.from_json(parse_json(data, "zarr.json"))
-    again = Attributes.from_json(Node(attributes.to_json(), "again"))
+    attributes = attributes_json.from_json(parse_json(data, "zarr.json"))
+    again = attributes_json.from_json(Node(attributes_json.to_json(attributes), "again"))
+    assert replace(again, provenance=attributes.provenance) == attributes, "attributes change when written and read"
+    assert sum(form.chunk_bytes for form in plain_forms(attributes).values()) < 2**34
+
+
+def take_attributes_1(data: bytes) -> None:
+    attributes = from_version_1(parse_json(data, "zarr.json"))
+    again = from_version_1(Node(to_version_1(attributes), "again"))
     assert again == attributes, "attributes change when written and read"
     assert sum(form.chunk_bytes for form in plain_arrays(attributes).values()) < 2**34
+
+
+MAPPED = planes_of(LOSSLESS_MAPS), 2, 2  # bytes, rows, columns
+
+
+def make_maps(rng: Random) -> bytes:
+    """Maps of chunks of all states, in which a few values are of those that mean something elsewhere."""
+    states = [rng.choice((0, 1, 1, 2)) for _ in range(4)]
+    stored, lossless = [state > 0 for state in states], [state == 2 for state in states]
+    maps = [
+        states,
+        [rng.randrange(101) * there for there in stored],
+        [rng.randrange(5, 9999) * there for there in stored],
+        [rng.randrange(2**32) * there for there in stored],
+        [rng.randrange(20_001) if there else 2**16 - 1 for there in stored],
+        [rng.randrange(25_501) if there else 2**16 - 1 for there in stored],
+        [rng.randrange(5, 9999) * there for there in lossless],
+        [rng.randrange(2**32) * there for there in lossless],
+    ]
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        odd = (0, 1, 2, 3, 4, 100, 101, 25_501, 2**16 - 2, 2**16 - 1, 2**26 + 4, 2**26 + 5, 2**31, 2**32 - 1)
+        rng.choice(maps)[rng.randrange(4)] = rng.choice(odd)
+    widths = [width for _, width in (*MAPS, *LOSSLESS_MAPS)]
+    planes = [
+        [value >> 8 * byte & 255 for value in values]
+        for values, width in zip(maps, widths, strict=True)
+        for byte in range(width)
+    ]
+    return np.array(planes, np.uint8).tobytes()
+
+
+def take_maps(data: bytes) -> None:
+    values = np.frombuffer(data, np.uint8).reshape(MAPPED)
+    maps = LevelMaps.from_values(values, LOSSLESS_MAPS, "maps")
+    assert np.array_equal(maps.values(lossless=True), values), "maps change when read and written"
 
 
 FORM = Form((64, 64), "uint8")
@@ -344,6 +429,27 @@ def take_model(data: bytes) -> None:
 
 
 class Archives:
+    """Damages a container that is one file, then reads and verifies it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "small.hcz"
+        write_zip(small_container(folder / "archived"), self.file)
+        self.sound = self.file.read_bytes()
+
+    def make(self, rng: Random) -> bytes:
+        """The archive with damage, half of it in the directory at its end."""
+        at = rng.choice((0, self.sound.index(b"PK\x01\x02")))
+        return self.sound[:at] + damaged(self.sound[at:], rng, other=self.sound)
+
+    def take(self, data: bytes) -> None:
+        self.file.write_bytes(data)
+        with suppress(HistocodecError):
+            verify(self.file, device="cpu", workers=1)
+        with open_compressed(self.file, device="cpu", workers=1) as slide:
+            slide.read(slide.levels[0].region, 0)
+
+
+class Zips:
     """Damages the headers, the directory or anything else of a ZIP archive, then reads all that it holds."""
 
     def __init__(self, folder: Path, root: Path) -> None:
@@ -368,8 +474,8 @@ class Archives:
 class Containers:
     """Damages one file of a container on disk, then reads and verifies the whole container."""
 
-    def __init__(self, folder: Path) -> None:
-        self.root = small_container(folder)
+    def __init__(self, root: Path) -> None:
+        self.root = root
         self.files = sorted(path for path in self.root.rglob("*") if path.is_file())
         self.sound = {file: file.read_bytes() for file in self.files}
         self.pixels = self.read()
@@ -421,24 +527,30 @@ class Containers:
 
 def targets(folder: Path) -> list[Target]:
     """All targets. Their files go to `folder`."""
-    containers = Containers(folder)
-    archives = Archives(folder, containers.root)
+    containers, containers_1 = Containers(small_container(folder)), Containers(golden_container(folder))
+    archives = Archives(folder)
+    zips = Zips(folder, containers.root)
     return [
         Target("chunks", make_chunk, Chunks().take),
         Target("shards", make_shard, Shards(folder).take),
         Target("attributes", make_attributes, take_attributes),
+        Target("attributes-1", make_attributes_1, take_attributes_1),
+        Target("maps", make_maps, take_maps),
         Target("arrays", make_array, lambda data: unpack_values(data, FORM, "array")),
         Target("models", make_model, take_model),
         Target("containers", containers.make, containers.take),
+        Target("containers-1", containers_1.make, containers_1.take),
+        Target("zips", zips.make, zips.take),
         Target("archives", archives.make, archives.take),
     ]
 
 
-def flip_all(folder: Path, *, step: int = 1) -> dict[str, int]:
-    """How many changed bytes had each of EFFECTS. Raises Finding where one gives wrong pixels unnoticed."""
+def flip_all(root: Path, *, step: int = 1, version: int = 2) -> dict[str, int]:
+    """How many changed bytes of a container had each of EFFECTS. Raises Finding where one gives wrong pixels unnoticed,
+    or, but for attributes of version 1, wrong pixels at all."""
     count = dict.fromkeys(EFFECTS, 0)
-    for name, effect in Containers(folder).flips(step):
-        if effect == "other" or (effect == "other, verified" and name != METADATA):
+    for name, effect in Containers(root).flips(step):
+        if effect == "other" or (effect == "other, verified" and (version, name) != (1, METADATA)):
             raise Finding(f"{name}: a changed byte gives other pixels")
         count[effect] += 1
     return count
@@ -455,14 +567,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        counts = {"chunks": given.chunks, **dict.fromkeys(("models", "containers", "archives"), given.files)}
+        counts = {"chunks": given.chunks} | dict.fromkeys(FILES, given.files)
         for target in targets(Path(folder)):
             if count := counts.get(target.name, given.others):
                 print(fuzz(target, count, seed=given.seed), flush=True)
     if given.flips:
-        with tempfile.TemporaryDirectory() as folder:
-            for effect, count in flip_all(Path(folder), step=given.flips).items():
-                print(f"changed bytes: {count} {effect}")
+        for version, make in ((1, golden_container), (2, small_container)):
+            with tempfile.TemporaryDirectory() as folder:
+                for effect, count in flip_all(make(Path(folder)), step=given.flips, version=version).items():
+                    print(f"changed bytes of version {version}: {count} {effect}")
 
 
 if __name__ == "__main__":

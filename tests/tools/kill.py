@@ -23,12 +23,13 @@ import numpy as np
 import tifffile
 
 from histocodec.cli.main import run
+from histocodec.formats.encode import scope
 from histocodec.formats.encode.journal import journal_path, old_path, partial_path
 from histocodec.sources.synthetic import synthetic_slide
 from tests.support.slides import contents
 from tests.support.tiny import tiny_model
 
-SHARDS = 2  # of 4096 pixels
+SHARDS, SHARD_PIXELS = 2, 2048  # small ones, so that an encode takes a moment
 OLD, NEW = "20", "50"  # qualities of the container that is replaced, and of its replacement
 Contents = dict[str, bytes]
 
@@ -60,8 +61,10 @@ class Scenario:
 
 def prepare(folder: Path) -> Bench:
     """Make the source, the model and both undisturbed containers in `folder`."""
+    scope.SHARD_PIXELS = SHARD_PIXELS
+    os.environ.setdefault("SOURCE_DATE_EPOCH", "1764547200")  # so that equal pixels are equal bytes
     source, model = folder / "slide.tif", tiny_model(folder)
-    pixels = np.tile(synthetic_slide(1024, 32, seed=2), (1, 4 * SHARDS, 1))
+    pixels = np.tile(synthetic_slide(1024, 32, seed=2), (1, SHARDS * SHARD_PIXELS // 1024, 1))
     tifffile.imwrite(source, pixels, tile=(32, 1024), photometric="rgb", compression="deflate", metadata=None)
     made = {}
     for quality in (OLD, NEW):
@@ -79,7 +82,8 @@ def _encode(source: Path, target: Path, model: Path, quality: str, *options: str
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)
-        given = ["--model", str(model), "--device", "cpu", "--levels", "0", "--workers", "1", "--quality", quality]
+        given = ["--model", str(model), "--device", "cpu", "--levels", "0", "--workers", "1", "--effort", "0"]
+        given += ["--quality", quality]
         os._exit(run(["encode", str(source), str(target), *given, *options]))
     return child
 
@@ -97,7 +101,7 @@ def _interrupted(bench: Bench) -> None:
     """An encode that was killed after its first shard."""
     _empty(bench)
     child = _encode(bench.source, bench.target, bench.model, NEW)
-    while not journal_path(bench.target).exists() or journal_path(bench.target).read_bytes().count(b"tiles") == 0:
+    while not journal_path(bench.target).exists() or journal_path(bench.target).read_bytes().count(b'"tiles"') == 0:
         time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
     _wait(child)

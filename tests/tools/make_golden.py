@@ -1,9 +1,10 @@
 """Make the golden files of one format version and model family. Run once for each; golden files are never rewritten.
 
-    python -m tests.tools.make_golden v1
-    python -m tests.tools.make_golden v1-vae
+    python -m tests.tools.make_golden v2
+    python -m tests.tools.make_golden v2-vae
 
-The models are seeded, not trained, and their tables have three symbols, so that everything stays at a few kilobytes.
+Those of version 1, `v1` and `v1-vae`, were made likewise when version 1 was written; those of version 2 have the same
+models. These are seeded, not trained, and their tables have three symbols, so that everything stays at a few kilobytes.
 What counts is that the bytes and the decoded integers never change.
 """
 
@@ -14,6 +15,7 @@ import os
 import shutil
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +24,20 @@ from safetensors.numpy import save
 
 from histocodec.codec.chunk import chunk_codec
 from histocodec.entropy import TableSet, quantise_pmf
+from histocodec.formats.container.attributes_json import MAX_INLINE
 from histocodec.models.config import HyperConfig, VaeConfig
 from histocodec.models.export import export_model
 from histocodec.models.hyper import HyperModel
 from histocodec.models.prior.graph import MEAN_BITS, SCALES
 from histocodec.models.vae.network import VaeDecoder, VaeEncoder
-from histocodec.models.weights import FORMAT, ModelWeights, parse_model
+from histocodec.models.weights import FORMAT, ModelWeights, load_model, parse_model
 from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-MODEL_IDS = {"v1": "golden-1", "v1-vae": "golden-vae-1"}
+MODEL_IDS = {"v1": "golden-1", "v1-vae": "golden-vae-1", "v2": "golden-1", "v2-vae": "golden-vae-1"}
+CREATED = "1764547200"  # 2025-12-01T00:00:00Z, in seconds
+LOSSLESS_FLOOR = 60.0  # dB, which these models reach nowhere
 CONFIG = HyperConfig(
     latent_channels=8,
     hyper_channels=4,
@@ -68,7 +73,7 @@ def golden_model() -> ModelWeights:
         model.prior.scale_base.copy_(torch.linspace(2, -1, 8))
         model.gains.log_gain[:] = torch.tensor([0.0, 3.0])[:, None]
         model.gains.log_inverse[:] = -model.gains.log_gain
-    return export_model(model, MODEL_IDS["v1"], tables=golden_tables())
+    return export_model(model, MODEL_IDS["v2"], tables=golden_tables())
 
 
 def golden_tables() -> TableSet:
@@ -98,7 +103,7 @@ def golden_vae() -> ModelWeights:
     }
     tables = golden_tables()
     arrays |= {"tables.low": tables.low, "tables.size": tables.size, "tables.freq": tables.freq}
-    name = MODEL_IDS["v1-vae"]
+    name = MODEL_IDS["v2-vae"]
     metadata = {"format": FORMAT, "id": name, "family": config.family, "config": config.to_json()}
     return parse_model(save(arrays, metadata=metadata), name=name)
 
@@ -113,39 +118,50 @@ def golden_latents() -> np.ndarray:
 
 
 def make(name: str) -> None:
-    """Write the golden files of `v1` or `v1-vae` to their folder."""
+    """Write the golden files of `v2` or `v2-vae` to their folder: slide.hc.zarr.zip, whose levels are all coded, and
+    lossless.hc.zarr.zip, all of whose chunks are also stored as pixels and whose maps are arrays."""
+    from histocodec.formats.container import write
     from histocodec.formats.decode.slide import open_compressed
     from histocodec.formats.encode.encode import encode_slide
     from histocodec.formats.encode.options import EncodeOptions
 
     folder, model_id = GOLDEN / name, MODEL_IDS[name]
-    if folder.exists():
-        raise SystemExit(f"{folder} exists; golden files are never rewritten")
+    if folder.exists() or not name.startswith("v2"):
+        raise SystemExit(f"{folder}: golden files are never rewritten")
     folder.mkdir(parents=True)
-    weights = golden_model() if name == "v1" else golden_vae()
     model = folder / f"{model_id}.safetensors"
-    model.write_bytes(weights.data)
-    os.environ["HISTOCODEC_MODELS"] = str(folder)
-    container = folder / "slide.zarr"
-    slide = ArraySlide(synthetic_slide(150, 130, seed=5), name="golden", mpp=(0.25, 0.5), icc_profile=b"profile")
-    encode_slide(slide, container, EncodeOptions(quality=80, model=str(model), device="cpu", background="code"))
-    with open_compressed(container, device="cpu") as opened:
-        pixels = opened.read(opened.levels[0].region, 0)
-        latents = np.asarray(opened.latents(0)[:])
-    chunk = chunk_codec(weights).encode(golden_latents(), 37)
-    facts = {
-        "model_sha256": weights.sha256,
-        "chunk": chunk.hex(),
-        "latents_sha256": hashlib.sha256(latents.astype("<i2").tobytes()).hexdigest(),
-        "mean_pixels": [[round(float(v), 2) for v in row] for row in pixels.reshape(130, 150, 3)[::26, ::30].mean(2)],
-    }
+    model.write_bytes(gzip.decompress((GOLDEN / f"v1{name[2:]}" / f"{model_id}.safetensors.gz").read_bytes()))
+    weights = load_model(model)
+    os.environ |= {"HISTOCODEC_MODELS": str(folder), "SOURCE_DATE_EPOCH": CREATED}
+    whole = synthetic_slide(150, 130, seed=5)
+    plain = EncodeOptions(quality=80, model=str(model), device="cpu", background="code", keep_label=True)
+    facts: dict[str, object] = {"model_sha256": weights.sha256, "decoder_sha256": weights.decoder_sha256}
+    facts["chunk"] = chunk_codec(weights).encode(golden_latents(), 37).hex()
+    for kind, options in (("slide", plain), ("lossless", replace(plain, min_psnr=LOSSLESS_FLOOR, embed_model=True))):
+        write.MAX_INLINE = MAX_INLINE if kind == "slide" else 0  # so that both places for maps are there
+        container = folder / f"{kind}.hc.zarr"
+        image = whole if kind == "slide" else np.ascontiguousarray(whole[50:90, 30:80])  # fewer bytes of pixels
+        slide = ArraySlide(image, name="golden", mpp=(0.25, 0.5), icc_profile=b"profile")
+        slide.associated = {"label": synthetic_slide(8, 6, seed=1)}
+        encode_slide(slide, container, options)
+        with open_compressed(container, device="cpu") as opened:
+            pixels = opened.read(opened.levels[0].region, 0)
+            latents = np.asarray(opened.latents(0)[:])
+            provenance = opened.container.attributes.provenance
+        facts[kind] = {
+            "digest": provenance.digest,
+            "uid": provenance.uid,
+            "created": provenance.created,
+            "latents_sha256": hashlib.sha256(latents.astype("<i2").tobytes()).hexdigest(),
+            "mean_pixels": [[round(float(v), 2) for v in row] for row in pixels[::26, ::30].mean(2)],
+        }
+        with zipfile.ZipFile(folder / f"{kind}.hc.zarr.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in sorted(container.rglob("*")):
+                if file.is_file():
+                    archive.write(file, file.relative_to(container).as_posix())
+        shutil.rmtree(container)
     (folder / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
-    with zipfile.ZipFile(folder / "slide.zarr.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(container.rglob("*")):
-            if file.is_file():
-                archive.write(file, file.relative_to(container).as_posix())
-    shutil.rmtree(container)
-    (folder / f"{model_id}.safetensors.gz").write_bytes(gzip.compress(weights.data, mtime=0))
+    shutil.copy(GOLDEN / f"v1{name[2:]}" / f"{model_id}.safetensors.gz", folder)
     model.unlink()
 
 

@@ -10,6 +10,7 @@ import argparse
 import gzip
 import hashlib
 import json
+import shutil
 import sys
 import zipfile
 from dataclasses import asdict, dataclass
@@ -19,12 +20,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from histocodec.codec.chunk import HyperChunkCodec, fast_chunk_codec, quality_of
-from histocodec.formats.container.layout import BACKGROUND, shard_key
-from histocodec.formats.container.read import Container
-from histocodec.formats.container.shard import read_chunk, read_index
+from histocodec.formats.container.abstract_container import Container
+from histocodec.formats.container.pack import unpack as unpack_container
+from histocodec.formats.container.read import open_container
+from histocodec.formats.container.shard import ShardIndex
+from histocodec.formats.container.states import BACKGROUND, chunks_where
+from histocodec.formats.container.store import open_store
 from histocodec.geometry import ShardKey
 from histocodec.models.weights import ModelWeights, load_model
-from tests.tools.conformance import KIT, MODEL_ID, STEP
+from tests.tools.conformance import KIT, KIT_2, MODEL_ID, STEP
 
 if TYPE_CHECKING:
     import torch
@@ -42,29 +46,51 @@ class Finding:
     pixels: dict[str, tuple[int, float]]  # by dtype: largest distance from float64, and the share of pixels beyond 1
 
 
+class Indices:
+    """A cache of indices that keeps none."""
+
+    def get(self, key: ShardKey) -> ShardIndex | None:
+        """None."""
+
+    def put(self, key: ShardKey, value: ShardIndex, size: int) -> None:
+        """Nothing."""
+
+
 def unpack(folder: Path) -> None:
-    """Write the kit to a folder, unpacked."""
+    """Write both kits to a folder, unpacked; the containers of version 2 also as one file each."""
     (folder / f"{MODEL_ID}.safetensors").write_bytes(gzip.decompress((KIT / "model.safetensors.gz").read_bytes()))
     for packed in KIT.glob("*.zarr.zip"):
         with zipfile.ZipFile(packed) as archive:
             archive.extractall(folder / packed.stem)
-    for pixels in KIT.glob("*.npy"):
-        (folder / pixels.name).write_bytes(pixels.read_bytes())
+    for archive in KIT_2.glob("*.hcz"):
+        shutil.copy(archive, folder)
+        unpack_container(open_store(archive), folder / f"{archive.stem}.hc.zarr")
+    for pixels in (*KIT.glob("*.npy"), *KIT_2.glob("*.npy")):
+        shutil.copy(pixels, folder)
+
+
+def containers_in(folder: Path) -> list[Path]:
+    """The containers in a folder, of whichever kind."""
+    return sorted((*folder.glob("*.zarr"), *folder.glob("*.hcz")))
+
+
+def expected_pixels(container: Path) -> Path:
+    """The file of a container's pixels in float64."""
+    return container.with_name(f"{container.name.partition('.')[0]}.npy")
 
 
 def decode_chunks(container: Container, codec: HyperChunkCodec) -> tuple[list[str], bool]:
     """The SHA-256 of each level's latents as int16, and whether every chunk is encoded to the same bytes again."""
     attributes, digests, same = container.attributes, [], True
+    source = container.shard_reader(Indices())
     for level in range(len(attributes.levels)):
-        grid, side, across = attributes.grid(level), attributes.chunk, attributes.shard
+        grid, side = attributes.grid(level), attributes.chunk
         shape = (attributes.model.channels, side, side)
         whole = np.zeros((shape[0], grid.chunk_rows * side, grid.chunk_columns * side), "<i2")
-        for row, column in np.argwhere(container.tiles(level) != BACKGROUND):
-            name = shard_key(ShardKey(level, row // across, column // across))
-            index, number = read_index(container.store, name, across**2), row % across * across + column % across
-            data = read_chunk(container.store, name, index, number)
-            assert data is not None
-            y = codec.decode(data, shape)
+        for key in chunks_where(level, container.tiles(level) != BACKGROUND):
+            (data,) = source.chunk_bytes([key])
+            y, row, column = codec.decode(data, shape), key.row, key.column
+            source.check_latents(key, quality_of(data), y)
             quality = quality_of(data)  # the kit's own z are plainly h_a's, as its writer took them
             plain = codec.encode(y, quality, z=codec.hyper_latents(y, quality, reluctance=0)) if y.any() else data
             same &= data in (codec.encode(y, quality), plain)
@@ -76,7 +102,7 @@ def decode_chunks(container: Container, codec: HyperChunkCodec) -> tuple[list[st
 
 def latent_digests(path: Path, weights: ModelWeights) -> list[str]:
     """The SHA-256 of each level's latents, decoded by numpy."""
-    return decode_chunks(Container.open(path), HyperChunkCodec(weights))[0]
+    return decode_chunks(open_container(path), HyperChunkCodec(weights))[0]
 
 
 def decoded_pixels(path: Path, weights: ModelWeights, device: str, dtype: "torch.dtype") -> "Pixels":
@@ -87,7 +113,7 @@ def decoded_pixels(path: Path, weights: ModelWeights, device: str, dtype: "torch
     from histocodec.geometry import ChunkKey, Grid, Region
     from histocodec.threads import Workers
 
-    container, workers = Container.open(path), Workers(2)
+    container, workers = open_container(path), Workers(2)
     level = container.attributes.levels[0]
     grid = Grid(level.height, level.width, container.attributes.chunk_side)
     level_region = Region(0, 0, level.width, level.height)
@@ -126,9 +152,12 @@ def main() -> None:
     given = parser.parse_args()
     weights = load_model(given.folder / f"{MODEL_ID}.safetensors")
     if given.latents_only:
-        digests, same = decode_chunks(Container.open(given.folder / "small.zarr"), HyperChunkCodec(weights))
+        found = {}
+        for name in ("small.zarr", "small-2.hcz"):
+            digests, same = decode_chunks(open_container(given.folder / name), HyperChunkCodec(weights))
+            found[name] = asdict(Finding(digests, digests, same, {}))
         assert "torch" not in sys.modules
-        print(json.dumps({"small": asdict(Finding(digests, digests, same, {}))}))
+        print(json.dumps(found))
         return
     import torch
 
@@ -143,17 +172,17 @@ def main() -> None:
         path = given.folder / f"{given.encode}.zarr"
         image, options = images()["wide"]
         encode(image, path, options, given.folder / f"{MODEL_ID}.safetensors")
-        np.save(path.with_suffix(".npy"), oracle_pixels(path, weights))
+        np.save(expected_pixels(path), oracle_pixels(path, weights))
     found = {}
-    for path in sorted(given.folder.glob("*.zarr")):
-        container, expected = Container.open(path), np.load(path.with_suffix(".npy"))
+    for path in containers_in(given.folder):
+        container, expected = open_container(path), np.load(expected_pixels(path))
         latents, same = decode_chunks(container, HyperChunkCodec(weights))
         fast, also = decode_chunks(container, fast_chunk_codec(weights))
         pixels = {
             str(dtype).removeprefix("torch."): _distance(decoded_pixels(path, weights, given.device, dtype), expected)
             for dtype in (torch.float32, torch.bfloat16)
         }
-        found[path.stem] = asdict(Finding(latents, fast, same and also, pixels))
+        found[path.name] = asdict(Finding(latents, fast, same and also, pixels))
     print(json.dumps(found))
 
 

@@ -1,12 +1,12 @@
-"""Make the conformance kit. It was run once; the kit is never rewritten.
+"""Make the conformance kit of version 2. It was run once; a kit is never rewritten.
 
 python -m tests.tools.conformance.make
 """
 
 import gzip
 import json
+import os
 import shutil
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from histocodec.entropy import TableSet, quantise_pmf
+from histocodec.formats.container.pack import write_zip
 from histocodec.formats.encode.encode import encode_slide
 from histocodec.formats.encode.options import EncodeOptions
 from histocodec.models.config import HyperConfig
@@ -21,11 +22,11 @@ from histocodec.models.export import export_model
 from histocodec.models.hyper import HyperModel
 from histocodec.models.prior.graph import MEAN_BITS, SCALES, SMALLEST_SCALE
 from histocodec.models.transforms.network import Residual
-from histocodec.models.weights import ModelWeights
+from histocodec.models.weights import ModelWeights, load_model
 from histocodec.slide import Pixels
 from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide
-from tests.tools.conformance import KIT, MODEL_ID
+from tests.tools.conformance import KIT, KIT_2, MODEL_ID
 from tests.tools.conformance.decode_kit import latent_digests, oracle_pixels
 
 CONFIG = HyperConfig(
@@ -97,35 +98,35 @@ def images() -> dict[str, tuple[Pixels, EncodeOptions]]:
         "deep": (synthetic_slide(150, 130, seed=5), EncodeOptions(quality=100, background="code")),
         "noise": (noise, EncodeOptions(quality=60, background="code")),
         "small": (synthetic_slide(64, 48, seed=9), EncodeOptions(quality=50, background="code")),
+        "lossless": (noise[:40, :50].copy(), EncodeOptions(quality=60, background="code", min_psnr=60)),
     }
 
 
 def encode(pixels: Pixels, target: Path, options: EncodeOptions, model: Path) -> None:
     slide = ArraySlide(pixels, name=target.stem, mpp=(0.5, 0.5), background=(240, 240, 240))
-    encode_slide(slide, target, replace(options, effort=0, model=str(model), device="cpu", workers=1))
+    encode_slide(slide, target, replace(options, effort=0, overview=64, model=str(model), device="cpu", workers=1))
 
 
 def main() -> None:
-    if KIT.exists():
-        raise SystemExit(f"{KIT} exists; the kit is never rewritten")
-    KIT.mkdir()
-    weights, model = conformance_model(), KIT / f"{MODEL_ID}.safetensors"
-    model.write_bytes(weights.data)
+    if KIT_2.exists():
+        raise SystemExit(f"{KIT_2} exists; a kit is never rewritten")
+    KIT_2.mkdir()
+    os.environ["SOURCE_DATE_EPOCH"] = "1764547200"  # 2025-12-01
+    model = KIT_2 / f"{MODEL_ID}.safetensors"
+    model.write_bytes(gzip.decompress((KIT / "model.safetensors.gz").read_bytes()))
+    weights = load_model(model)
     latents = {}
     for name, (pixels, options) in images().items():
-        container = KIT / f"{name}.zarr"
+        name = f"{name}-2"
+        container = KIT_2 / f"{name}.hc.zarr"
         encode(pixels, container, options, model)
         latents[name] = latent_digests(container, weights)
-        np.save(KIT / f"{name}.npy", oracle_pixels(container, weights))
-        with zipfile.ZipFile(KIT / f"{name}.zarr.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-            for file in sorted(container.rglob("*")):
-                if file.is_file():
-                    archive.write(file, file.relative_to(container).as_posix())
+        np.save(KIT_2 / f"{name}.npy", oracle_pixels(container, weights))
+        write_zip(container, KIT_2 / f"{name}.hcz")
         shutil.rmtree(container)
     model.unlink()
-    (KIT / "model.safetensors.gz").write_bytes(gzip.compress(weights.data, mtime=0))
     facts = {"model_sha256": weights.sha256, "latents_sha256": latents, "tolerance": TOLERANCE}
-    (KIT / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (KIT_2 / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The container: what is written can be read, by zarr too; what is damaged is found."""
+"""A container of version 1: it is read, by zarr too, and what is damaged is found."""
 
 import json
 import math
@@ -16,23 +16,18 @@ import zarr
 
 from histocodec.errors import FormatError, HistocodecError, UnsupportedError, UsageError
 from histocodec.formats.container.arrays import Form, write_plain
-from histocodec.formats.container.attributes import LevelAttributes, ModelReference
-from histocodec.formats.container.integrity import container_problems
-from histocodec.formats.container.layout import block_error_form, plain_arrays, shard_key
-from histocodec.formats.container.read import Container, Stats, is_container, sizes
+from histocodec.formats.container.attributes import LevelAttributes, ModelReference, Stats
+from histocodec.formats.container.read import is_container, open_container, sizes
 from histocodec.formats.container.shard import read_chunk, read_index
 from histocodec.formats.container.store import FolderStore
-from histocodec.formats.container.write import (
-    create_skeleton,
-    finish,
-    write_array,
-    write_block_error,
-    write_lossless,
-    write_stats,
-)
+from histocodec.formats.container.version1.container import ContainerV1
+from histocodec.formats.container.version1.integrity import container_problems
+from histocodec.formats.container.version1.layout import block_error_form, plain_arrays, shard_key
+from histocodec.formats.decode.verify import verify
 from histocodec.geometry import ChunkKey, ShardKey
 from histocodec.normalise import ChannelStats
 from tests.support.containers import attributes, values_of, written
+from tests.support.version1 import create_skeleton, finish, write_array, write_block_error, write_lossless, write_stats
 
 WEIGHTS = b"not really weights"
 
@@ -68,7 +63,7 @@ def test_stats_come_back(tmp_path: Path) -> None:
     )
     written(tmp_path / "a")
     write_stats(tmp_path / "a", described, stats)
-    found = Container(FolderStore(tmp_path / "a"), described).stats()
+    found = ContainerV1(FolderStore(tmp_path / "a"), described).stats()
     assert found.channels == stats.channels
     assert np.array_equal(found.background, stats.background)
     assert np.array_equal(found.background_latent, stats.background_latent)
@@ -78,7 +73,7 @@ def test_maps_keep_nan_and_infinity(tmp_path: Path) -> None:
     written(tmp_path / "a")
     psnr = np.array([[np.nan, np.inf, 30], [1, 2, 3]], np.float32)
     write_array(tmp_path / "a", attributes(), "psnr/0", psnr)
-    assert np.array_equal(Container(FolderStore(tmp_path / "a"), attributes()).psnr(0), psnr, equal_nan=True)
+    assert np.array_equal(ContainerV1(FolderStore(tmp_path / "a"), attributes()).psnr(0), psnr, equal_nan=True)
 
 
 def test_zarr_reads_everything_with_core_codecs(tmp_path: Path) -> None:
@@ -216,17 +211,17 @@ def test_an_unfinished_container_does_not_look_whole(tmp_path: Path) -> None:
     level = replace(attributes().levels[0], bytes=None)
     create_skeleton(tmp_path / "a", attributes(levels=(level,)))
     with pytest.raises(FormatError, match="never finished"):
-        Container.open(tmp_path / "a")
+        open_container(tmp_path / "a")
 
 
 def test_what_is_no_container_is_unsupported(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
-        Container.open(tmp_path / "none")
+        open_container(tmp_path / "none")
     with pytest.raises(UnsupportedError, match="no histocodec container"):
-        Container.open(tmp_path)
+        open_container(tmp_path)
     zarr.create_group(tmp_path / "z")
     with pytest.raises(UnsupportedError, match="is Zarr, but no histocodec container"):
-        Container.open(tmp_path / "z")
+        open_container(tmp_path / "z")
     (tmp_path / "file").write_text("x")
     assert not any(is_container(tmp_path / name) for name in ("none", "z", "file", "."))
     assert is_container(written(tmp_path / "a").path)
@@ -238,14 +233,14 @@ def test_a_root_that_is_no_json_is_a_format_error(tmp_path: Path) -> None:
     for broken in (text[:-5], b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b"\xff"):
         (root / "zarr.json").write_bytes(broken)
         with pytest.raises(FormatError, match=r"zarr\.json: is not JSON"):
-            Container.open(root)
+            open_container(root)
 
 
 def test_attributes_of_other_programs_are_left_alone(tmp_path: Path) -> None:
     root = written(tmp_path / "a").path
     zarr.open_group(root, mode="r+").attrs["mine"] = [1, 2]
     zarr.open_array(root / "tiles/0", mode="r+").attrs["mine"] = 1
-    container = Container.open(root)
+    container = open_container(root)
     assert container.tiles(0).shape == (2, 3)
 
 
@@ -339,6 +334,17 @@ def test_a_shard_where_none_may_be_is_found(tmp_path: Path) -> None:
     assert not container.present_shards(0).any()
 
 
+def test_maps_that_contradict_each_other_do_not_verify(tmp_path: Path) -> None:
+    container = written(tmp_path / "a")
+    psnr = np.where(container.tiles(0) == 0, np.nan, np.float32(30)).astype(np.float32)
+    assert (container.tiles(0) == 0).any()
+    for values, expected in ((psnr, False), (np.full_like(psnr, 30), True)):
+        write_array(container.path, container.attributes, "psnr/0", values)
+        finish(container.path, container.attributes)
+        problems = verify(container.path, quick=True).problems
+        assert any("is background by one of tiles/0 and psnr/0 only" in problem for problem in problems) is expected
+
+
 def test_levels_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     container = written(tmp_path / "a")
     for level in (-1, 2):
@@ -355,7 +361,7 @@ def test_random_damage_never_gives_a_foreign_error(tmp_path: Path) -> None:
         data[rng.integers(len(data))] = rng.integers(256)
         file.write_bytes(data)
         with suppress(HistocodecError):
-            Container.open(container.path)
+            open_container(container.path)
 
 
 def test_everything_but_latents_takes_little(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
-"""Values that are finite, but beyond any sense, are refused: they never become pixels, warnings or foreign errors."""
+"""Values beyond any sense are refused when they are read, in containers of version 1, in plain words."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,18 @@ import pytest
 from histocodec.cli.main import run
 from histocodec.errors import FormatError, UsageError
 from histocodec.formats.container.arrays import write_plain
-from histocodec.formats.container.attributes import Attributes
 from histocodec.formats.container.fields import Node
-from histocodec.formats.container.layout import block_error_form, plain_arrays
-from histocodec.formats.container.read import Container
+from histocodec.formats.container.read import open_container
+from histocodec.formats.container.version1.attributes import from_json
+from histocodec.formats.container.version1.container import ContainerV1
+from histocodec.formats.container.version1.layout import block_error_form, plain_arrays
 from histocodec.formats.encode.options import EncodeOptions
 from histocodec.formats.encode.scope import selected_levels
 from histocodec.geometry import Level
 from histocodec.slide import WHITE
 from histocodec.sources import ArraySlide
 from tests.support.containers import SCHEMA, attributes
+from tests.support.version1 import to_json, write_block_error
 
 Captured = pytest.CaptureFixture[str]
 HUGE = 3e38  # nearly the largest float32
@@ -36,11 +37,15 @@ ABSURD = {
 
 
 @pytest.fixture
-def container(folder: Path, tmp_path: Path) -> Container:
-    return Container.open(shutil.copytree(folder / "a.zarr", tmp_path / "a.zarr"))
+def container(golden_v1: Path) -> ContainerV1:
+    container = open_container(golden_v1)
+    assert isinstance(container, ContainerV1)
+    form = block_error_form(container.attributes, 0)
+    write_block_error(golden_v1, container.attributes, 0, np.ones(form.shape, np.float32))
+    return container
 
 
-def store(container: Container, name: str, value: float) -> None:
+def store(container: ContainerV1, name: str, value: float) -> None:
     """Write an array anew with the last of its values replaced, as somebody who forges a container would."""
     described = container.attributes
     form = block_error_form(described, 0) if name == "block_error/0" else plain_arrays(described)[name]
@@ -52,7 +57,9 @@ def store(container: Container, name: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name in ABSURD for value in ABSURD[name]])
-def test_values_beyond_any_sense_are_refused_when_they_are_read(container: Container, name: str, value: float) -> None:
+def test_values_beyond_any_sense_are_refused_when_they_are_read(
+    container: ContainerV1, name: str, value: float
+) -> None:
     store(container, name, value)
     with pytest.raises(FormatError, match=rf"{name}: has .* not allowed there"):
         container.block_error(0) if name == "block_error/0" else container.array(name)
@@ -60,7 +67,7 @@ def test_values_beyond_any_sense_are_refused_when_they_are_read(container: Conta
 
 @pytest.mark.parametrize("name", DECODED)
 def test_statistics_beyond_any_sense_are_not_decoded(
-    container: Container, tmp_path: Path, capsys: Captured, name: str
+    container: ContainerV1, tmp_path: Path, capsys: Captured, name: str
 ) -> None:
     store(container, name, HUGE)
     assert run(["decode", str(container.path), str(tmp_path / "a.png")]) == 3
@@ -71,7 +78,7 @@ def test_statistics_beyond_any_sense_are_not_decoded(
 
 @pytest.mark.parametrize("name", MEASURED)
 def test_measurements_beyond_any_sense_are_reported(
-    container: Container, tmp_path: Path, capsys: Captured, name: str
+    container: ContainerV1, tmp_path: Path, capsys: Captured, name: str
 ) -> None:
     store(container, name, HUGE)
     if name == "psnr/0":  # the map shows nothing else
@@ -82,7 +89,7 @@ def test_measurements_beyond_any_sense_are_reported(
 
 
 def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(attributes().to_json()))
+    found: dict[str, Any] = json.loads(json.dumps(to_json(attributes())))
     change(found)
     return found
 
@@ -91,19 +98,19 @@ def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
 def test_a_level_larger_than_the_one_before_it_is_refused(side: str) -> None:
     found = changed(lambda a: a["levels"][1].update({side: 151}))
     with pytest.raises(FormatError, match=r"levels\[1\]: has .* from the largest to the smallest"):
-        Attributes.from_json(Node(found, "x"))
+        from_json(Node(found, "x"))
 
 
 def test_levels_of_one_size_are_in_order() -> None:
     found = changed(lambda a: a["levels"][1].update(width=150, height=100))
-    assert len(Attributes.from_json(Node(found, "x")).levels) == 2
+    assert len(from_json(Node(found, "x")).levels) == 2
 
 
 @pytest.mark.parametrize(("level", "downsample"), [(0, 2.0), (0, 1.0001), (0, 0.5), (1, 0.9)])
 def test_level_0_has_the_downsample_1_and_no_other_has_less(level: int, downsample: float) -> None:
     found = changed(lambda a: a["levels"][level].update(downsample=downsample))
     with pytest.raises(FormatError, match=rf"levels\[{level}\].downsample"):
-        Attributes.from_json(Node(found, "x"))
+        from_json(Node(found, "x"))
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(found, SCHEMA)
 

@@ -1,4 +1,4 @@
-"""The attributes: what is written is read and fits the schema; what is out of range is refused by both."""
+"""The attributes of version 1: those that were written are read and fit the schema; code and schema refuse the rest."""
 
 import json
 from pathlib import Path
@@ -9,19 +9,21 @@ import pytest
 
 from histocodec.errors import FormatError, UnsupportedError, UsageError
 from histocodec.formats.container import attributes as limits
-from histocodec.formats.container.attributes import KEY, Attributes, LevelAttributes, ModelReference, SourceAttributes
+from histocodec.formats.container.attributes import KEY, LevelAttributes, ModelReference, SourceAttributes
 from histocodec.formats.container.fields import Node
-from histocodec.formats.container.layout import BACKGROUND, CODED, LOSSLESS, NO_SHARD
-from histocodec.formats.container.write import create_skeleton
+from histocodec.formats.container.layout import NO_SHARD
+from histocodec.formats.container.states import BACKGROUND, CODED, LOSSLESS
+from histocodec.formats.container.version1.attributes import from_json
 from histocodec.geometry import ChunkKey, Region
 from histocodec.models.config import MODEL_ID
 from tests.support.containers import SCHEMA, attributes, written
+from tests.support.version1 import create_skeleton, to_json
 
 
 def test_attributes_come_back(tmp_path: Path) -> None:
     described = attributes()
     assert written(tmp_path / "a").attributes == described
-    assert Attributes.from_json(Node(json.loads(json.dumps(described.to_json())), "")) == described
+    assert from_json(Node(json.loads(json.dumps(to_json(described))), "")) == described
 
 
 def test_what_is_written_fits_the_schema(tmp_path: Path) -> None:
@@ -32,13 +34,12 @@ def test_what_is_written_fits_the_schema(tmp_path: Path) -> None:
         attributes(model=ModelReference("m.1", "a" * 64, 256, embedded=3)),
         attributes(levels=(LevelAttributes(1, 1, 1, "int8", 0),), source=SourceAttributes("", None, "")),
     ):
-        jsonschema.validate(json.loads(json.dumps(described.to_json())), SCHEMA)
+        jsonschema.validate(json.loads(json.dumps(to_json(described))), SCHEMA)
     root = json.loads((written(tmp_path / "a").path / "zarr.json").read_text())
     jsonschema.validate(root["attributes"][KEY], SCHEMA)
 
 
 HOSTILE: list[tuple[str, Any]] = [
-    ("version", 0), ("version", True), ("version", "1"), ("version", None),
     ("generator", 1), ("generator", "x" * 1025),
     ("model", []), ("model.id", "../m"), ("model.id", "a.safetensors"), ("model.sha256", "A" * 64),
     ("model.stride", 8), ("model.channels", 6), ("model.channels", 2048), ("model.embedded", 2**40),
@@ -56,7 +57,7 @@ HOSTILE: list[tuple[str, Any]] = [
 
 
 def changed(field: str, value: Any) -> dict[str, Any]:
-    found: Any = json.loads(json.dumps(attributes().to_json()))
+    found: Any = json.loads(json.dumps(to_json(attributes())))
     node = found
     *path, last = (int(part) if part.isdigit() else part for part in field.split("."))
     for part in path:
@@ -69,47 +70,41 @@ def changed(field: str, value: Any) -> dict[str, Any]:
 def test_attributes_out_of_range_are_refused_by_code_and_schema(field: str, value: Any) -> None:
     name = field.split(".")[0]
     with pytest.raises(FormatError, match=rf"zarr\.json: histocodec.*{name}"):
-        Attributes.from_json(Node(changed(field, value), "zarr.json: histocodec"))
+        from_json(Node(changed(field, value), "zarr.json: histocodec"))
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(changed(field, value), SCHEMA)
 
 
 def test_every_missing_field_is_named() -> None:
-    for field in attributes().to_json():
-        found = attributes().to_json()
+    for field in to_json(attributes()):
+        found = to_json(attributes())
         del found[field]
         with pytest.raises(FormatError, match=f"'{field}' is missing"):
-            Attributes.from_json(Node(found, "x"))
+            from_json(Node(found, "x"))
 
 
 def test_numbers_that_are_none_are_refused() -> None:
     for text in ("NaN", "Infinity", "1e999"):
         with pytest.raises(FormatError, match="objective_power"):
-            Attributes.from_json(Node(changed("objective_power", json.loads(text)), "x"))
+            from_json(Node(changed("objective_power", json.loads(text)), "x"))
 
 
 def test_two_images_of_one_name_are_refused() -> None:
     image = {"name": "Macro", "width": 1, "height": 1}
     found = changed("associated", [image, {**image, "name": "macro"}])
     with pytest.raises(FormatError, match="occurs twice"):
-        Attributes.from_json(Node(found, "x"))
-
-
-def test_a_later_version_is_unsupported() -> None:
-    for version in (2, 99):
-        with pytest.raises(UnsupportedError, match=r"later version.* reads version 1"):
-            Attributes.from_json(Node({"version": version, "new": 1}, "x"))
+        from_json(Node(found, "x"))
 
 
 def test_another_family_is_unsupported() -> None:
     with pytest.raises(UnsupportedError, match="family: 'flow'"):
-        Attributes.from_json(Node(changed("model.family", "flow"), "x"))
+        from_json(Node(changed("model.family", "flow"), "x"))
 
 
 def test_absurd_sizes_are_refused_before_anything_is_allocated() -> None:
     level = {**changed("chunk", 4)["levels"][0], "width": 2**31 - 1, "height": 2**31 - 1}
     with pytest.raises(FormatError, match=r"levels\[0\]: has .* chunks; at most 16777216"):
-        Attributes.from_json(Node(changed("levels", [level]), "x"))
+        from_json(Node(changed("levels", [level]), "x"))
 
 
 def test_nothing_is_written_that_cannot_be_read(tmp_path: Path) -> None:
