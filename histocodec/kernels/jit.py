@@ -1,6 +1,8 @@
 """Compiling kernels with numba, in one way everywhere: without the GIL, and cached on disk where that is possible."""
 
 from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -15,6 +17,23 @@ def jit(kernel: Kernel) -> Kernel:
     refuses to cache, and the code lives for this process only.
     """
     try:
-        return cast(Kernel, numba.njit(kernel, nogil=True, error_model="numpy", cache=True))
+        compiled = numba.njit(kernel, nogil=True, error_model="numpy", cache=True)
+        _depend_on_all_kernels(compiled)
+        return cast(Kernel, compiled)
     except RuntimeError:
         return cast(Kernel, numba.njit(kernel, nogil=True, error_model="numpy"))
+
+
+def _depend_on_all_kernels(compiled: Any) -> None:
+    """Has numba compile a kernel anew when a file of this package has changed, not only when its own has: its machine
+    code includes what it calls, and packed weights must fit it."""
+    file = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+    if file is not None and hasattr(file, "_source_stamp"):
+        file._source_stamp = (file._source_stamp, _stamp())
+
+
+@lru_cache(maxsize=1)
+def _stamp() -> tuple[tuple[str, int, int], ...]:
+    """Name, time and size of each file here."""
+    files = ((path.name, path.stat()) for path in sorted(Path(__file__).parent.glob("*.py")))
+    return tuple((name, status.st_mtime_ns, status.st_size) for name, status in files)

@@ -1,0 +1,123 @@
+"""Sums of four products of bytes: the one instruction that differs between processors, and which this one has.
+
+`add_products` emits LLVM's code for acc + Σ a·w, where each 32-bit lane of a holds four unsigned bytes and that of w
+four signed ones. All instruction sets give the same integers: none of the forms here saturates.
+
+    avx512-vnni   vpdpbusd on 16 lanes
+    avx-vnni      vpdpbusd on 8 lanes, of AVX-VNNI or AVX-512VL
+    avx2          vpmaddwd on the even and the odd bytes as 16-bit numbers, 8 lanes; vpmaddubsw could saturate
+    generic       shifts and products of 32 bits on 4 lanes, which LLVM translates for any processor
+
+Where a processor lacks an instruction, the code of that set has the same lanes and loops with generic products in them:
+so each can be tested everywhere.
+"""
+
+import os
+from functools import lru_cache
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba.core.registry import cpu_target
+
+from histocodec.errors import UsageError
+
+NAMES = ("avx512-vnni", "avx-vnni", "avx2", "generic")  # the index is what kernels take; the fastest first
+VARIABLE = "HISTOCODEC_INSTRUCTIONS"  # environment variable that forces one of them
+LANES = {"avx512-vnni": 16, "avx-vnni": 8, "avx2": 8, "generic": 4}
+_NEEDED = {"avx512-vnni": {"avx512vnni"}, "avx-vnni": {"avxvnni"}, "avx2": {"avx2"}, "generic": set()}
+
+I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+
+
+@lru_cache(maxsize=1)
+def features() -> frozenset[str]:
+    """The processor's features as LLVM calls them, those that numba compiles for."""
+    listed = cpu_target.target_context.codegen()._tm_features.split(",")
+    return frozenset(feature[1:] for feature in listed if feature.startswith("+"))
+
+
+def available(name: str) -> bool:
+    """Whether this processor has the instructions of that name."""
+    if name == "avx-vnni" and {"avx512vnni", "avx512vl"} <= features():
+        return True
+    return _NEEDED[name] <= features()
+
+
+def fastest() -> int:
+    """The number in NAMES of the fastest instructions here, or of those that HISTOCODEC_INSTRUCTIONS names. Raises
+    UsageError where it names none."""
+    forced = os.environ.get(VARIABLE)
+    if forced:
+        if forced not in NAMES:
+            raise UsageError(f"{VARIABLE} is {forced!r}; {', '.join(NAMES)} are allowed")
+        return NAMES.index(forced)
+    return next(n for n, name in enumerate(NAMES) if available(name))
+
+
+def runs_natively() -> bool:
+    """Whether this processor has instructions for products of bytes, or was told which to use. Where it has none, the
+    generic ones are slower than a matrix product in floating point."""
+    return NAMES[fastest()] != "generic" or bool(os.environ.get(VARIABLE))
+
+
+def vector(element: ir.Type, lanes: int) -> ir.VectorType:
+    """The type of a vector of so many lanes."""
+    return ir.VectorType(element, lanes)
+
+
+def splat(value: float, element: ir.Type, lanes: int) -> ir.Constant:
+    """A vector that holds one constant in every lane."""
+    return ir.Constant(vector(element, lanes), [ir.Constant(element, value)] * lanes)
+
+
+def external(builder: ir.IRBuilder, kind: ir.FunctionType, name: str) -> Any:
+    """A function of LLVM's that the code may call."""
+    return builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+
+
+def add_products(builder: ir.IRBuilder, name: str, acc: Any, a: Any, w: Any) -> Any:
+    """acc + Σ a·w: `acc` is a vector of 32-bit lanes, `a` holds four unsigned bytes in each lane, `w` four signed."""
+    lanes = acc.type.count
+    if name in ("avx512-vnni", "avx-vnni") and available(name):
+        return _vpdpbusd(builder, acc, a, w)
+    if name == "avx2" and available(name):
+        return _vpmaddwd(builder, acc, a, w)
+    for n in range(4):
+        product = builder.mul(_unsigned_byte(builder, a, n, lanes), _signed_byte(builder, w, n, lanes))
+        acc = builder.add(acc, product)
+    return acc
+
+
+def _vpdpbusd(builder: ir.IRBuilder, acc: Any, a: Any, w: Any) -> Any:
+    lanes = acc.type.count
+    wide, operands = acc.type, vector(I8, 4 * lanes)
+    takes_bytes = llvm.llvm_version_info[0] >= 21  # before, the operands had the accumulator's type
+    kind = ir.FunctionType(wide, [wide, operands, operands] if takes_bytes else [wide, wide, wide])
+    function = external(builder, kind, f"llvm.x86.avx512.vpdpbusd.{32 * lanes}")
+    pair = [builder.bitcast(x, operands) for x in (a, w)] if takes_bytes else [a, w]
+    return builder.call(function, [acc, *pair])
+
+
+def _vpmaddwd(builder: ir.IRBuilder, acc: Any, a: Any, w: Any) -> Any:
+    """The even and the odd bytes of each lane, two at a time, as 16-bit numbers: each pair of products fits 32 bits."""
+    lanes = acc.type.count
+    halves, low = vector(I16, 2 * lanes), splat(0x00FF00FF, I32, lanes)
+    kind = ir.FunctionType(acc.type, [halves, halves])
+    function = external(builder, kind, "llvm.x86.avx2.pmadd.wd")
+    eight = splat(8, I16, 2 * lanes)
+    as_halves = builder.bitcast(w, halves)
+    even_w, odd_w = builder.ashr(builder.shl(as_halves, eight), eight), builder.ashr(as_halves, eight)
+    even_a = builder.bitcast(builder.and_(a, low), halves)
+    odd_a = builder.lshr(builder.bitcast(a, halves), eight)
+    for x, y in ((even_a, even_w), (odd_a, odd_w)):
+        acc = builder.add(acc, builder.call(function, [x, y]))
+    return acc
+
+
+def _unsigned_byte(builder: ir.IRBuilder, x: Any, n: int, lanes: int) -> Any:
+    return builder.and_(builder.lshr(x, splat(8 * n, I32, lanes)), splat(255, I32, lanes))
+
+
+def _signed_byte(builder: ir.IRBuilder, x: Any, n: int, lanes: int) -> Any:
+    return builder.ashr(builder.shl(x, splat(24 - 8 * n, I32, lanes)), splat(24, I32, lanes))
