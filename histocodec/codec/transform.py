@@ -19,11 +19,13 @@ from histocodec.codec.networks import analysis_network, gpu_engine, synthesis_ne
 from histocodec.device import fastest_dtype
 from histocodec.errors import FormatError
 from histocodec.geometry import Margin
+from histocodec.kernels.instructions import runs_natively
 from histocodec.kernels.pixels import shuffled, squared_errors, unshuffled
 from histocodec.models.config import HyperConfig
 from histocodec.models.transforms.analysis import Int8Analysis
 from histocodec.models.transforms.exact import IntegerSynthesis
 from histocodec.models.transforms.fast import fastest_engine, int8_products_exact
+from histocodec.models.transforms.native import NativeSynthesis
 from histocodec.models.transforms.network import Analysis, Hidden, Synthesis
 from histocodec.models.transforms.pullback import Pullback
 from histocodec.models.vae.network import VaeDecoder, VaeEncoder
@@ -46,10 +48,13 @@ class Transform:
         self.dtype = fastest_dtype(device) if dtype is None else dtype
         self._int8_allowed = dtype is None and device.type == "cpu"  # for the analysis, where the CPU is exact
         self.by_kernels = False  # whether the Triton kernels of `histocodec.codec.gpu` compute the synthesis
+        self._native: NativeSynthesis | None = None  # what computes pixels on a CPU that has the instructions for it
         self.g_s: Synthesis | VaeDecoder | IntegerSynthesis
         if isinstance(weights.config, HyperConfig) and weights.config.integer_synthesis:
             engine = gpu_engine(weights, device)
             self.by_kernels = engine is not None
+            if device.type == "cpu" and runs_natively():
+                self._native = NativeSynthesis(weights.config, weights.arrays)
             engine = engine or fastest_engine(weights.config, weights.arrays, device)
             self.g_s = IntegerSynthesis(weights.config, engine)
         else:
@@ -86,6 +91,8 @@ class Transform:
     ) -> list[NDArray[np.uint8]]:
         """Windows (C, h, w) float32 with their gains undone, all of one shape and margin → pixels (H, W, 3) uint8 of
         each, without the margin. Raises FormatError where a synthesis in floating point gives infinity or NaN."""
+        if self._native is not None:
+            return [self._native.pixels(window, margin, stats.mean, stats.std) for window in windows]
         with torch.inference_mode():
             batch = [torch.from_numpy(window) for window in windows]
             latents = batch[0][None] if len(batch) == 1 else torch.stack(batch)
