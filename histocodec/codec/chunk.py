@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 
 from histocodec.entropy import RansDecoder, RansEncoder
 from histocodec.errors import FormatError, UsageError
+from histocodec.kernels.instructions import runs_natively
 from histocodec.models.config import GROUPS, QUALITIES, HyperConfig
 from histocodec.models.prior.exact import RELUCTANCE, IntegerPrior
 from histocodec.models.prior.fast import FastPrior, float_product, int8_product
 from histocodec.models.prior.graph import HYPER_CLIP, MEAN_BITS, PHASE_MASK, POSITIONS
+from histocodec.models.prior.native import NativePrior
 from histocodec.models.weights import ModelWeights
 
 HEADER_BYTES = 4
@@ -265,10 +267,21 @@ def chunk_codec(weights: ModelWeights) -> ChunkCodec:
 
 
 def fast_chunk_codec(weights: ModelWeights) -> ChunkCodec:
-    """The chunk codec of a model's family, for one core, with the fastest exact products that PyTorch has here."""
+    """The chunk codec of a model's family, for one core, by native kernels where this processor has the
+    instructions for them, else with the fastest exact products that PyTorch has here."""
     if not isinstance(weights.config, HyperConfig):
         return VaeChunkCodec(weights)
-    return HyperChunkCodec(weights, prior=FastPrior(weights.config, weights.arrays, int8_product()))
+    prior: FastPrior
+    if runs_natively():
+        prior = NativePrior(weights.config, weights.arrays, _product_when_needed)
+    else:
+        prior = FastPrior(weights.config, weights.arrays, int8_product())
+    return HyperChunkCodec(weights, prior=prior)
+
+
+def _product_when_needed(a: NDArray[np.int8], b: NDArray[np.int8]) -> NDArray[np.int32]:
+    """The product of `int8_product`, which loads PyTorch when an encoder first multiplies."""
+    return int8_product()(a, b)
 
 
 def _corner(header: ChunkHeader) -> tuple[slice, slice, slice]:

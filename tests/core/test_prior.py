@@ -8,11 +8,14 @@ import torch
 
 from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.errors import FormatError
+from histocodec.kernels.instructions import NAMES
 from histocodec.models.config import GROUPS, QUALITIES, HyperConfig
 from histocodec.models.prior.exact import IntegerPrior
 from histocodec.models.prior.fast import FastPrior, float_product, int8_product
 from histocodec.models.prior.graph import accumulator_peak, check_accumulators, layers
+from histocodec.models.prior.native import NativePrior
 from histocodec.models.prior.training import step_mask
+from histocodec.models.weights import DEFAULT_MODEL, find_model
 from tests.support.tiny import TINY, tiny_network, tiny_weights
 
 SIDE = 16
@@ -55,6 +58,8 @@ def codecs() -> dict[str, HyperChunkCodec]:
         for dtype in ("float32", "float64")
     }
     ways["bytes"] = FastPrior(weights.config, weights.arrays, int8_product())
+    for number, instructions in enumerate(NAMES):
+        ways[instructions] = NativePrior(weights.hyper, weights.arrays, float_product, instructions=number)
     return {name: HyperChunkCodec(weights, prior=prior) for name, prior in ways.items()}
 
 
@@ -69,7 +74,7 @@ def test_every_library_and_precision_writes_and_reads_the_same_bytes(name: str) 
             assert np.array_equal(other.decode(data, y.shape), y)
 
 
-@pytest.mark.parametrize("name", ["numpy float64", "bytes"])
+@pytest.mark.parametrize("name", ["numpy float64", "bytes", *NAMES])
 def test_a_chunk_at_the_slides_edge_is_coded_alike(name: str) -> None:
     reference, other = HyperChunkCodec(tiny_weights()), codecs()[name]
     y = latents(4, spread=20.0)
@@ -78,6 +83,40 @@ def test_a_chunk_at_the_slides_edge_is_coded_alike(name: str) -> None:
     assert data[1:4] == bytes((7, 5, 3))
     assert other.encode(y, 70) == data
     assert np.array_equal(other.decode(data, y.shape), y)
+
+
+@pytest.mark.parametrize("instructions", range(len(NAMES)), ids=NAMES)
+def test_native_kernels_compute_the_shipped_models_prior_exactly(instructions: int) -> None:
+    weights, rng = find_model(DEFAULT_MODEL), np.random.default_rng(instructions)
+    config = weights.hyper
+    reference = HyperChunkCodec(weights, prior=IntegerPrior(config, weights.arrays, dtype="float64"))
+    native = NativePrior(config, weights.arrays, float_product, instructions=instructions)
+    for quality, shape, spread in ((0, (16, 12), 2.0), (63, (8, 20), 60.0), (100, (4, 4), 3e4)):
+        decay = spread * 0.97 ** np.arange(config.latent_channels)
+        y = np.rint(rng.normal(0, 1, (config.latent_channels, *shape)) * decay[:, None, None])
+        y = y.clip(-32768, 32767).astype(np.int16)
+        y[rng.integers(20, 200) :], y[:, rng.integers(2, shape[0]) :] = 0, 0
+        data = reference.encode(y, quality)
+        assert np.array_equal(HyperChunkCodec(weights, prior=native).decode(data, y.shape), y)
+
+
+def test_two_native_chunks_may_be_decoded_in_turns() -> None:
+    weights = tiny_weights()
+    native = NativePrior(weights.hyper, weights.arrays, float_product)
+    reference = IntegerPrior(weights.hyper, weights.arrays)
+    shape, extent = (TINY.latent_channels, SIDE, SIDE), (TINY.latent_channels // 4, SIDE // 2, SIDE // 2)
+    pairs = [(native.chunk(q, shape, extent), reference.chunk(q, shape, extent)) for q in (20, 90)]
+    for seed, pair in enumerate(pairs):
+        z = np.random.default_rng(seed).integers(-127, 128, (TINY.hyper_channels, SIDE // 4, SIDE // 4))
+        for chunk in pair:
+            chunk.begin(z)
+    for k in range(GROUPS):
+        for seed, pair in enumerate(pairs):
+            found, expected = (chunk.parameters(k) for chunk in pair)
+            assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+            values = np.random.default_rng(10 * k + seed).integers(-40, 41, len(found[0])).astype(np.int32)
+            for chunk in pair:
+                chunk.place(k, values)
 
 
 def test_the_product_of_bytes_is_exact_or_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,7 +167,7 @@ class FastChunk:
         cells = activated_cells(mixed, self._bias(f"step{k}.mix"), mix.shift, columns // 2)
         heads, bias = prior.dense[f"step{k}.heads"], self._bias(f"step{k}.heads")
         shift = heads.shift + ACTIVATION_BITS
-        linear = prior.depthwise[f"step{k}.predict"] if k else _NOTHING
+        linear = prior.depthwise[f"step{k}.predict"] if k else NOTHING
         tables, offset = np.empty(GROUPS * size, np.uint16), np.empty(GROUPS * size, np.int32)
         firsts = [(p ^ k) * channels // 2 for p in range(GROUPS)]
         at0, at1, at2, at3 = (
@@ -222,7 +222,7 @@ class FastChunk:
         return out
 
 
-_NOTHING = Depthwise(np.zeros((0, 0), np.int32), np.zeros(0, np.int32), 0)
+NOTHING = Depthwise(np.zeros((0, 0), np.int32), np.zeros(0, np.int32), 0)
 
 
 def float_product(a: Bytes, b: Bytes) -> Integers:
