@@ -5,6 +5,7 @@ computes a chunk from beginning to end, so that the number of workers changes th
 """
 
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +30,8 @@ def default_workers() -> int:
 
 class Workers:
     """A pool of `count` threads, by default one for each core that this process may use. It starts on first use, and
-    survives pickling and forking: a forked child starts its own.
+    survives pickling and forking: a forked child starts its own. It does not load torch; import it before you give the
+    pool work that uses it.
 
     Work may use the pool that it runs in: it then does there, on its own thread, what it would have waited for.
     """
@@ -96,6 +98,7 @@ class Workers:
         """Forget the threads, and whoever was starting them. See `forks`."""
         self._lock = threading.Lock()
         self._pool = None
+        self._limits_torch = False  # whether the pool's threads have torch use one core each
         renew_in_children(self)
 
     def _is_here(self) -> bool:
@@ -104,17 +107,20 @@ class Workers:
 
     def _submit(self, function: Callable[[], R]) -> "Future[R]":
         with self._lock:  # so that nobody stops the pool before it has the work
+            torch_loaded = sys.modules.get("torch") is not None
+            if self._pool is not None and torch_loaded and not self._limits_torch:
+                self._pool.shutdown(wait=False)  # its threads finish what they have, which does without torch
+                self._pool = None
             if self._pool is None:
-                self._pool = _single_core_pool(self.count, self._mark)
+                self._limits_torch = torch_loaded
+                self._pool = _single_core_pool(self.count, self._mark, limit_torch=torch_loaded)
             return self._pool.submit(function)
 
 
 SHARED_WORKERS = Workers()  # of all compressed slides that have none of their own
 
 
-def _single_core_pool(count: int, mark: object) -> ThreadPoolExecutor:
-    import torch
-
+def _single_core_pool(count: int, mark: object, *, limit_torch: bool) -> ThreadPoolExecutor:
     # Until something this large has been freed once, glibc returns the short-lived memory of each chunk to the system
     # and gets it back page by page, which takes a fifth of the time (mallopt(3), M_MMAP_THRESHOLD). Untouched, the
     # memory costs nothing.
@@ -123,14 +129,26 @@ def _single_core_pool(count: int, mark: object) -> ThreadPoolExecutor:
 
     def start() -> None:  # holds no reference to the Workers, so that these and their threads can be collected
         _current.mark = mark
-        torch.set_num_threads(1)  # for this thread; and, as a side effect, for threads yet to be started …
-        torch.get_num_threads()  # … of which this is one until it has asked: else its first operation takes theirs
+        if limit_torch:
+            _use_one_core()
         all_started.wait()
 
-    threads = torch.get_num_threads()
+    if limit_torch:
+        import torch
+
+        threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(count, thread_name_prefix="histocodec", initializer=start)
     for _ in range(count):
         pool.submit(lambda: None)
     all_started.wait()
-    torch.set_num_threads(threads)  # … which must not change the caller's own number
+    if limit_torch:
+        torch.set_num_threads(threads)  # which must not change the caller's own number
     return pool
+
+
+def _use_one_core() -> None:
+    """Has torch use one core in this thread."""
+    import torch
+
+    torch.set_num_threads(1)  # for this thread; and, as a side effect, for threads yet to be started …
+    torch.get_num_threads()  # … of which this is one until it has asked: else its first operation takes theirs

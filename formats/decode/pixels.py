@@ -12,9 +12,8 @@ from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from histocodec.codec.transform import Transform
+from histocodec.codec.native import NativeTransform, decodes_natively
 from histocodec.formats.container.abstract_container import DecodableContainer
 from histocodec.formats.container.states import BACKGROUND, CODED, LOSSLESS
 from histocodec.formats.decode.cache import Cache, CachePart, alone
@@ -25,6 +24,9 @@ from histocodec.slide import Pixels
 from histocodec.threads import Workers
 
 if TYPE_CHECKING:
+    import torch
+
+    from histocodec.codec.transform import Transform
     from histocodec.formats.decode.gpu import GpuRegions
 
 SIDE_BY_SIDE = 2  # chunks decoded from one window where there are many: they share a margin, and calls
@@ -32,7 +34,8 @@ GPU_BATCH = 16  # windows a launch; filled up to this unless exact: in another b
 
 
 class PixelDecoder:
-    """Decodes the chunks of one container to pixels, on one device. Thread-safe.
+    """Decodes the chunks of one container to pixels, on one device, or, where that is None, on the CPU without torch,
+    for a model that `decodes_natively`. Thread-safe.
 
     Latents and pixels are kept in `cache`, which others may share. `dtype` is the arithmetic of a synthesis in floating
     point, by default the device's fastest. Methods raise FormatError where a file that they need is missing or damaged.
@@ -42,13 +45,15 @@ class PixelDecoder:
         self,
         container: DecodableContainer,
         weights: ModelWeights,
-        device: torch.device,
+        device: "torch.device | None",
         workers: Workers,
         *,
         cache: Cache,
-        dtype: torch.dtype | None = None,
+        dtype: "torch.dtype | None" = None,
     ) -> None:
         self.container, self.weights, self.device, self.workers = container, weights, device, workers
+        if device is not None:  # before the workers have to do with it, so that each uses one core
+            import torch  # noqa: F401
         self.reader = ChunkReader(container, weights, workers, cache=cache)
         self.transform = workers.run(lambda: _transform(weights, device, dtype))  # on a worker, as the reader's codec
         self._cache: CachePart[ChunkKey, Pixels] = CachePart(cache)
@@ -61,7 +66,7 @@ class PixelDecoder:
     @cached_property
     def gpu_regions(self) -> "GpuRegions | None":
         """What decodes whole regions on a GPU, bit for bit; None where the device has no exact kernels."""
-        if not self.transform.by_kernels:
+        if self.device is None or not self.transform.by_kernels:
             return None
         from histocodec.formats.decode.gpu import GpuRegions  # here, since it needs Triton
 
@@ -72,7 +77,7 @@ class PixelDecoder:
     def chunks(self, keys: Iterable[ChunkKey]) -> Iterator[tuple[ChunkKey, Pixels]]:
         """The pixels of chunks, (h, w, 3) uint8, cut at the level's edge, in the order of the keys. They may be shared
         with the cache: do not write to them."""
-        if self.device.type != "cpu":
+        if self.device is not None and self.device.type != "cpu":
             yield from self._in_batches(keys)
             return
         keys, enough = iter(keys), 2 * SIDE_BY_SIDE * self.workers.count
@@ -192,8 +197,15 @@ class PixelDecoder:
 
 
 @lru_cache(maxsize=4)
-def _transform(weights: ModelWeights, device: torch.device, dtype: torch.dtype | None) -> Transform:
+def _transform(
+    weights: ModelWeights, device: "torch.device | None", dtype: "torch.dtype | None"
+) -> "Transform | NativeTransform":
     """Built once for all slides of a model: it takes as long as decoding several regions."""
+    if device is None:
+        assert decodes_natively(weights)
+        return NativeTransform(weights)
+    from histocodec.codec.transform import Transform
+
     return Transform(weights, device, dtype=dtype)
 
 

@@ -57,7 +57,8 @@ class CompressedSlide(OpenSlideFace):
     """A container, opened; see `open_compressed`. Thread-safe, picklable, and usable in the workers of a PyTorch
     DataLoader.
 
-    PyTorch is loaded with the first pixel: metadata and latents need none. Reads raise UsageError for a level that does
+    Metadata and latents need no PyTorch, nor do pixels that a CPU decodes, of models with an integer synthesis; for
+    others it is loaded with the first pixel. Reads raise UsageError for a level that does
     not exist, a negative size or a closed slide, and FormatError where a file that they need is missing or damaged.
     """
 
@@ -206,7 +207,7 @@ class CompressedSlide(OpenSlideFace):
 
         region, decoder = self._region_at((x, y), level, (width, height)), self.decoder
         if (gpu_regions := decoder.gpu_regions) is None:
-            return torch.from_numpy(self.read(region, level)).to(decoder.device)
+            return torch.from_numpy(self.read(region, level)).to(decoder.device or "cpu")
         inside = region.intersect(self.levels[level].region)
         if inside == region:
             return gpu_regions.region(level, region)
@@ -279,11 +280,12 @@ class CompressedSlide(OpenSlideFace):
         self._check_open()
         decoder = self._decoder
         if decoder is None:
-            from histocodec.device import choose_device
+            from histocodec.codec.native import decodes_natively
+            from histocodec.device import choose_device, means_cpu
             from histocodec.formats.decode.pixels import PixelDecoder
 
             # Made without the lock, since it waits for a worker. Where two threads make one, the first is taken.
-            device = choose_device(self.device)
+            device = None if means_cpu(self.device) and decodes_natively(self.weights) else choose_device(self.device)
             decoder = PixelDecoder(self.container, self.weights, device, self._workers, cache=self._cache)
             with self._lock:
                 self._check_open()

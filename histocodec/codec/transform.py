@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from histocodec.codec.gains import dequantise, quantise
+from histocodec.codec.native import decodes_natively
 from histocodec.codec.networks import analysis_network, gpu_engine, synthesis_network
 from histocodec.device import fastest_dtype
 from histocodec.errors import FormatError
 from histocodec.geometry import Margin
-from histocodec.kernels.instructions import runs_natively
 from histocodec.kernels.pixels import shuffled, squared_errors, unshuffled
 from histocodec.models.config import HyperConfig
 from histocodec.models.transforms.analysis import Int8Analysis
@@ -53,7 +53,7 @@ class Transform:
         if isinstance(weights.config, HyperConfig) and weights.config.integer_synthesis:
             engine = gpu_engine(weights, device)
             self.by_kernels = engine is not None
-            if device.type == "cpu" and runs_natively():
+            if device.type == "cpu" and decodes_natively(weights):
                 self._native = NativeSynthesis(weights.config, weights.arrays)
             engine = engine or fastest_engine(weights.config, weights.arrays, device)
             self.g_s = IntegerSynthesis(weights.config, engine)

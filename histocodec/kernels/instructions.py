@@ -14,6 +14,7 @@ so each can be tested everywhere.
 
 import os
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -56,9 +57,9 @@ def fastest() -> int:
 
 
 def runs_natively() -> bool:
-    """Whether this processor has instructions for products of bytes, or was told which to use. Where it has none, the
-    generic ones are slower than a matrix product in floating point."""
-    return NAMES[fastest()] != "generic" or bool(os.environ.get(VARIABLE))
+    """Whether native kernels are the fastest way here: the processor has instructions for products of bytes, or was
+    told which to use, or there is no torch. The generic ones are slower than its products in floating point."""
+    return NAMES[fastest()] != "generic" or bool(os.environ.get(VARIABLE)) or find_spec("torch") is None
 
 
 def vector(element: ir.Type, lanes: int) -> ir.VectorType:

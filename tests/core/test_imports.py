@@ -33,7 +33,6 @@ FLOORS = (
 
 # The modules that may import torch when they are imported themselves. All others import it in a function, if at all.
 MAY_IMPORT_TORCH = (
-    "device",
     "kernels.onednn",
     "kernels.stream",
     "models.export",
@@ -47,9 +46,15 @@ MAY_IMPORT_TORCH = (
     "models.transforms.pullback",
     "models.transforms.training",
     "models.vae",
-    "codec",
+    "codec.gpu",
+    "codec.hyper_latent_search",
+    "codec.latent_search",
+    "codec.networks",
+    "codec.quantise",
+    "codec.transform",
     "train",
-    "formats.decode",
+    "formats.decode.fidelity",
+    "formats.decode.gpu",
     "formats.encode",
     "formats.embed",
     "benchmarks",
@@ -68,9 +73,12 @@ WITHOUT_TORCH = (
     "models.prior.fast",
     "models.transforms.native",
     "codec.chunk",
+    "codec.native",
+    "device",
     "formats.container",
     "formats.decode.describe",
     "formats.decode.open",
+    "formats.decode.pixels",
     "formats.decode.slide",
     "cli",
 )
