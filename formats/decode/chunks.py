@@ -223,8 +223,10 @@ class ChunkReader:
             if chunk is None:
                 part[...] = self.stats.background_latent
             else:
-                y = chunk.y[(slice(None), *shared.within(chunk_area))]
-                _scale(y, self.weights.inverse_gain(chunk.quality), part)
+                top, left = shared.y - chunk_area.y, shared.x - chunk_area.x
+                to = shared.y - window.y, shared.x - window.x
+                gain = self.weights.inverse_gain(chunk.quality)
+                _scale(chunk.y, (top, left), (shared.height, shared.width), gain, scaled, to)
         return scaled.transpose(2, 0, 1), margin
 
     def chunk_window(self, key: ChunkKey, count: int = 1) -> tuple[NDArray[np.float32], Margin]:
@@ -239,14 +241,22 @@ def _codec(weights: ModelWeights) -> ChunkCodec:
 
 
 @jit
-def _scale(y: NDArray[np.signedinteger], gain: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-    """y (C, h, w) · gain (C,) → out (h, w, C). Skips rows of zeros, which most rows of a channel are."""
-    for row in range(y.shape[1]):
-        out[row] = 0
+def _scale(
+    y: NDArray[np.signedinteger],
+    first: tuple[int, int],
+    size: tuple[int, int],
+    gain: NDArray[np.float32],
+    out: NDArray[np.float32],
+    to: tuple[int, int],
+) -> None:
+    """y (C, n, n) · gain (C,), from the row and column `first` on, → out (h, w, C), from `to` on. Skips rows of zeros,
+    which most rows of a channel are."""
+    for row in range(size[0]):
+        out[to[0] + row, to[1] : to[1] + size[1]] = 0
         for channel in range(y.shape[0]):
-            values, used = y[channel, row], 0
-            for column in range(y.shape[2]):
+            values, used = y[channel, first[0] + row, first[1] : first[1] + size[1]], 0
+            for column in range(size[1]):
                 used |= values[column]
             if used != 0:
-                for column in range(y.shape[2]):
-                    out[row, column, channel] = values[column] * gain[channel]
+                for column in range(size[1]):
+                    out[to[0] + row, to[1] + column, channel] = values[column] * gain[channel]

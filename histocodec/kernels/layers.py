@@ -1,10 +1,28 @@
 """Dense layers on the products of `histocodec.kernels.products`, with what follows them."""
 
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
 from histocodec.kernels.jit import jit
 from histocodec.kernels.products import activate, activate_up, add, colour, combine, products, put
 
 EXTRA_ROWS = 6  # positions beyond the last that a tile may read
 ACTIVATE, ACTIVATE_UP, ADD, PUT, COLOUR = range(5)  # what follows the products; see `products`
+
+
+@jit
+def address(memory: NDArray[Any]) -> int:
+    """Where an array begins. numba has it as an unsigned number, which mixes badly with others."""
+    return np.int64(memory.ctypes.data)
+
+
+@jit
+def fill(memory: NDArray[np.uint8], first: int, end: int, value: int) -> None:
+    """Writes one byte over memory[first:end]. numba takes long to compile an assignment to a slice."""
+    for n in range(first, end):
+        memory[n] = value
 
 
 @jit
@@ -19,10 +37,10 @@ def dense(
     for n in range(groups):
         w_n, bias_n, factor_n = w + n * quads * 256, bias + 256 * n, factor + 256 * n
         for m in range(0, count, 6):
-            products(instructions, a + m * stride, stride, w_n, quads, acc)
+            for part in range(3 if low != 0 else 1):  # one call, since each is compiled by itself
+                seen = a if part == 0 else low if part == 1 else high
+                products(instructions, seen + m * stride, stride, w_n, quads, acc + 1536 * part)
             if low != 0:
-                products(instructions, low + m * stride, stride, w_n, quads, acc + 1536)
-                products(instructions, high + m * stride, stride, w_n, quads, acc + 3072)
                 for j in range(6):
                     combine(acc + 256 * j, acc + 1536 + 256 * j, acc + 3072 + 256 * j, sums + 256 * n)
             for j in range(min(6, count - m)):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histocodec.kernels.jit import jit
-from histocodec.kernels.layers import ACTIVATE_UP, dense
+from histocodec.kernels.layers import ACTIVATE_UP, address, dense, fill
 from histocodec.kernels.products import activate_up, depthwise_row, products
 from histocodec.models.config import GROUPS
 from histocodec.models.prior.fast_kernels import accumulate, distributions
@@ -41,9 +41,10 @@ def _dense_up(
     out_stride: int,
 ) -> None:  # fmt: skip
     """A dense layer and its activations."""
+    none = np.int64(0)  # a literal 0 would have its own type, and numba would compile `dense` anew for it
     dense(
-        instructions, a, 0, 0, 0, stride, layer[3], count, start + layer[0], start + bias, start + layer[2], layer[4],
-        acc, ACTIVATE_UP, out, out_stride, 64, 0, 0,
+        instructions, a, none, none, none, stride, layer[3], count, start + layer[0], start + bias, start + layer[2],
+        layer[4], acc, np.int64(ACTIVATE_UP), out, out_stride, np.int64(64), none, none,
     )  # fmt: skip
 
 
@@ -54,15 +55,15 @@ def hyper(
 ) -> None:  # fmt: skip
     """`h_s`: z (h/4 · w/4 and more, inputs) uint8, 128 too high, into the bytes from `first` on of the `stride` bytes
     of each position of the mixed input. `layers` are h_s.0 to h_s.4, where that which is unfolded has four parts."""
-    start, base = parameters.ctypes.data, memory.ctypes.data
+    start, base = address(parameters), address(memory)
     acc, mixed = base + layout[0], base + layout[1]
     small, small_out, half, half_out = base + layout[5], base + layout[6], base + layout[7], base + layout[8]
-    memory[layout[5] : layout[6]] = 0
-    memory[layout[7] : layout[8]] = 0
+    fill(memory, layout[5], layout[6], 0)
+    fill(memory, layout[7], layout[8], 0)
     r, c = rows // 4, columns // 4
     for row in range(r):
         _dense_up(
-            instructions, z.ctypes.data + row * c * z.shape[1], z.shape[1], c, start, layers[0],
+            instructions, address(z) + row * c * z.shape[1], z.shape[1], c, start, layers[0],
             layers[0, 1] + quality * layers[0, 5], acc, small + ((row + 1) * (c + 2) + 1) * width, width,
         )  # fmt: skip
     _spatial(instructions, small, r, c, width, start, layers[1], small_out, width)
@@ -92,14 +93,14 @@ def step(
 ) -> None:  # fmt: skip
     """`FastChunk.parameters`, from the latents that `nonzero` lists. `layers` are the context's bias and factor, the
     neighbours, the mix and the heads of each group; `accumulators` is (4, 2·quads and more, cells) int32."""
-    start, base = parameters.ctypes.data, memory.ctypes.data
+    start, base = address(parameters), address(memory)
     acc, mixed, bordered, out = base + layout[0], base + layout[1], base + layout[2], base + layout[3]
     if k:
         first = layout[4] // 4
         sums = memory.view(np.int32)[first : first + rows * columns * context].reshape((rows * columns, context))
-        sums[:] = 0
+        fill(memory, layout[4], layout[4] + 4 * rows * columns * context, 0)
         accumulate(nonzero, weight, sums)
-        memory[layout[2] : layout[3]] = 0
+        fill(memory, layout[2], layout[3], 0)
         for row in range(rows):
             for column in range(columns):
                 at = base + layout[4] + (row * columns + column) * context * 4

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histocodec.kernels.jit import jit
-from histocodec.kernels.layers import ACTIVATE, ADD, COLOUR, EXTRA_ROWS, PUT, dense
+from histocodec.kernels.layers import ACTIVATE, ADD, COLOUR, EXTRA_ROWS, PUT, address, dense, fill
 from histocodec.kernels.products import depthwise_row, fine_bytes, interleave, stream_bytes
 from histocodec.models.transforms.integer import ENTRY_BITS, WIDE
 
@@ -37,12 +37,13 @@ def bytes_of(x: int, channels: int, count: int, unit: int, out: int, out_stride:
 
 @jit
 def _block(
-    instructions: int, row: int, x: int, columns: int, kept: int, block: Row, span: Row, memory: Row, base: int,
+    instructions: int, row: int, x: int, columns: int, kept: int, block: Row, span: Row, base: int,
     zeros: int, seen: int, active: int, acc: int, ones: int, parameters: int,
 ) -> int:  # fmt: skip
     """One residual block, for a new row of its stream, whose rows lie at `x`, `kept` of them, `columns` positions each.
     Returns the row that is done, in place."""
     spatial, channels, hidden = block[0], block[1], block[2]
+    none = np.int64(0)  # a literal 0 would have its own type, and numba would compile `dense` anew for it
     top, bottom, left, right = span[0], span[1], span[2], span[3]
     ring, width = base + span[8], right - left
     row_bytes = (width + 2 + EXTRA_ROWS) * hidden
@@ -51,8 +52,9 @@ def _block(
         bytes_of(here, channels, width, ones, seen, channels)
         to = ring + row % 4 * row_bytes + hidden if spatial else active
         dense(
-            instructions, seen, 0, 0, 0, channels, channels // 4, width, parameters + block[3], parameters + block[4],
-            parameters + block[5], hidden // 64, acc, ACTIVATE, to, hidden, 64, 0, 0,
+            instructions, seen, none, none, none, channels, channels // 4, width, parameters + block[3],
+            parameters + block[4], parameters + block[5], hidden // 64, acc, np.int64(ACTIVATE), to, hidden,
+            np.int64(64), none, none,
         )  # fmt: skip
     skipped = span[6] - left  # columns that are not needed any more
     if spatial:
@@ -73,9 +75,9 @@ def _block(
     else:
         a = active + skipped * hidden
     dense(
-        instructions, a, 0, 0, 0, hidden, hidden // 4, count, parameters + block[9], parameters + block[10],
-        parameters + block[11], channels // 64, acc, ADD,
-        x + (row % kept * columns + span[6]) * channels * 4, channels * 4, 256, 0, 0,
+        instructions, a, none, none, none, hidden, hidden // 4, count, parameters + block[9], parameters + block[10],
+        parameters + block[11], channels // 64, acc, np.int64(ADD),
+        x + (row % kept * columns + span[6]) * channels * 4, channels * 4, np.int64(256), none, none,
     )  # fmt: skip
     return row
 
@@ -87,7 +89,7 @@ def _wide_bytes(
 ) -> bool:  # fmt: skip
     """What a wide layer sees of `count` positions of a stream: bytes at `seen`; where one is beyond a byte, the rest at
     `low` and `high`, and True."""
-    base, start = memory.ctypes.data, parameters.ctypes.data
+    base, start = address(memory), address(parameters)
     floats, numbers, factors = memory.view(np.float32), parameters.view(np.int64), parameters.view(np.float32)
     inputs, first, room = wide[8], wide[9], wide[7]
     beyond = bytes_of(x, channels, count, start + wide[3], seen, inputs)
@@ -103,8 +105,8 @@ def _wide_bytes(
     if beyond == 0:
         return False
     low_at, high_at, coarse = low - base, high - base, wide[3] // 4
-    memory[low_at : low_at + count * inputs] = 0
-    memory[high_at : high_at + count * inputs] = 128
+    fill(memory, low_at, low_at + count * inputs, 0)
+    fill(memory, high_at, high_at + count * inputs, 128)
     for p in range(count):
         for c in range(channels):
             rounded = np.rint(floats[(x - base) // 4 + p * channels + c] * factors[coarse + c])
@@ -122,9 +124,10 @@ def synthesise(
 ) -> None:  # fmt: skip
     """A window of latents (h, w, C) float32 → pixels `out`. `NativeSynthesis` makes the other arguments."""
     rows, columns, channels = latents.shape
-    start, base = parameters.ctypes.data, memory.ctypes.data
+    none = np.int64(0)
+    start, base = address(parameters), address(memory)
     floats = memory.view(np.float32)
-    means, stds, to = mean.ctypes.data, std.ctypes.data, out.ctypes.data
+    means, stds, to = address(mean), address(std), address(out)
     zeros, x16, x8, seen, low, high, active, acc, values = (
         base + layout[0], base + layout[1], base + layout[2], base + layout[3], base + layout[4], base + layout[5],
         base + layout[6], base + layout[7], base + layout[8],
@@ -132,13 +135,13 @@ def synthesise(
     kept16, kept8 = layout[9], layout[10]
     width16, width8 = columns + EXTRA_ROWS, 2 * columns + EXTRA_ROWS
     padded16, padded8 = wide[0, 9], wide[1, 9]
-    memory[layout[0] : layout[1]] = 0
+    fill(memory, layout[0], layout[1], 0)
     for n in range(blocks.shape[0]):  # zeros on the left and right of the activations before a 3×3 layer
         hidden, width = blocks[n, 2], ranges[n, 3] - ranges[n, 2]
         for row in range(4):
             first = ranges[n, 8] + row * (width + 2 + EXTRA_ROWS) * hidden
-            memory[first : first + hidden] = 0
-            memory[first + (width + 1) * hidden : first + (width + 2) * hidden] = 0
+            fill(memory, first, first + hidden, 0)
+            fill(memory, first + (width + 1) * hidden, first + (width + 2) * hidden, 0)
     unit, limit, last = np.float32(1 << ENTRY_BITS), np.float32(WIDE), ranges[ranges.shape[0] - 1]
     behind = 0
     for n in range(blocks.shape[0]):
@@ -147,16 +150,15 @@ def synthesise(
         if entering < rows:
             for column in range(columns):
                 first = layout[1] // 4 + (entering % kept16 * width16 + column) * padded16
-                stream, values_in = floats[first : first + channels], latents[entering, column]
                 for c in range(channels):
-                    value = np.rint(values_in[c] * scale[c] * unit) / unit
-                    stream[c] = min(max(value, -limit), limit)
+                    value = np.rint(latents[entering, column, c] * scale[c] * unit) / unit
+                    floats[first + c] = min(max(value, -limit), limit)
                 for c in range(channels, padded16):
                     floats[first + c] = 0
         row = entering
         for n in range(blocks16):
             row = _block(
-                instructions, row, x16, width16, kept16, blocks[n], ranges[n], memory, base, zeros, seen, active, acc,
+                instructions, row, x16, width16, kept16, blocks[n], ranges[n], base, zeros, seen, active, acc,
                 start + ones, start,
             )  # fmt: skip
         if last[0] <= row < last[1]:
@@ -166,25 +168,25 @@ def synthesise(
                 at = x8 + ((2 * row + part // 2) % kept8 * width8 + 2 * last[2] + part % 2) * padded8 * 4
                 groups = padded8 // 64
                 dense(
-                    instructions, seen, low if beyond else 0, high, start + wide[0, 10] + 256 * groups * part,
+                    instructions, seen, low if beyond else none, high, start + wide[0, 10] + 256 * groups * part,
                     wide[0, 8], wide[0, 8] // 4, count, start + wide[0, 0] + groups * part * wide[0, 8] * 64,
                     start + wide[0, 1] + 256 * groups * part, start + wide[0, 2] + 256 * groups * part, groups, acc,
-                    PUT, at, 2 * padded8 * 4, 256, 0, 0,
+                    np.int64(PUT), at, 2 * padded8 * 4, np.int64(256), none, none,
                 )  # fmt: skip
         for second in range(2):
             row8 = 2 * row + second
             for n in range(blocks16, blocks.shape[0]):
                 row8 = _block(
-                    instructions, row8, x8, width8, kept8, blocks[n], ranges[n], memory, base, zeros, seen, active, acc,
+                    instructions, row8, x8, width8, kept8, blocks[n], ranges[n], base, zeros, seen, active, acc,
                     start + ones, start,
                 )  # fmt: skip
             if last[4] <= row8 < last[5]:
                 count, here = last[7] - last[6], x8 + (row8 % kept8 * width8 + last[6]) * padded8 * 4
                 beyond = _wide_bytes(here, padded8, count, wide[1], seen, low, high, values, memory, parameters)
                 dense(
-                    instructions, seen, low if beyond else 0, high, start + wide[1, 10], wide[1, 8], wide[1, 8] // 4,
-                    count, start + wide[1, 0], start + wide[1, 1], start + wide[1, 2], 3, acc, COLOUR, active, 192, 64,
-                    means, stds,
+                    instructions, seen, low if beyond else none, high, start + wide[1, 10], wide[1, 8], wide[1, 8] // 4,
+                    count, start + wide[1, 0], start + wide[1, 1], start + wide[1, 2], np.int64(3), acc,
+                    np.int64(COLOUR), active, np.int64(192), np.int64(64), means, stds,
                 )  # fmt: skip
                 for p in range(count):
                     interleave(active + 192 * p, to + ((row8 - last[4]) * 8 * count * 8 + 8 * p) * 3, count * 24)
