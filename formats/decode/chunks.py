@@ -226,7 +226,7 @@ class ChunkReader:
                 top, left = shared.y - chunk_area.y, shared.x - chunk_area.x
                 to = shared.y - window.y, shared.x - window.x
                 gain = self.weights.inverse_gain(chunk.quality)
-                _scale(chunk.y, (top, left), (shared.height, shared.width), gain, scaled, to)
+                scaled_into(chunk.y, (top, left), (shared.height, shared.width), gain, scaled, to)
         return scaled.transpose(2, 0, 1), margin
 
     def chunk_window(self, key: ChunkKey, count: int = 1) -> tuple[NDArray[np.float32], Margin]:
@@ -241,7 +241,7 @@ def _codec(weights: ModelWeights) -> ChunkCodec:
 
 
 @jit
-def _scale(
+def scaled_into(
     y: NDArray[np.signedinteger],
     first: tuple[int, int],
     size: tuple[int, int],

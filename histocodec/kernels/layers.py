@@ -8,12 +8,14 @@ from numpy.typing import NDArray
 from histocodec.kernels.jit import jit
 from histocodec.kernels.products import activate, activate_up, add, colour, combine, products, put
 
+Int = Any  # an integer of Python or numpy
+
 EXTRA_ROWS = 6  # positions beyond the last that a tile may read
 ACTIVATE, ACTIVATE_UP, ADD, PUT, COLOUR = range(5)  # what follows the products; see `products`
 
 
 @jit
-def address(memory: NDArray[Any]) -> int:
+def address(memory: NDArray[Any]) -> Int:
     """Where an array begins. numba has it as an unsigned number, which mixes badly with others."""
     return np.int64(memory.ctypes.data)
 
@@ -27,9 +29,9 @@ def fill(memory: NDArray[np.uint8], first: int, end: int, value: int) -> None:
 
 @jit
 def dense(
-    instructions: int, a: int, low: int, high: int, sums: int, stride: int, quads: int, count: int, w: int,
-    bias: int, factor: int, groups: int, acc: int, then: int, out: int, out_stride: int, group_stride: int, mean: int,
-    std: int,
+    instructions: Int, a: Int, low: Int, high: Int, sums: Int, stride: Int, quads: Int, count: Int, w: Int,
+    bias: Int, factor: Int, groups: Int, acc: Int, then: Int, out: Int, out_stride: Int, group_stride: Int, mean: Int,
+    std: Int,
 ) -> None:  # fmt: skip
     """A dense layer for `count` positions, whose bytes lie at `a`, `stride` apart, with 4 · `quads` inputs, and for
     `groups` × 64 outputs; what follows, `then`, goes to `out`. Where `low` is not 0, the inputs are

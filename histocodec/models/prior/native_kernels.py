@@ -41,7 +41,7 @@ def _dense_up(
     out_stride: int,
 ) -> None:  # fmt: skip
     """A dense layer and its activations."""
-    none = np.int64(0)  # a literal 0 would have its own type, and numba would compile `dense` anew for it
+    none: Any = np.int64(0)  # a literal 0 would have its own type, and numba would compile `dense` anew for it
     dense(
         instructions, a, none, none, none, stride, layer[3], count, start + layer[0], start + bias, start + layer[2],
         layer[4], acc, np.int64(ACTIVATE_UP), out, out_stride, np.int64(64), none, none,

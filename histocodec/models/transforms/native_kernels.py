@@ -43,7 +43,7 @@ def _block(
     """One residual block, for a new row of its stream, whose rows lie at `x`, `kept` of them, `columns` positions each.
     Returns the row that is done, in place."""
     spatial, channels, hidden = block[0], block[1], block[2]
-    none = np.int64(0)  # a literal 0 would have its own type, and numba would compile `dense` anew for it
+    none: Any = np.int64(0)  # a literal 0 would have its own type, and numba would compile `dense` anew for it
     top, bottom, left, right = span[0], span[1], span[2], span[3]
     ring, width = base + span[8], right - left
     row_bytes = (width + 2 + EXTRA_ROWS) * hidden
@@ -124,7 +124,7 @@ def synthesise(
 ) -> None:  # fmt: skip
     """A window of latents (h, w, C) float32 → pixels `out`. `NativeSynthesis` makes the other arguments."""
     rows, columns, channels = latents.shape
-    none = np.int64(0)
+    none: Any = np.int64(0)
     start, base = address(parameters), address(memory)
     floats = memory.view(np.float32)
     means, stds, to = address(mean), address(std), address(out)

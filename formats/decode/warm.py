@@ -1,0 +1,44 @@
+"""Compiling ahead what decodes pixels on a CPU."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from histocodec.codec.chunk import fast_chunk_codec
+from histocodec.codec.native import NativeTransform
+from histocodec.formats.container.check import latents_check
+from histocodec.formats.decode.chunks import scaled_into
+from histocodec.geometry import Margin
+from histocodec.kernels.instructions import NAMES, fastest
+from histocodec.kernels.jit import compiled_kernels
+from histocodec.models.weights import DEFAULT_MODEL, find_model
+from histocodec.normalise import ChannelStats
+
+SIDE = 8  # latents of the chunk that is decoded; kernels do not depend on it
+
+
+@dataclass(frozen=True)
+class WarmReport:
+    """What `warm` did: the instructions that this processor uses, and how many kernels it compiled that were not
+    there."""
+
+    instructions: str
+    compiled: int
+
+
+def warm() -> WarmReport:
+    """Compiles, or loads where they were compiled before, the kernels that decode pixels of `hyper` models with an
+    integer synthesis: it decodes a small chunk by the default model."""
+    before, weights = compiled_kernels(), find_model(DEFAULT_MODEL)
+    config, codec = weights.hyper, fast_chunk_codec(weights)
+    y = np.zeros((config.latent_channels, SIDE, SIDE), np.int16)
+    y[0] = 1
+    z = np.zeros((config.hyper_channels, SIDE // 4, SIDE // 4), np.int64)
+    decoded = codec.decode(codec.encode(y, 50, z=z), y.shape)
+    window = np.empty((SIDE, SIDE, config.latent_channels), np.float32)
+    for latents in (decoded.astype(np.int8), decoded):  # the types that a level's latents can have
+        latents_check(latents, 50)
+        scaled_into(latents, (0, 0), (SIDE, SIDE), weights.inverse_gain(50), window, (0, 0))
+    stats = ChannelStats(np.zeros(3, np.float32), np.ones(3, np.float32))
+    NativeTransform(weights).synthesise([window.transpose(2, 0, 1)], Margin(), stats)
+    return WarmReport(NAMES[fastest()], compiled_kernels() - before)
