@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from histocodec.kernels.instructions import add_products
 from histocodec.kernels.jit import jit
-from histocodec.kernels.vectors import F32, I8, I32, I64, LANES, Emitter, splat, vector
+from histocodec.kernels.vectors import F32, I8, I16, I32, I64, LANES, Emitter, splat, vector
 
 GROUP = 64  # channels
 TILE = 6  # positions of a tile
@@ -286,6 +286,31 @@ def _emit_combine(builder: ir.IRBuilder, acc: Any, low: Any, high: Any, sums: An
         e.store(builder.add(e.load(e.at(acc, 4 * n), kind), rest), e.at(acc, 4 * n))
 
 
+def _emit_clear(builder: ir.IRBuilder, address: Any, size: Any) -> None:
+    before, function = builder.block, builder.function
+    loop, done = function.append_basic_block("clear.loop"), function.append_basic_block("clear.done")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    n = builder.phi(I64)
+    n.add_incoming(ir.Constant(I64, 0), before)
+    Emitter(builder).store(splat(0, I8, 64), builder.add(address, n))
+    n_next = builder.add(n, ir.Constant(I64, 64))
+    n.add_incoming(n_next, loop)
+    builder.cbranch(builder.icmp_signed("<", n_next, size), loop, done)
+    builder.position_at_end(done)
+
+
+def _emit_add_multiple(builder: ir.IRBuilder, acc: Any, weights: Any, value: Any) -> None:
+    e, wide = Emitter(builder), vector(I32, LANES)
+    narrow = builder.sext(builder.trunc(value, I16), I32)  # so that LLVM multiplies numbers of 16 bits
+    factor = e.broadcast(narrow, LANES)
+    for n in range(0, GROUP, LANES):
+        weight = builder.sext(e.load(e.at(weights, 2 * n), vector(I16, LANES)), wide)
+        e.store(builder.add(e.load(e.at(acc, 4 * n), wide), builder.mul(weight, factor)), e.at(acc, 4 * n))
+
+
+add_multiple = _intrinsic("add_multiple", 3, _emit_add_multiple)  # acc += weights (64,) int16 · value, within 16 bits
+clear = _intrinsic("clear", 2, _emit_clear)  # zeros, so many bytes, a multiple of 64 above 0
 activate = _intrinsic("activate", 4, _emit_activate)  # acc, bias, factor → clip(round((acc + bias) · factor), 0, 255)
 activate_up = _intrinsic("activate_up", 4, _emit_activate_up)  # the same, but halves are rounded up, not to even
 add = _intrinsic("add", 4, _emit_add)  # acc, bias, factor → added to a stream, float32

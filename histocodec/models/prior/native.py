@@ -59,7 +59,7 @@ class NativePrior(FastPrior):
         first = packed("h_s.0", columns=z, inputs=self.inputs)
         self.hyper_layers = np.array([first, packed("h_s.1"), *unfolded[0], packed("h_s.3"), *unfolded[1]], np.int64)
         self.steps: list[NDArray[np.int64]] = []
-        self.contexts: list[Integers] = []  # (channels, context): what a latent of 1 adds
+        self.contexts: list[NDArray[np.int16]] = []  # (channels, context): what a latent of 1 adds
         self.head_biases: list[Integers] = []  # (1 or Q, 2C), in the order of the heads
         for k in range(GROUPS):
             none = [0] * FIELDS
@@ -68,7 +68,7 @@ class NativePrior(FastPrior):
             mix = packed(f"step{k}.mix", columns=columns, inputs=self.width + (self.context if k else 0))
             heads = [self._heads(packer, f"step{k}.heads", group) for group in range(GROUPS)]
             self.steps.append(np.array([*seen, mix, *heads], np.int64))
-            weight = np.zeros((config.latent_channels if k else 0, self.context), np.int32)
+            weight = np.zeros((config.latent_channels if k else 0, self.context), np.int16)
             if k:
                 weight[:, : config.context_width] = self.sparse[f"step{k}.context"]
             self.contexts.append(weight)

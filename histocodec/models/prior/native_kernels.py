@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histocodec.kernels.jit import jit
-from histocodec.kernels.layers import ACTIVATE_UP, address, dense, fill
-from histocodec.kernels.products import activate_up, depthwise_row, products
+from histocodec.kernels.layers import ACTIVATE_UP, address, dense
+from histocodec.kernels.products import activate_up, add_multiple, clear, depthwise_row, products
 from histocodec.models.config import GROUPS
-from histocodec.models.prior.fast_kernels import accumulate, distributions
+from histocodec.models.prior.fast_kernels import distributions
 from histocodec.models.prior.graph import POSITIONS
 
 Row = NDArray[Any]
@@ -58,8 +58,8 @@ def hyper(
     start, base = address(parameters), address(memory)
     acc, mixed = base + layout[0], base + layout[1]
     small, small_out, half, half_out = base + layout[5], base + layout[6], base + layout[7], base + layout[8]
-    fill(memory, layout[5], layout[6], 0)
-    fill(memory, layout[7], layout[8], 0)
+    clear(small, layout[6] - layout[5])
+    clear(half, layout[8] - layout[7])
     r, c = rows // 4, columns // 4
     for row in range(r):
         _dense_up(
@@ -96,11 +96,13 @@ def step(
     start, base = address(parameters), address(memory)
     acc, mixed, bordered, out = base + layout[0], base + layout[1], base + layout[2], base + layout[3]
     if k:
-        first = layout[4] // 4
-        sums = memory.view(np.int32)[first : first + rows * columns * context].reshape((rows * columns, context))
-        fill(memory, layout[4], layout[4] + 4 * rows * columns * context, 0)
-        accumulate(nonzero, weight, sums)
-        fill(memory, layout[2], layout[3], 0)
+        sums, weights = base + layout[4], address(weight)
+        clear(sums, 4 * rows * columns * context)
+        for n in range(nonzero.shape[0]):
+            at, taps, value = sums + 4 * nonzero[n, 0] * context, weights + 2 * nonzero[n, 1] * context, nonzero[n, 2]
+            for c in range(0, context, 64):
+                add_multiple(at + 4 * c, taps + 2 * c, value)
+        clear(bordered, layout[3] - layout[2])
         for row in range(rows):
             for column in range(columns):
                 at = base + layout[4] + (row * columns + column) * context * 4

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from histocodec.kernels.jit import jit
 from histocodec.kernels.layers import ACTIVATE, ADD, COLOUR, EXTRA_ROWS, PUT, address, dense, fill
-from histocodec.kernels.products import depthwise_row, fine_bytes, interleave, stream_bytes
+from histocodec.kernels.products import clear, depthwise_row, fine_bytes, interleave, stream_bytes
 from histocodec.models.transforms.integer import ENTRY_BITS, WIDE
 
 # Fields of a block: spatial, channels, hidden; weight, bias and factor of expand, depthwise and project.
@@ -135,13 +135,13 @@ def synthesise(
     kept16, kept8 = layout[9], layout[10]
     width16, width8 = columns + EXTRA_ROWS, 2 * columns + EXTRA_ROWS
     padded16, padded8 = wide[0, 9], wide[1, 9]
-    fill(memory, layout[0], layout[1], 0)
+    clear(zeros, layout[1] - layout[0])
     for n in range(blocks.shape[0]):  # zeros on the left and right of the activations before a 3×3 layer
         hidden, width = blocks[n, 2], ranges[n, 3] - ranges[n, 2]
         for row in range(4):
-            first = ranges[n, 8] + row * (width + 2 + EXTRA_ROWS) * hidden
-            fill(memory, first, first + hidden, 0)
-            fill(memory, first + (width + 1) * hidden, first + (width + 2) * hidden, 0)
+            first = base + ranges[n, 8] + row * (width + 2 + EXTRA_ROWS) * hidden
+            clear(first, hidden)
+            clear(first + (width + 1) * hidden, hidden)
     unit, limit, last = np.float32(1 << ENTRY_BITS), np.float32(WIDE), ranges[ranges.shape[0] - 1]
     behind = 0
     for n in range(blocks.shape[0]):
