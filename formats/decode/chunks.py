@@ -71,6 +71,13 @@ class ChunkReader:
             self._tiles[level] = self.container.tiles(level)
         return self._tiles[level]
 
+    def has_background(self, level: int, region: Region) -> bool:
+        """Whether any chunk that a region in pixels touches is background."""
+        side = self.container.attributes.chunk_side
+        rows = slice(region.y // side, ceil_div(region.y_end, side))
+        columns = slice(region.x // side, ceil_div(region.x_end, side))
+        return bool((self.tiles(level)[rows, columns] == BACKGROUND).any())
+
     def check_absent(self, key: ChunkKey) -> None:
         """Raises FormatError where a shard holds a chunk that the map calls background: one of the two is wrong."""
         self._shards.check_absent(key)

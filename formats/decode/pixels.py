@@ -91,7 +91,8 @@ class PixelDecoder:
     def copy(self, level: int, region: Region, pixels: Pixels) -> None:
         """Writes the pixels of a region within the level to `pixels` (h, w, 3) uint8. Beside them and the cache, takes
         memory for a few chunks of each worker, however large the region is."""
-        pixels[...] = self.reader.stats.background
+        if self.reader.has_background(level, region):
+            pixels[...] = self.reader.stats.background
         for key, chunk in self.chunks(self.reader.stored_in(level, region)):
             chunk_region = self.container.attributes.chunk_region(key)
             part = chunk_region.intersect(region)
