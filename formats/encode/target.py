@@ -94,8 +94,8 @@ def _highest_within_rate(
     where the user asked for a rate, and not where the model aims at one."""
     pixels, asked = scope.level(0).region.area, options.wanted_bpp is not None
     origin = "" if asked else f", at which model {quantiser.weights.id} aims,"
-    overview = least_bytes(scope.slide, least_side(scope.draft, options)) if asked else 0
-    fixed_bits = 8 * (_bytes_beside_chunks(scope) + overview)
+    overview_bits = 8 * least_bytes(scope.slide, least_side(scope.draft, options))
+    fixed_bits = 8 * _bytes_beside_chunks(scope) + (overview_bits if asked else 0)
     rounding = quantiser.without_search()
     rounded_bits = cache(lambda quality: _bits(samples, quality, rounding, workers))
 
@@ -106,18 +106,23 @@ def _highest_within_rate(
         lambda quality, factor: bpp(quality, factor) <= target, _effect_of_effort(_bits, samples, quantiser, workers)
     )
     if bracket.below < 0:
-        needed = max(bpp(0), bpp(0, bracket.factor))
-        raise UsageError(_too_low_a_rate(target, origin, needed, fixed_bits / pixels, 8 * overview / pixels))
+        needed, overview = max(bpp(0), bpp(0, bracket.factor)), overview_bits / pixels
+        fitting = needed if asked else needed + overview  # a ratio that is given counts the overview
+        raise UsageError(
+            _too_low_a_rate(target, origin, needed, fitting, fixed_bits / pixels, overview if asked else 0)
+        )
     if bracket.above == QUALITIES or not isinstance(quantiser.weights.config, HyperConfig):
         return bracket.below
     rates = (bpp(bracket.below, bracket.factor), target, bpp(bracket.above, bracket.factor))
     return max(bracket.below + _part(*(math.log(rate) for rate in rates)) - SPARE, bracket.below)
 
 
-def _too_low_a_rate(target: float, origin: str, needed: float, fixed: float, overview: float) -> str:
+def _too_low_a_rate(
+    target: float, origin: str, needed: float, fitting_bpp: float, fixed: float, overview: float
+) -> str:
     """The message for a target, in bits per pixel, that is below what quality 0 needs; `fixed` of that the container
-    takes whatever its quality, and `overview` of these its overview."""
-    ratio = _rounded_down(24 / needed)
+    takes whatever its quality, and `overview` of these its overview. `fitting_bpp` could be asked for."""
+    ratio = _rounded_down(24 / fitting_bpp)
     fitting = f"--ratio {ratio:g} or less fits, or " if ratio > 1 else ""
     smaller = f"--overview none saves {overview:.3g} bpp, " if overview else ""
     return (
