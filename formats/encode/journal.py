@@ -245,7 +245,7 @@ def _now() -> str:
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     if epoch and not (epoch.isdecimal() and int(epoch) <= LATEST):
         raise UsageError(f"SOURCE_DATE_EPOCH is {epoch[:40]!r}; a number of seconds from 0 to {LATEST} is allowed")
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(epoch) if epoch else None))
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(epoch) if epoch else time.time()))
 
 
 def partial_path(dst: Path) -> Path:
