@@ -111,17 +111,17 @@ def container_facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     overview = facts["overview"] and f"{facts['overview'][0]} x {facts['overview'][1]}"
     resolution = as_text("mpp", facts["mpp"]) if facts["mpp"] else "resolution unknown"
     embedded = "its decoder is embedded" if facts["model_embedded"] else "not embedded"
+    listed = facts["bytes"] is not None  # a web server lists no folders
+    size = size_text(facts["bytes"]) if listed else "size unknown"
     rows = [
-        ("container", [f"{facts['path']}: {size_text(facts['bytes'])}, format version {facts['format_version']}"]),
+        ("container", [f"{facts['path']}: {size}, format version {facts['format_version']}"]),
         ("uid", [facts["uid"]]),
         ("digest", [facts["digest"]]),
         ("made", [facts["generator"], facts["created"], _settings_text(facts["settings"])]),
         ("source", [source["name"], source["vendor"], as_text("bytes", source["bytes"])]),
         ("", [source["sha256"] and f"SHA-256 {source['sha256']}"]),
         ("pixels", [f"{facts['width']} x {facts['height']}", resolution, _power_text(facts)]),
-        ("rate", [f"{facts['bpp']:.4f} bits per pixel of level 0", f"{ratio_text(facts['ratio_raw'])} to raw RGB"]),
-        ("", [f"{ratio_text(facts['ratio_source_file'])} to the source file, {_level0_text(facts)}"]),
-        ("bytes", [f"latents {size_text(facts['latent_bytes'])}", f"lossless {size_text(facts['lossless_bytes'])}"]),
+        *(_rate_rows(facts) if listed else []),
         ("levels", [as_text("levels", facts["levels"])]),
         ("chunks", [f"{facts['chunk']} x {facts['chunk']} pixels", f"background {background['mode']}"]),
         ("model", [f"{facts['model']} ({facts['model_family']}), {facts['channels']} channels", embedded]),
@@ -136,6 +136,14 @@ def container_facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     texts = [(name, ", ".join(str(part) for part in parts if part)) for name, parts in rows]
     return [(name, text) for name, text in texts if text]
+
+
+def _rate_rows(facts: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    return [
+        ("rate", [f"{facts['bpp']:.4f} bits per pixel of level 0", f"{ratio_text(facts['ratio_raw'])} to raw RGB"]),
+        ("", [f"{ratio_text(facts['ratio_source_file'])} to the source file, {_level0_text(facts)}"]),
+        ("bytes", [f"latents {size_text(facts['latent_bytes'])}", f"lossless {size_text(facts['lossless_bytes'])}"]),
+    ]
 
 
 def _settings_text(settings: Mapping[str, object]) -> str:
