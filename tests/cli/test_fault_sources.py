@@ -109,7 +109,7 @@ def test_a_full_disk_is_exit_code_1_and_what_is_left_can_be_resumed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [0, 2, 15, 40])
+@pytest.mark.parametrize("after", [0, 2, 8, 16])
 def test_a_disk_that_fills_at_any_write_leaves_what_can_be_resumed(
     capsys: Captured, sound_folder: Path, tmp_path: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:

@@ -44,7 +44,7 @@ def transform() -> Transform:
 
 
 def scope_of(slide: ArraySlide) -> Scope:
-    draft = draft_attributes(slide, (0,), BACKGROUND, EncodeOptions(background="code"), tiny_weights())
+    draft = draft_attributes(slide, (0,), BACKGROUND, EncodeOptions(background="code"), tiny_weights(), 1)
     return Scope(slide, (0,), draft)
 
 
