@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.errors import UsageError
+from histocodec.errors import UnsupportedError, UsageError
 from histocodec.formats.container.abstract_store import Store
 from histocodec.formats.container.attributes import Attributes, Stats
 from histocodec.formats.container.shard import IndexCache
@@ -167,6 +167,26 @@ class Container(ABC):
         stored = self.tiles(level) != BACKGROUND
         by_row = np.logical_or.reduceat(stored, np.arange(0, grid.chunk_rows, side), axis=0)
         return np.asarray(np.logical_or.reduceat(by_row, np.arange(0, grid.chunk_columns, side), axis=1))
+
+    def _opened_by_zarr(self, name: str) -> "zarr.Array[Any]":
+        """An array of latents as zarr sees it, with the model provided to zarr's codec where one is known. Raises
+        UnsupportedError where zarr itself cannot read the way in which another program wrote the metadata."""
+        import zarr  # here, as in zarr_codec: `info` and `--help` must answer at once
+
+        from histocodec.formats.container.zarr_codec import provide_folder, provide_model, register
+        from histocodec.models.weights import parse_model
+
+        data = self.model_bytes()
+        if data is not None:
+            provide_model(parse_model(data, name=f"{self.name}: embedded model"))
+        elif self.folder is not None:
+            provide_folder(self.attributes.model.sha256, self.folder)
+        register()
+        try:  # zarr does not read every way to write the metadata
+            return zarr.open_array(self.store.zarr(), path=name, mode="r")
+        except (TypeError, ValueError, KeyError) as exc:
+            where = self.store.where(name)
+            raise UnsupportedError(f"{where}: zarr {zarr.__version__} cannot open it: {exc}") from exc
 
     def _checked(self, level: int) -> int:
         if not 0 <= level < len(self.attributes.levels):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.errors import FormatError, UnsupportedError, UsageError
+from histocodec.errors import FormatError, UsageError
 from histocodec.formats.container.abstract_container import Container
 from histocodec.formats.container.abstract_store import Store
 from histocodec.formats.container.arrays import check_metadata, metadata_key, read_plain, read_plain_chunk
@@ -127,24 +127,9 @@ class ContainerV1(Container):
         """latents/<level> as zarr sees it: int8 or int16 (C, rows, columns), decoded as it is indexed. Raises
         MissingModelError when it is indexed without the model, and UnsupportedError where zarr itself cannot read the
         way in which another program wrote the metadata."""
-        import zarr  # here, as in zarr_codec: `info` and `--help` must answer at once
-
-        from histocodec.formats.container.zarr_codec import provide_folder, provide_model, register
-        from histocodec.models.weights import parse_model
-
         name = f"latents/{self._checked(level)}"
         check_metadata(self.store, name, latent_metadata(self.attributes, level))
-        data = self.model_bytes()
-        if data is not None:
-            provide_model(parse_model(data, name=self.store.where("model/weights")))
-        elif self.folder is not None:
-            provide_folder(self.attributes.model.sha256, self.folder)
-        register()
-        try:  # zarr does not read every way to write the metadata
-            return zarr.open_array(self.store.zarr(), path=name, mode="r")
-        except (TypeError, ValueError, KeyError) as exc:
-            where = self.store.where(name)
-            raise UnsupportedError(f"{where}: zarr {zarr.__version__} cannot open it: {exc}") from exc
+        return self._opened_by_zarr(name)
 
     def check_latent_metadata(self, level: int) -> None:
         """Raises FormatError where the metadata of latents/<level> is not what the attributes imply."""
