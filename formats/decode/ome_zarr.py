@@ -11,14 +11,14 @@ Zarr v2's names.
 import base64
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from histocodec.errors import FormatError, UsageError
-from histocodec.formats.container.abstract_store import Part, Store
+from histocodec.errors import UsageError
 from histocodec.formats.container.arrays import array_metadata, group_metadata
+from histocodec.formats.container.made_store import MadeStore
 from histocodec.formats.container.ngff import channels_of, multiscales_of
 from histocodec.formats.decode.open import open_slide
 from histocodec.geometry import Region, ceil_div
@@ -58,7 +58,7 @@ def view(
     return ZarrView(OmeZarrPixels(opened, chunk, version))
 
 
-class OmeZarrPixels(Store):
+class OmeZarrPixels(MadeStore):
     """The objects of an OME-Zarr image of a slide, made as they are read. Picklable if the slide is."""
 
     def __init__(self, slide: Slide, chunk: int, version: NgffVersion) -> None:
@@ -68,26 +68,9 @@ class OmeZarrPixels(Store):
         self._metadata = {key: json.dumps(value).encode() for key, value in layout(slide, chunk).items()}
         self._key = re.compile(r"(\d+)/c/0/(\d+)/(\d+)" if version == "0.5" else r"(\d+)/0/(\d+)/(\d+)")
 
-    def read(self, key: str, most: int) -> bytes:
-        """See `Store`."""
-        size = self.size(key)
-        if size is None or size > most:
-            raise FormatError(f"{self.where(key)}: {'is missing' if size is None else f'has more than {most} bytes'}")
+    def make(self, key: str) -> bytes:
+        """See `MadeStore`."""
         return self._metadata[key] if key in self._metadata else self._pixels(key)
-
-    def read_parts(self, key: str, parts: Sequence[Part]) -> list[bytes]:
-        """See `Store`."""
-        size = self.size(key)
-        data = self.read(key, size or 0)
-        for offset, length in parts:
-            if offset + length > len(data):
-                raise FormatError(f"{self.where(key)}: ends at byte {len(data)}")
-        return [data[offset : offset + length] for offset, length in parts]
-
-    def read_tail(self, key: str, size: int) -> tuple[bytes, int]:
-        """See `Store`."""
-        data = self.read(key, self.size(key) or 0)
-        return data[-size:] if size else b"", len(data)
 
     def size(self, key: str) -> int | None:
         """See `Store`."""
@@ -104,12 +87,6 @@ class OmeZarrPixels(Store):
             for row in range(ceil_div(level.height, self._chunk)):
                 for column in range(ceil_div(level.width, self._chunk)):
                     yield f"{number}/{prefix}/{row}/{column}", 3 * self._chunk**2
-
-    def zarr(self) -> "zarr.abc.store.Store":
-        """See `Store`."""
-        from histocodec.formats.container.zarr_view import ZarrView
-
-        return ZarrView(self)
 
     def _region(self, key: str) -> tuple[int, Region] | None:
         """Level and pixels of a chunk; None where there is no such chunk."""

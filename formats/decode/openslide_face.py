@@ -13,7 +13,7 @@ import openslide
 from PIL import Image
 
 from histocodec.errors import UsageError
-from histocodec.formats.container.attributes import Attributes
+from histocodec.formats.container.attributes import DERIVED_PROPERTIES, Attributes
 from histocodec.formats.container.read import is_container
 from histocodec.formats.decode.openslide_errors import SlideClosedError, openslide_errors
 from histocodec.geometry import Level, Region, ceil_div
@@ -194,14 +194,10 @@ def _thumbnail_size(level: Level, size: tuple[int, int]) -> tuple[int, int]:
     return width, max(1, min(around, key=lambda n: abs(shape - width / n) if n else 0.0))
 
 
-# What the source's properties say of its levels and associated images, where the container has its own.
-OF_THE_SOURCE = ("openslide.level", "openslide.associated.", "openslide.mpp-", "openslide.icc-size")
-
-
 def openslide_properties(attributes: Attributes) -> Mapping[str, str]:
     """The source's properties, word for word, and OpenSlide's own, which speak of the container: its levels, tiles of
     a chunk's size, associated images, resolution, objective power and ICC profile."""
-    properties = {k: v for k, v in attributes.properties.items() if not k.startswith(OF_THE_SOURCE)}
+    properties = {k: v for k, v in attributes.properties.items() if not k.startswith(DERIVED_PROPERTIES)}
     properties.setdefault(openslide.PROPERTY_NAME_VENDOR, attributes.source.vendor)
     properties["openslide.level-count"] = str(len(attributes.levels))
     for number, level in enumerate(attributes.levels):

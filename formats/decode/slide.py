@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
     import zarr
 
+    from histocodec.formats.decode.chunks import ChunkReader
     from histocodec.formats.decode.pixels import PixelDecoder
 
 GPU_PIXELS = 4 << 20  # the least that a GPU decodes as a region from bytes; with less, most of it would be idle
@@ -93,6 +94,7 @@ class CompressedSlide(OpenSlideFace):
         self._workers = workers_of(workers)
         self._cache = cache_of(cache_bytes)
         self._decoder: PixelDecoder | None = None
+        self._reader: ChunkReader | None = None  # of latents alone, where no pixels were read
         self.closed = False
         self._lock = Lock()  # of the decoder
 
@@ -154,8 +156,10 @@ class CompressedSlide(OpenSlideFace):
         with self._lock:
             self.closed = closed
             decoder, self._decoder = self._decoder, None
-        if decoder is not None:
-            decoder.close()
+            reader, self._reader = self._reader, None
+        for used in (decoder, reader):
+            if used is not None:
+                used.close()
 
     def __enter__(self) -> Self:
         return self
@@ -265,8 +269,30 @@ class CompressedSlide(OpenSlideFace):
 
     def latents(self, level: int = 0) -> "zarr.Array":  # type: ignore[type-arg]  # zarr's own default parameters
         """The quantised latents of a level, (C, ⌈H / stride⌉, ⌈W / stride⌉) int8 or int16, as an ordinary Zarr array
-        that is decoded as it is indexed. Memory: a few times the latents that are asked for."""
-        return self.container.latents(self._checked_level(level))
+        that is decoded, and held to its checks, as it is indexed. Memory: a few times the latents that are asked for,
+        and the cache."""
+        import zarr  # here: pixels need no zarr
+
+        from histocodec.formats.decode.latents_view import LatentsView
+
+        return zarr.open_array(LatentsView(self, self._checked_level(level)).zarr(), mode="r")
+
+    @property
+    def chunk_reader(self) -> "ChunkReader":
+        """What reads the slide's chunks: that of its pixels' decoder, once there is one. Raises UsageError where the
+        slide is closed."""
+        self._check_open()
+        if self._decoder is not None:
+            return self._decoder.reader
+        reader = self._reader
+        if reader is None:
+            from histocodec.formats.decode.chunks import ChunkReader
+
+            reader = ChunkReader(self.container, self.weights, self._workers, cache=self._cache)
+            with self._lock:
+                self._check_open()
+                reader = self._reader = self._reader or reader
+        return reader
 
     @property
     def model_id(self) -> str:

@@ -1,6 +1,7 @@
 """Chunks, maps, statistics and models know whose they are: what belongs elsewhere is refused when it is read."""
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from itertools import pairwise
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from numpy.typing import NDArray
 
 import histocodec
 from histocodec.codec.chunk import HyperChunkCodec
@@ -89,8 +91,21 @@ def pixels(path: Path) -> list[Pixels]:
         return [whole(slide, level) for level in range(len(slide.levels))]
 
 
+def latents_of(path: Path) -> list[NDArray[np.signedinteger]]:
+    """All latents of all levels."""
+    with histocodec.open(path, device="cpu") as slide:
+        return [np.asarray(slide.latents(level)[:]) for level in range(len(slide.levels))]
+
+
 def refuses(path: Path, message: str) -> None:
-    """Whole levels, small regions and embeddings are refused, whichever of them reads first."""
+    """Latents are refused, and so are pixels."""
+    with pytest.raises(FormatError, match=message):
+        latents_of(path)
+    refuses_pixels(path, message)
+
+
+def refuses_pixels(path: Path, message: str) -> None:
+    """Whole levels and small regions are refused, whichever of them reads first."""
     with pytest.raises(FormatError, match=message):
         pixels(path)
     with histocodec.open(path, device="cpu") as slide, pytest.raises(FormatError, match=message):
@@ -105,6 +120,19 @@ def swapped(left: Path, right: Path) -> None:
     first, second = left.read_bytes(), right.read_bytes()
     left.write_bytes(second)
     right.write_bytes(first)
+
+
+def test_latents_are_those_that_zarr_finds_in_the_container(one: Path) -> None:
+    for level, latents in enumerate(latents_of(one)):
+        assert np.array_equal(latents, np.asarray(opened(one).latents(level)[:]))
+
+
+def test_latents_can_be_pickled_and_are_read_in_a_process_of_their_own(one: Path) -> None:
+    with histocodec.open(one, device="cpu") as slide:
+        latents = slide.latents()
+        again = pickle.loads(pickle.dumps(latents))
+        assert again.shape == latents.shape
+        assert np.array_equal(np.asarray(again[:]), np.asarray(latents[:]))
 
 
 def test_the_containers_are_sound_and_differ(one: Path, two: Path, wide: Path) -> None:
@@ -247,11 +275,13 @@ def latents_for_writing(path: Path, level: int = 0) -> Any:
 
 def test_a_shard_that_zarr_wrote_again_unchanged_reads_the_same(one: Path) -> None:
     expected, (name,) = pixels(one), shards(one)
+    latents = latents_of(one)
     before = (one / name).read_bytes()
     array = latents_for_writing(one)
     array[:, 32:64, :32] = array[:, 32:64, :32]  # one chunk, for which Zarr writes the whole shard
     assert (one / name).read_bytes() != before
     assert all(map(np.array_equal, pixels(one), expected))
+    assert all(map(np.array_equal, latents_of(one), latents))
     (problem,) = verify(one, quick=True).problems
     assert f"{name}: is not the file written here (its SHA-256 differs)" in problem
 
@@ -339,7 +369,7 @@ def lossless_chunk(path: Path, row: int, column: int) -> int:
 def test_another_slides_lossless_pixels_are_refused(one: Path, two: Path) -> None:
     (name,) = lossless_shards(one)
     shutil.copy(two / name, one / name)
-    refuses(one, PIXELS_ELSEWHERE)
+    refuses_pixels(one, PIXELS_ELSEWHERE)
 
 
 def test_lossless_pixels_that_changed_places_are_refused(one: Path) -> None:
@@ -349,7 +379,7 @@ def test_lossless_pixels_that_changed_places_are_refused(one: Path) -> None:
         chunks[a], chunks[b] = chunks[b], chunks[a]
 
     change_shard(one, lossless_shards(one)[0], swap)
-    refuses(one, PIXELS_ELSEWHERE)
+    refuses_pixels(one, PIXELS_ELSEWHERE)
 
 
 def test_missing_lossless_pixels_are_refused(one: Path) -> None:
@@ -359,9 +389,9 @@ def test_missing_lossless_pixels_are_refused(one: Path) -> None:
         chunks[number] = None
 
     change_shard(one, name, drop)
-    refuses(one, f"chunk {number} is missing")
+    refuses_pixels(one, f"chunk {number} is missing")
     (one / name).unlink()
-    refuses(one, f"{name}: is missing")
+    refuses_pixels(one, f"{name}: is missing")
 
 
 def test_lossless_pixels_cut_short_are_refused(one: Path) -> None:
@@ -369,7 +399,7 @@ def test_lossless_pixels_cut_short_are_refused(one: Path) -> None:
     data = (one / name).read_bytes()
     for size in (0, 10, len(data) // 3):
         (one / name).write_bytes(data[:size])
-        refuses(one, name)
+        refuses_pixels(one, name)
 
 
 def test_a_changed_sample_of_lossless_pixels_is_refused(one: Path) -> None:
@@ -384,7 +414,7 @@ def test_a_changed_sample_of_lossless_pixels_is_refused(one: Path) -> None:
         chunks[number] = pack_values(padded, Form(padded.shape, "uint8"))
 
     change_shard(one, name, replace)
-    refuses(one, PIXELS_ELSEWHERE)
+    refuses_pixels(one, PIXELS_ELSEWHERE)
 
 
 def test_a_changed_sample_beyond_the_edge_is_refused(one: Path) -> None:
@@ -400,7 +430,7 @@ def test_a_changed_sample_beyond_the_edge_is_refused(one: Path) -> None:
         chunks[number] = pack_values(padded, Form(padded.shape, "uint8"))
 
     change_shard(one, name, replace)
-    refuses(one, PIXELS_ELSEWHERE)
+    refuses_pixels(one, PIXELS_ELSEWHERE)
 
 
 def test_lossless_pixels_that_zarr_wrote_again_unchanged_read_the_same(one: Path) -> None:
