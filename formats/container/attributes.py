@@ -48,6 +48,11 @@ MAX_DOWNSAMPLE = float(MAX_SIDE)
 Json = dict[str, object]
 
 
+# Properties that OpenSlide derives from the levels, images and resolution of a slide. A container has its own, so a
+# writer leaves the source's out, and a reader gives those of the container.
+DERIVED_PROPERTIES = ("openslide.level", "openslide.associated.", "openslide.mpp-", "openslide.icc-size")
+
+
 @dataclass(frozen=True)
 class ModelReference:
     """The model that decodes the latents: its id, the SHA-256 of its file (version 1) or of its decoder's file (version

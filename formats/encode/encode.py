@@ -50,6 +50,8 @@ from histocodec.sources import with_pyramid
 from histocodec.threads import Workers
 from histocodec.version import VERSION
 
+PSNR_DIGITS = 4  # of a level's, in dB, as the attributes have it; a chunk's has two
+
 
 def encode_slide(
     slide: Slide,
@@ -200,7 +202,8 @@ class _Encoder:
                 fidelity = minimum.enforce(fidelity, self._measure_again)
             shards = container.maps(level)
             maps.append(container.level_maps(fidelity))
-            levels.append(replace(attributes.levels[level], bytes=shards.bytes, psnr=fidelity.total))
+            psnr = round(fidelity.total, PSNR_DIGITS)
+            levels.append(replace(attributes.levels[level], bytes=shards.bytes, psnr=psnr))
             outcomes.append(Outcome.of_level(shards, fidelity, self.plan.quality))
         digests = [container.maps(level).digests for level in numbers]
         if any(outcome.lossless for outcome in outcomes):

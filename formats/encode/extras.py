@@ -20,7 +20,7 @@ from histocodec.formats.container.attributes import (
 from histocodec.formats.container.layout import ASSOCIATED, ICC, MODEL, OVERVIEW
 from histocodec.formats.encode.options import EncodeOptions
 from histocodec.formats.encode.overview import least_side, make_overview
-from histocodec.formats.encode.privacy import without_private
+from histocodec.formats.encode.privacy import kept_properties, without_private
 from histocodec.formats.encode.unreadable import Place
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Pixels, Slide
@@ -49,8 +49,7 @@ def check_extras(slide: Slide, options: EncodeOptions) -> None:
         raise UnsupportedError(
             f"{slide.name}: its ICC profile has {len(slide.icc_profile)} bytes; up to {MAX_ICC} can be kept"
         )
-    properties = dict(slide.properties) if options.keep_private else without_private(slide.properties)[0]
-    size = len(json.dumps(properties))
+    size = len(json.dumps(kept_properties(slide.properties, options)))
     if size > MAX_PROPERTIES:
         hint = ". Leave --keep-private out" if options.keep_private else ""
         raise UnsupportedError(

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from pathlib import PurePath
 
+from histocodec.formats.container.attributes import DERIVED_PROPERTIES
 from histocodec.formats.encode.options import EncodeOptions
 
 _OPTICS = """
@@ -99,6 +100,13 @@ def _secrets(properties: Mapping[str, str]) -> set[str]:
     """The values of private properties that nothing else may repeat."""
     values = {value.strip() for name, value in properties.items() if is_private(name, value)}
     return {value for value in values if len(value) >= SHORTEST_SECRET}
+
+
+def kept_properties(properties: Mapping[str, str], options: EncodeOptions) -> dict[str, str]:
+    """The properties that a container keeps: those that are not private, unless `options` keeps these, too, and that do
+    not follow from the rest of the container."""
+    kept = dict(properties) if options.keep_private else without_private(properties)[0]
+    return {name: value for name, value in kept.items() if not name.startswith(DERIVED_PROPERTIES)}
 
 
 def source_kind(file: PurePath) -> str:

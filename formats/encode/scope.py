@@ -20,7 +20,7 @@ from histocodec.formats.container.attributes import (
 )
 from histocodec.formats.decode.fidelity import Floor
 from histocodec.formats.encode.options import EncodeOptions
-from histocodec.formats.encode.privacy import source_kind, stored_name, without_private
+from histocodec.formats.encode.privacy import kept_properties, source_kind, stored_name
 from histocodec.geometry import ChunkKey, Level, Region, ceil_div
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Colour, Pixels, Slide, known_mpp, known_power
@@ -107,7 +107,7 @@ def draft_attributes(
     file, config = Path(slide.name), weights.config
     vendor = slide.properties.get("openslide.vendor", source_kind(file))
     name = stored_name(well_formed(file.name), slide.properties, options)
-    properties = dict(slide.properties) if options.keep_private else without_private(slide.properties)[0]
+    properties = kept_properties(slide.properties, options)
     return Attributes(
         generator=f"histocodec {VERSION}",
         model=ModelReference(weights.id, weights.decoder_sha256, config.latent_channels, config.stride, config.family),

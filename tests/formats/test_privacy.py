@@ -10,8 +10,10 @@ import tifffile
 
 import histocodec
 from histocodec.cli.main import run
+from histocodec.formats.container.attributes import DERIVED_PROPERTIES
 from histocodec.formats.encode.extras import MAX_ASSOCIATED
-from histocodec.formats.encode.privacy import is_private, without_private
+from histocodec.formats.encode.options import EncodeOptions
+from histocodec.formats.encode.privacy import is_private, kept_properties, without_private
 from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide
 
@@ -102,7 +104,9 @@ def test_info_says_what_was_left_out(
 def test_all_of_it_is_kept_where_it_is_asked_for(svs: Path, tmp_path: Path, tiny_file: Path) -> None:
     attributes = encode(svs, tmp_path / "a.zarr", tiny_file, "--keep-private", "--keep-label", "--keep-macro")
     with histocodec.open_slide(svs) as source, histocodec.open(tmp_path / "a.zarr") as slide:
-        assert attributes["properties"] == dict(source.properties)
+        kept = {name: value for name, value in source.properties.items() if not name.startswith(DERIVED_PROPERTIES)}
+        assert attributes["properties"] == kept
+        assert kept.items() <= dict(slide.properties).items()
         assert (slide.associated["label"] == LABEL).all()
         assert (slide.associated["macro"] == MACRO).all()
     assert not any("property" in name for name in attributes["dropped"])  # type: ignore[attr-defined]  # from JSON
@@ -175,3 +179,16 @@ def test_more_names_than_there_is_room_for_are_counted(tmp_path: Path, tiny_file
     report = histocodec.encode(slide, tmp_path / "a.zarr", model=str(tiny_file), device="cpu")
     assert len(report.dropped) == MAX_ASSOCIATED
     assert report.dropped[-1] == "property and 37 more"
+
+
+def test_properties_that_follow_from_levels_and_images_are_not_kept() -> None:
+    derived = {
+        "openslide.level-count": "1",
+        "openslide.level[0].width": "600",
+        "openslide.associated.label.width": "40",
+        "openslide.mpp-x": "0.5",
+        "openslide.icc-size": "4",
+    }
+    kept = {"openslide.vendor": "aperio", "openslide.quickhash-1": "ab", "aperio.AppMag": "20"}
+    for options in (EncodeOptions(), EncodeOptions(keep_private=True)):
+        assert kept_properties({**derived, **kept}, options) == kept
