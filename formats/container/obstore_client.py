@@ -36,6 +36,7 @@ CREDENTIALS = (
     "AZURE_STORAGE_ACCOUNT_KEY and so on; AWS_SKIP_SIGNATURE=true is for public buckets"
 )
 VARIABLES = ("AWS_", "AZURE_", "GOOGLE_")
+NO_BUCKET = "its bucket (or container) does not exist; make it first, or correct its name"
 # Where machines in a cloud ask for credentials of their own, after none were found in the environment.
 CREDENTIAL_SERVERS = ("169.254.169.254", "metadata.google.internal")
 
@@ -125,6 +126,8 @@ def answer(server: Server, operation: Operation, key: str, arguments: Sequence[A
                     obstore.delete(store, key)
             return None
     except FileNotFoundError:
+        if operation == "put":  # which needs no object, so it is the bucket that is missing
+            raise StoreError(f"{where}: cannot be written: {NO_BUCKET}") from None
         raise FileNotFoundError(where) from None
     except (BaseError, ValueError, OSError) as exc:
         # Not `from exc`: its text has the whole URL, credentials included.
@@ -162,6 +165,8 @@ def _translated(exc: Exception, where: str, done: str) -> HistocodecError:
         )
     if number == 416:
         return FormatError(f"{where}: is empty, or ends before something that has to be there")
+    if number == 404 and not where.startswith("http"):  # for a missing object, obstore raises FileNotFoundError
+        return StoreError(f"{where}: cannot be {done}: {NO_BUCKET}")
     kind = re.search(r"kind: (Timeout|Connect|Interrupted)", str(exc))
     reason = {
         "Timeout": "the server did not answer in time",

@@ -100,6 +100,16 @@ def test_an_upload_that_fails_leaves_no_container_and_is_sent_again(
         assert np.abs(opened.read_array(0, 0, 64, 64).astype(int)).sum() > 0
 
 
+@pytest.mark.parametrize("name", ["a.hcz", "a.hc.zarr"])
+def test_a_bucket_that_does_not_exist_is_named_and_the_work_is_kept(
+    slide: ArraySlide, tiny_file: Path, name: str
+) -> None:
+    url = f"s3://nowhere/{name}"
+    with pytest.raises(OutputError, match=r"s3://nowhere/.*bucket .*does not exist.*--resume sends it again"):
+        encoded(slide, url, tiny_file)
+    assert list(staging_path(url).parent.iterdir())
+
+
 def test_a_web_server_and_a_bare_bucket_are_refused_before_any_work(slide: ArraySlide, tiny_file: Path) -> None:
     with pytest.raises(UnsupportedError, match="cannot be written to"):
         encoded(slide, "https://example.org/slide.hcz", tiny_file)
