@@ -25,7 +25,7 @@ from histocodec.models.config import GROUPS, QUALITIES, HyperConfig
 from histocodec.models.prior.exact import RELUCTANCE, IntegerPrior
 from histocodec.models.prior.fast import FastPrior, float_product, int8_product
 from histocodec.models.prior.graph import HYPER_CLIP, MEAN_BITS, PHASE_MASK, POSITIONS
-from histocodec.models.prior.native import NativePrior
+from histocodec.models.prior.native import NativeChunk, NativePrior
 from histocodec.models.weights import ModelWeights
 
 HEADER_BYTES = 4
@@ -215,6 +215,8 @@ class HyperChunkCodec(ChunkCodec):
             raise FormatError(f"a latent chunk holds z from {values.min()} to {values.max()}; beyond {HYPER_CLIP}")
         z[coded] = values.reshape(z[coded].shape)
         chunk.begin(z)
+        if isinstance(chunk, NativeChunk):
+            return chunk.read(decoder)
         for k in range(GROUPS):
             tables, whole_mean = chunk.parameters(k)
             chunk.place(k, decoder.read(tables) + whole_mean)

@@ -234,7 +234,7 @@ class RansDecoder:
     """
 
     def __init__(self, data: bytes | bytearray | memoryview, table_set: TableSet) -> None:
-        self._tables = table_set
+        self.tables = table_set
         self._data = _row(np.frombuffer(data, np.uint8), np.dtype(np.uint8))
         if not len(self._data):
             raise FormatError("an entropy-coded stream is empty; the shortest has 5 bytes")
@@ -247,7 +247,13 @@ class RansDecoder:
         self._states = self._data[:front].view("<u4").astype(np.uint32)  # (lanes,)
         if (self._states < LOWER).any():
             raise FormatError(f"an entropy-coded stream has a lane state below {LOWER}")
-        self._cursors = np.array([front, len(self._data) - 1], np.int64)
+        self._cursors = np.array([front, len(self._data) - 1, 0], np.int64)
+
+    @property
+    def state(self) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint32]]:
+        """What a kernel needs that reads a segment itself: the bytes; the next word, the end of the escapes and a
+        number of the kernel's own; and the lanes' states. It moves the two last."""
+        return self._data, self._cursors, self._states
 
     def read(self, tables: NDArray[np.uint16]) -> NDArray[np.int32]:
         """The next segment: one symbol (n,) int32 for each table number (n,) uint16. Raises FormatError where the
@@ -256,14 +262,19 @@ class RansDecoder:
             raise UsageError(f"tables must be (n,) uint16, not {tables.shape} {tables.dtype}")
         numbers = _row(tables, np.dtype(np.uint16))
         out = np.empty(len(numbers), np.int32)
-        t = self._tables
+        t = self.tables
         status = _decode(
             self._data, self._cursors, self._states, numbers,
             t.mode, t.low, t.size, t.freq, t.cdf, t.coarse, out,
         )  # fmt: skip
+        self.check(status)
+        return out
+
+    @staticmethod
+    def check(status: int) -> None:
+        """Raises FormatError where the status of a kernel says that the stream is broken."""
         if status != OK:
             raise FormatError(f"cannot decode: {_MESSAGES[status]}")
-        return out
 
     def finish(self) -> None:
         """Check that the stream ends where its symbols do and that every lane is back at its start. Raises FormatError

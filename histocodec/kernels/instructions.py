@@ -3,6 +3,7 @@
 `add_products` emits LLVM's code for acc + Σ a·w, where each 32-bit lane of a holds four unsigned bytes and that of w
 four signed ones. All instruction sets give the same integers: none of the forms here saturates.
 
+    amx           tdpbusd on tiles of 16 positions and 16 outputs; 16 lanes for all that is no product
     avx512-vnni   vpdpbusd on 16 lanes
     avx-vnni      vpdpbusd on 8 lanes, of AVX-VNNI or AVX-512VL
     avx2          vpmaddwd on the even and the odd bytes as 16-bit numbers, 8 lanes; vpmaddubsw could saturate
@@ -12,7 +13,9 @@ Where a processor lacks an instruction, the code of that set has the same lanes 
 so each can be tested everywhere.
 """
 
+import ctypes
 import os
+import sys
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
@@ -23,12 +26,21 @@ from numba.core.registry import cpu_target
 
 from histocodec.errors import UsageError
 
-NAMES = ("avx512-vnni", "avx-vnni", "avx2", "generic")  # the index is what kernels take; the fastest first
+NAMES = ("amx", "avx512-vnni", "avx-vnni", "avx2", "generic")  # the index is what kernels take; the fastest first
+AMX, AVX512_VNNI, AVX_VNNI, AVX2, GENERIC = range(len(NAMES))
 VARIABLE = "HISTOCODEC_INSTRUCTIONS"  # environment variable that forces one of them
-LANES = {"avx512-vnni": 16, "avx-vnni": 8, "avx2": 8, "generic": 4}
-_NEEDED = {"avx512-vnni": {"avx512vnni"}, "avx-vnni": {"avxvnni"}, "avx2": {"avx2"}, "generic": set()}
+LANES = {"amx": 16, "avx512-vnni": 16, "avx-vnni": 8, "avx2": 8, "generic": 4}
+_NEEDED = {
+    "amx": {"amx-tile", "amx-int8", "avx512vnni", "avx512bw"},
+    "avx512-vnni": {"avx512vnni", "avx512bw"},
+    "avx-vnni": {"avxvnni"},
+    "avx2": {"avx2"},
+    "generic": set(),
+}
+_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18  # of Linux on x86-64: tiles are off until asked for
 
-I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+F32 = ir.FloatType()
 
 
 @lru_cache(maxsize=1)
@@ -42,7 +54,15 @@ def available(name: str) -> bool:
     """Whether this processor has the instructions of that name."""
     if name == "avx-vnni" and {"avx512vnni", "avx512vl"} <= features():
         return True
-    return _NEEDED[name] <= features()
+    return _NEEDED[name] <= features() and (name != "amx" or _may_use_tiles())
+
+
+@lru_cache(maxsize=1)
+def _may_use_tiles() -> bool:
+    """Asks the system whether this process may use AMX's tiles; all of its threads and forked children then may."""
+    if not sys.platform.startswith("linux"):
+        return False
+    return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)
 
 
 def fastest() -> int:
@@ -52,8 +72,19 @@ def fastest() -> int:
     if forced:
         if forced not in NAMES:
             raise UsageError(f"{VARIABLE} is {forced!r}; {', '.join(NAMES)} are allowed")
+        if forced == "amx" and _NEEDED["amx"] <= features() and not available("amx"):
+            raise UsageError(f"{VARIABLE} is 'amx'; this system does not let programs use its tiles. Choose another")
         return NAMES.index(forced)
     return next(n for n, name in enumerate(NAMES) if available(name))
+
+
+def ready(instructions: int | None) -> int:
+    """The number of the instructions that kernels are to use, by default of the fastest, once the system has allowed
+    them."""
+    number = fastest() if instructions is None else instructions
+    if number == AMX:
+        available("amx")
+    return number
 
 
 def runs_natively() -> bool:
@@ -80,7 +111,7 @@ def external(builder: ir.IRBuilder, kind: ir.FunctionType, name: str) -> Any:
 def add_products(builder: ir.IRBuilder, name: str, acc: Any, a: Any, w: Any) -> Any:
     """acc + Σ a·w: `acc` is a vector of 32-bit lanes, `a` holds four unsigned bytes in each lane, `w` four signed."""
     lanes = acc.type.count
-    if name in ("avx512-vnni", "avx-vnni") and available(name):
+    if name in ("amx", "avx512-vnni", "avx-vnni") and available(name):
         return _vpdpbusd(builder, acc, a, w)
     if name == "avx2" and available(name):
         return _vpmaddwd(builder, acc, a, w)

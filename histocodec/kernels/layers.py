@@ -3,15 +3,19 @@
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numpy.typing import NDArray
 
+from histocodec.kernels.epilogues import combine, finish
+from histocodec.kernels.instructions import AMX
 from histocodec.kernels.jit import jit
-from histocodec.kernels.products import activate, activate_up, add, colour, combine, products, put
+from histocodec.kernels.products import TALL_TILE, TILE, TILE_SUMS, products
+from histocodec.kernels.vectors import GROUP, I8, I32, I64, Emitter, native, splat, vector
 
 Int = Any  # an integer of Python or numpy
 
-EXTRA_ROWS = 6  # positions beyond the last that a tile may read
-ACTIVATE, ACTIVATE_UP, ADD, PUT, COLOUR = range(5)  # what follows the products; see `products`
+EXTRA_ROWS = 16  # positions beyond the last that a tile may read
+SUMS_BYTES = 3 * TILE_SUMS  # of the working memory of `dense`
 
 
 @jit
@@ -29,31 +33,58 @@ def fill(memory: NDArray[np.uint8], first: int, end: int, value: int) -> None:
 
 @jit
 def dense(
-    instructions: Int, a: Int, low: Int, high: Int, sums: Int, stride: Int, quads: Int, count: Int, w: Int,
+    instructions: Int, a: Int, low: Int, high: Int, sums: Int, zeros: Int, stride: Int, quads: Int, count: Int, w: Int,
     bias: Int, factor: Int, groups: Int, acc: Int, then: Int, out: Int, out_stride: Int, group_stride: Int, mean: Int,
     std: Int,
 ) -> None:  # fmt: skip
     """A dense layer for `count` positions, whose bytes lie at `a`, `stride` apart, with 4 · `quads` inputs, and for
     `groups` × 64 outputs; what follows, `then`, goes to `out`. Where `low` is not 0, the inputs are
-    a + low + 8 · (high - 128)."""
+    a + low + 8 · (high - 128), and at `zeros` are 64 zeros, int32. AMX needs multiples of 64 inputs."""
+    tile = TALL_TILE if instructions == AMX else TILE
     for n in range(groups):
-        w_n, bias_n, factor_n = w + n * quads * 256, bias + 256 * n, factor + 256 * n
-        for m in range(0, count, 6):
-            for part in range(3 if low != 0 else 1):  # one call, since each is compiled by itself
+        w_n, bias_n, factor_n = w + n * quads * 256, bias + 256 * n, factor
+        if then != 1:  # ACTIVATE_UP has one shift for all
+            factor_n += 256 * n
+        for m in range(0, count, tile):
+            for part in range(3 if low != 0 else 1):
                 seen = a if part == 0 else low if part == 1 else high
-                products(instructions, seen + m * stride, stride, w_n, quads, acc + 1536 * part)
+                start = bias_n if part == 0 else zeros
+                products(instructions, seen + m * stride, stride, w_n, quads, acc + TILE_SUMS * part, start)
+            here = min(tile, count - m)
             if low != 0:
-                for j in range(6):
-                    combine(acc + 256 * j, acc + 1536 + 256 * j, acc + 3072 + 256 * j, sums + 256 * n)
-            for j in range(min(6, count - m)):
-                to = out + (m + j) * out_stride + n * group_stride
-                if then == ACTIVATE:
-                    activate(acc + 256 * j, bias_n, factor_n, to)
-                elif then == ACTIVATE_UP:
-                    activate_up(acc + 256 * j, bias_n, factor_n, to)
-                elif then == ADD:
-                    add(acc + 256 * j, bias_n, factor_n, to)
-                elif then == PUT:
-                    put(acc + 256 * j, bias_n, factor_n, to)
-                else:
-                    colour(acc + 256 * j, bias_n, factor_n, std + 4 * n, mean + 4 * n, to)
+                combine(instructions, acc, acc + TILE_SUMS, acc + 2 * TILE_SUMS, sums + 256 * n, here)
+            to = out + m * out_stride + n * group_stride
+            finish(instructions, then, acc, factor_n, to, out_stride, here, std + 4 * n, mean + 4 * n)
+
+
+def _emit_clear(builder: ir.IRBuilder, address: Any, size: Any) -> None:
+    e = Emitter(builder, "generic")
+
+    def line(n: Any, _: Any) -> list[Any]:
+        e.store(splat(0, I8, 64), builder.add(address, e.times(n, 64)))
+        return []
+
+    e.loop(builder.ashr(size, ir.Constant(I64, 6)), line)
+
+
+def _emit_interleave(builder: ir.IRBuilder, planes: Any, out: Any, stride: Any, count: Any) -> None:
+    e, eight = Emitter(builder, "generic"), vector(I8, 8)
+    sixteen = ir.Constant(vector(I32, 16), [ir.Constant(I32, n) for n in range(16)])
+    order = [source for n in range(8) for source in (n, 8 + n, 16 + n)]
+    mask = ir.Constant(vector(I32, 24), [ir.Constant(I32, n) for n in order])
+
+    def position(m: Any, _: Any) -> list[Any]:
+        at, to = builder.add(planes, e.times(m, 3 * GROUP)), builder.add(out, e.times(m, 24))
+        for row in range(8):
+            red, green, blue = (e.load(e.at(at, GROUP * colour + 8 * row), eight) for colour in range(3))
+            pair = builder.shuffle_vector(red, green, sixteen)
+            padded = builder.shuffle_vector(blue, blue, sixteen)
+            e.store(builder.shuffle_vector(pair, padded, mask), builder.add(to, e.times(stride, row)))
+        return []
+
+    e.loop(count, position)
+
+
+clear = native("clear", 2, _emit_clear)  # zeros, so many bytes, a multiple of 64 above 0
+# (count, 3, 8, 8) uint8 → 8 rows of 8 · count pixels, `stride` bytes apart.
+interleave = native("interleave", 4, _emit_interleave)

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from histocodec.kernels.instructions import LANES, NAMES
+
 GROUP = 64  # channels, of dense layers
 LINE = 64  # bytes of a cache line
 
@@ -22,9 +24,11 @@ def aligned(size: int) -> NDArray[np.uint8]:
 
 
 class Packer:
-    """Collects parameters. Each method returns where in `finish` its values begin, in bytes."""
+    """Collects parameters for the instructions of that number. Each method returns where in `finish` its values
+    begin, in bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, instructions: int) -> None:
+        self._quarters = LANES[NAMES[instructions]] // 4  # pieces of 16 bytes of a vector
         self._parts: list[bytes] = []
         self._size = 0
 
@@ -36,16 +40,24 @@ class Packer:
         return self._add(full.reshape(-1, GROUP, inputs // 4, 4).transpose(0, 2, 1, 3))
 
     def depthwise(self, weight: NDArray[np.int8]) -> int:
-        """A weight (channels, 3, 3) int8 → (channels/16, 3 columns, 16, 3 rows and a zero)."""
+        """A weight (channels, 3, 3) int8 → for each four vectors of channels (3 columns, channels, 3 rows and a zero),
+        the channels in the order that interleaving rows leaves."""
         full = np.zeros((padded(len(weight)), 3, 4), np.int8)
         full[: len(weight), :, :3] = weight.transpose(0, 2, 1)
-        return self._add(full.reshape(-1, 16, 3, 4).transpose(0, 2, 1, 3))
+        mixed = self._interleaved(full)
+        return self._add(mixed.reshape(-1, 16 * self._quarters, 3, 4).transpose(0, 2, 1, 3))
 
-    def row(self, values: NDArray[Any], dtype: DTypeLike) -> int:
-        """One number a channel, with zeros up to a whole group."""
+    def row(self, values: NDArray[Any], dtype: DTypeLike, *, interleaved: bool = False) -> int:
+        """One number a channel, with zeros up to a whole group; `interleaved` as the channels of `depthwise`."""
         full = np.zeros(padded(len(values)), dtype)
         full[: len(values)] = values
-        return self._add(full)
+        return self._add(self._interleaved(full) if interleaved else full)
+
+    def _interleaved(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Vector n of four has of each 16 channels those from 4n to 4n + 3."""
+        rest = values.shape[1:]
+        split = values.reshape(-1, self._quarters, 4, 4, *rest)
+        return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(-1, *rest)
 
     def finish(self) -> NDArray[np.uint8]:
         """Everything that was packed, beginning at a cache line."""

@@ -1,23 +1,67 @@
-"""What the intrinsics of this package share: memory by address, and arithmetic on whole vectors, as LLVM's code."""
+"""What the intrinsics of this package share: functions in LLVM's code, memory by address, and arithmetic on vectors."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from inspect import Parameter, Signature
+from typing import Any, cast
 
 from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
-from histocodec.kernels.instructions import F32, I8, I16, I32, I64, external, splat, vector
+from histocodec.kernels.instructions import F32, I1, I8, I16, I32, I64, LANES, available, external, splat, vector
 
-LANES = 16  # of what is no product: LLVM cuts these vectors up where registers are shorter
+Intrinsic = Callable[..., Any]
+GROUP = 64  # channels
+
+
+def native(name: str, arguments: int, emit: Callable[..., Any], *, returns: bool = False) -> Intrinsic:
+    """An intrinsic on 64-bit integers, whose code `emit(builder, *arguments)` writes. It is a function of its own in
+    the machine code, there once however often it is called. `returns` tells whether it gives an integer."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        function = builder.module.globals.get(f"histocodec.{name}")
+        if function is None:
+            kind = ir.FunctionType(I64 if returns else ir.VoidType(), [I64] * arguments)
+            function = ir.Function(builder.module, kind, f"histocodec.{name}")
+            function.linkage = "linkonce_odr"
+            function.attributes.add("noinline")
+            inside = ir.IRBuilder(function.append_basic_block("entry"))
+            result = emit(inside, *function.args)
+            _ = inside.ret(result) if returns else inside.ret_void()
+        called = builder.call(function, args)
+        return called if returns else context.get_dummy_value()
+
+    signature = (types.int64 if returns else types.void)(*[types.int64] * arguments)
+
+    def typed(typing_context: Any, *addresses: Any) -> Any:
+        return signature, codegen
+
+    names = ["typing_context", *(f"address{n}" for n in range(arguments))]
+    positional = [Parameter(each, Parameter.POSITIONAL_OR_KEYWORD) for each in names]
+    typed.__signature__ = Signature(positional)  # type: ignore[attr-defined]  # numba asks for it, and wants no *
+    typed.__name__ = name
+    return cast(Intrinsic, intrinsic(typed))
 
 
 class Emitter:
-    """Writes code at the place where `builder` stands. Addresses are 64-bit integers."""
+    """Writes code of the instructions `name` at the place where `builder` stands. Addresses are 64-bit integers.
 
-    def __init__(self, builder: ir.IRBuilder) -> None:
-        self.builder = builder
+    Bytes are packed as x86 does it, four vectors of 32 bits to one of bytes: quarter by quarter of the vectors,
+    unless `natural` puts them in order.
+    """
+
+    def __init__(self, builder: ir.IRBuilder, name: str) -> None:
+        self.builder, self.name, self.lanes = builder, name, LANES[name]
+        self.floats, self.integers = vector(F32, self.lanes), vector(I32, self.lanes)
+        self._x86 = available(name) and self.lanes > 4
 
     def at(self, address: Any, offset: int) -> Any:
         """An address that lies `offset` bytes further."""
         return self.builder.add(address, ir.Constant(I64, offset)) if offset else address
+
+    def times(self, number: Any, factor: int) -> Any:
+        """A 64-bit integer, multiplied."""
+        return self.builder.mul(number, ir.Constant(I64, factor))
 
     def load(self, address: Any, kind: ir.Type) -> Any:
         """What lies at an address, which need not be aligned."""
@@ -27,43 +71,114 @@ class Emitter:
         """Puts a value at an address, which need not be aligned."""
         self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()), align=1)
 
-    def broadcast(self, value: Any, lanes: int) -> Any:
+    def broadcast(self, value: Any, lanes: int | None = None) -> Any:
         """A vector with the value in every lane."""
+        lanes = lanes or self.lanes
         undefined = ir.Constant(vector(value.type, lanes), ir.Undefined)
-        one = self.builder.insert_element(undefined, value, ir.Constant(I32, 0))
-        return self.builder.shuffle_vector(one, undefined, splat(0, I32, lanes))
+        first = self.builder.insert_element(undefined, value, ir.Constant(I32, 0))
+        return self.builder.shuffle_vector(first, undefined, splat(0, I32, lanes))
+
+    def loop(
+        self, count: Any, body: Callable[[Any, Sequence[Any]], Sequence[Any]], carried: Sequence[Any] = ()
+    ) -> Sequence[Any]:
+        """Code for n = 0 … count - 1, at least once: `body(n, values)` gives the next values that are carried on.
+        Returns the last ones."""
+        builder = self.builder
+        before, function = builder.block, builder.function
+        inside, done = function.append_basic_block("loop"), function.append_basic_block("done")
+        builder.branch(inside)
+        builder.position_at_end(inside)
+        n, values = builder.phi(I64), [builder.phi(value.type) for value in carried]
+        results = body(n, values)
+        following, end = builder.add(n, ir.Constant(I64, 1)), builder.block
+        for phi, first, later in zip([n, *values], [ir.Constant(I64, 0), *carried], [following, *results], strict=True):
+            phi.add_incoming(first, before)
+            phi.add_incoming(later, end)
+        builder.cbranch(builder.icmp_signed("<", following, count), inside, done)
+        builder.position_at_end(done)
+        return results
+
+    # Arithmetic on one vector.
+
+    def as_floats(self, x: Any) -> Any:
+        """int32 to float32"""
+        return self.builder.sitofp(x, self.floats)
+
+    def as_integers(self, x: Any) -> Any:
+        """float32 to int32, rounded to the nearest integer, ties to even; the result must fit."""
+        if self._x86 and self.lanes == 16:
+            kind = ir.FunctionType(self.integers, [self.floats, self.integers, I16, I32])
+            function = external(self.builder, kind, "llvm.x86.avx512.mask.cvtps2dq.512")
+            none, all_lanes = ir.Constant(self.integers, ir.Undefined), ir.Constant(I16, -1)
+            return self.builder.call(function, [x, none, all_lanes, ir.Constant(I32, 4)])  # 4: as is usual
+        if self._x86:
+            kind = ir.FunctionType(self.integers, [self.floats])
+            return self.builder.call(external(self.builder, kind, "llvm.x86.avx.cvt.ps2dq.256"), [x])
+        return self.builder.fptosi(self.rounded(x), self.integers)
 
     def rounded(self, x: Any) -> Any:
         """float32 rounded to the nearest integer, ties to even, still float32."""
-        name = f"llvm.rint.v{x.type.count}f32"
-        function = external(self.builder, ir.FunctionType(x.type, [x.type]), name)
+        function = external(self.builder, ir.FunctionType(x.type, [x.type]), f"llvm.rint.v{x.type.count}f32")
         return self.builder.call(function, [x])
 
-    def rounded_up(self, x: Any) -> Any:
-        """float32 rounded to the nearest integer, halves up: floor(x + 1/2)."""
-        function = external(self.builder, ir.FunctionType(x.type, [x.type]), f"llvm.floor.v{x.type.count}f32")
-        return self.builder.call(function, [self.builder.fadd(x, splat(0.5, F32, x.type.count))])
+    def at_most(self, x: Any, high: float) -> Any:
+        """float32 limited to `high`."""
+        bound = splat(high, F32, x.type.count)
+        return self.builder.select(self.builder.fcmp_ordered("<", x, bound), x, bound)
 
-    def limited(self, x: Any, low: float, high: float) -> Any:
-        """float32 limited to low … high; the numbers are no NaN."""
-        lanes = x.type.count
-        for limit, below in ((low, True), (high, False)):
-            bound = splat(limit, F32, lanes)
-            x = self.builder.select(self.builder.fcmp_ordered("<" if below else ">", x, bound), bound, x)
-        return x
+    def at_least(self, x: Any, low: float) -> Any:
+        """float32 limited to `low`."""
+        bound = splat(low, F32, x.type.count)
+        return self.builder.select(self.builder.fcmp_ordered(">", x, bound), x, bound)
 
-    def as_bytes(self, x: Any, offset: int = 0) -> Any:
-        """Integers in float32, which with `offset` are 0 … 255, as bytes."""
-        lanes = x.type.count
-        whole = self.builder.fptosi(x, vector(I32, lanes))
-        if offset:
-            whole = self.builder.add(whole, splat(offset, I32, lanes))
-        return self.builder.trunc(whole, vector(I8, lanes))
+    def scaled(self, total: Any, factor: Any) -> Any:
+        """total · factor: int32 to float32"""
+        return self.builder.fmul(self.as_floats(total), factor)
 
-    def scaled(self, total: Any, bias: Any, factor: Any) -> Any:
-        """(total + bias) · factor: int32 to float32"""
-        summed = self.builder.add(total, bias)
-        return self.builder.fmul(self.builder.sitofp(summed, vector(F32, total.type.count)), factor)
+    # Packing: limits come with it.
+
+    def words(self, a: Any, b: Any) -> Any:
+        """Two vectors of int32, limited to int16, as one."""
+        return self._packed(a, b, I16, -(1 << 15), (1 << 15) - 1, "packssdw")
+
+    def unsigned_bytes(self, vectors: Sequence[Any]) -> Any:
+        """Four vectors of int32, limited to 0 … 255, as one of bytes."""
+        a, b, c, d = vectors
+        return self._packed(self.words(a, b), self.words(c, d), I8, 0, 255, "packuswb")
+
+    def signed_bytes(self, words: Sequence[Any]) -> Any:
+        """Two vectors of int16, limited to -128 … 127, as one of bytes, 128 too high."""
+        packed = self._packed(words[0], words[1], I8, -128, 127, "packsswb")
+        return self.builder.xor(packed, splat(-128, I8, packed.type.count))
+
+    def natural(self, packed: Any) -> Any:
+        """Packed bytes in the order of the four vectors."""
+        quarters = self.lanes // 4
+        if quarters == 1:
+            return packed
+        wide = vector(I32, self.lanes)
+        order = ir.Constant(wide, [ir.Constant(I32, 4 * n + q) for q in range(4) for n in range(quarters)])
+        as_wide = self.builder.bitcast(packed, wide)
+        shuffled = self.builder.shuffle_vector(as_wide, ir.Constant(wide, ir.Undefined), order)
+        return self.builder.bitcast(shuffled, packed.type)
+
+    def _packed(self, a: Any, b: Any, to: ir.Type, low: int, high: int, instruction: str) -> Any:
+        result, builder = vector(to, 2 * a.type.count), self.builder
+        if self._x86:
+            family = "avx512" if self.lanes == 16 else "avx2"
+            name = f"llvm.x86.{family}.{instruction}" + (".512" if self.lanes == 16 else "")
+            return builder.call(external(builder, ir.FunctionType(result, [a.type, a.type]), name), [a, b])
+        element, count, quarter = a.type.element, a.type.count, a.type.count // (self.lanes // 4)
+        limited = []
+        for x in (a, b):
+            for bound, predicate in ((low, "<"), (high, ">")):
+                limit = splat(bound, element, count)
+                x = builder.select(builder.icmp_signed(predicate, x, limit), limit, x)
+            limited.append(builder.trunc(x, vector(to, count)))
+        parts = range(0, count, quarter)
+        order = [n for first in parts for half in (0, count) for n in range(half + first, half + first + quarter)]
+        mask = ir.Constant(vector(I32, 2 * count), [ir.Constant(I32, n) for n in order])
+        return builder.shuffle_vector(limited[0], limited[1], mask)
 
 
-__all__ = ["F32", "I8", "I16", "I32", "I64", "LANES", "Emitter", "splat", "vector"]
+__all__ = ["F32", "GROUP", "I1", "I8", "I16", "I32", "I64", "Emitter", "Intrinsic", "native", "splat", "vector"]

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histocodec.geometry import Margin
-from histocodec.kernels.instructions import fastest
-from histocodec.kernels.layers import EXTRA_ROWS
+from histocodec.kernels.instructions import ready
+from histocodec.kernels.layers import EXTRA_ROWS, SUMS_BYTES
 from histocodec.kernels.pack import Packer, aligned, padded
 from histocodec.models.config import HyperConfig
 from histocodec.models.transforms.integer import PARTS, Arrays, factors, synthesis_layers
@@ -38,8 +38,8 @@ class NativeSynthesis:
 
     def __init__(self, config: HyperConfig, arrays: Arrays, *, instructions: int | None = None) -> None:
         self.config = config
-        self.instructions = fastest() if instructions is None else instructions
-        packer = Packer()
+        self.instructions = ready(instructions)
+        packer = Packer(self.instructions)
         self._scale = np.array(arrays["g_s.scale"], np.float32)
         layers = {layer.name: layer for layer in synthesis_layers(config)}
 
@@ -47,7 +47,8 @@ class NativeSynthesis:
             """Addresses of a layer's weight, bias and factor; a dense layer's inputs are put into `columns`."""
             weight, bias, shift = (arrays[f"g_s.{name}.{part}"] for part in PARTS)
             if layers[name].kind == "depthwise":
-                return [packer.depthwise(weight), packer.row(bias, np.int32), packer.row(factors(shift), np.float32)]
+                rows = (bias, np.int32), (factors(shift), np.float32)
+                return [packer.depthwise(weight), *(packer.row(*row, interleaved=True) for row in rows)]
             sums = weight.astype(np.int64).sum(axis=1)
             raised = bias - 128 * sums if layers[name].sees_stream else bias
             full = np.zeros((len(weight), inputs or padded(weight.shape[1])), np.int8)
@@ -62,7 +63,7 @@ class NativeSynthesis:
         def wide(name: str, channels: int) -> list[int]:
             fine = arrays[f"g_s.{name}.fine"].astype(np.int64)
             first, room = padded(channels), padded(len(fine), 16)
-            inputs = padded(first + 2 * room, 4)
+            inputs = padded(first + 2 * room)
             columns = np.concatenate(
                 [np.arange(channels), first + np.arange(len(fine)), first + room + np.arange(len(fine))]
             )
@@ -71,7 +72,7 @@ class NativeSynthesis:
             return [
                 *parameters(name, columns, inputs),
                 packer.row(coarse, np.float32),
-                packer.row(fine, np.int64),
+                packer.row(fine, np.int32),
                 packer.row(coarse[fine], np.float32),
                 len(fine), room, inputs, first,
                 packer.row(1024 * weight.astype(np.int64).sum(axis=1), np.int32),
@@ -85,7 +86,7 @@ class NativeSynthesis:
         ).reshape(-1, BLOCK_FIELDS)
         self._wide = np.array([wide("up", channels), wide("tail", width)], np.int64)
         assert self._wide.shape[1] == WIDE_FIELDS
-        self._ones = packer.row(np.ones(max(padded(channels), padded(hidden), padded(width))), np.float32)
+        self._zeros = packer.row(np.zeros(64), np.int32)
         self._parameters = packer.finish()
         self._plans = lru_cache(maxsize=64)(self._plan)
         self._own = threading.local()  # each thread's working memory
@@ -100,7 +101,7 @@ class NativeSynthesis:
         out = np.empty((8 * plan.rows, 8 * plan.columns, 3), np.uint8)
         synthesise(
             self.instructions, np.ascontiguousarray(latents.transpose(1, 2, 0), np.float32), self._scale,
-            self._parameters, self._ones, self._blocks, len(self.config.synthesis16), self._wide, plan.ranges,
+            self._parameters, self._zeros, self._blocks, len(self.config.synthesis16), self._wide, plan.ranges,
             plan.memory, self._scratch(plan.bytes), np.ascontiguousarray(mean, np.float32),
             np.ascontiguousarray(std, np.float32), out,
         )  # fmt: skip
@@ -138,8 +139,7 @@ class NativeSynthesis:
         for _ in range(3):  # bytes of a row, as a layer sees them, and what wide layers see beyond them
             take(most * int(max(self._wide[:, 8].max(), deepest, width)))
         take(most * deepest)  # activations of a row
-        take(3 * 6 * 64 * 4)  # sums of products
-        take(4096 * 4)  # fine channels of a position
+        take(SUMS_BYTES)  # sums of products, and before them what configures tiles
         ranges = np.zeros((len(self._blocks) + 1, RANGE_FIELDS), np.int64)
         for n, ((before, after), hidden) in enumerate(zip([*spans16, *spans8], self._blocks[:, 2], strict=True)):
             ranges[n] = *before, *after, used

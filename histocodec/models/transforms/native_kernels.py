@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from histocodec.kernels.epilogues import ACTIVATE, ADD, COLOUR, PUT, fine_bytes, stream_bytes, wide_bytes
+from histocodec.kernels.instructions import AMX
 from histocodec.kernels.jit import jit
-from histocodec.kernels.layers import ACTIVATE, ADD, COLOUR, EXTRA_ROWS, PUT, address, dense, fill
-from histocodec.kernels.products import clear, depthwise_row, fine_bytes, interleave, stream_bytes
+from histocodec.kernels.layers import EXTRA_ROWS, address, clear, dense, fill, interleave
+from histocodec.kernels.products import depthwise_row, tiles_off, tiles_on
 from histocodec.models.transforms.integer import ENTRY_BITS, WIDE
 
 # Fields of a block: spatial, channels, hidden; weight, bias and factor of expand, depthwise and project.
@@ -26,19 +28,9 @@ Row = NDArray[Any]
 
 
 @jit
-def bytes_of(x: int, channels: int, count: int, unit: int, out: int, out_stride: int) -> int:
-    """The bytes of `count` positions of a stream times its units, `out_stride` apart; not 0 where one is beyond."""
-    beyond = 0
-    for p in range(count):
-        for c in range(0, channels, 64):
-            beyond |= stream_bytes(x + 4 * (p * channels + c), unit + 4 * c, out + p * out_stride + c)
-    return beyond
-
-
-@jit
 def _block(
     instructions: int, row: int, x: int, columns: int, kept: int, block: Row, span: Row, base: int,
-    zeros: int, seen: int, active: int, acc: int, ones: int, parameters: int,
+    zeros: int, seen: int, active: int, acc: int, parameters: int,
 ) -> int:  # fmt: skip
     """One residual block, for a new row of its stream, whose rows lie at `x`, `kept` of them, `columns` positions each.
     Returns the row that is done, in place."""
@@ -49,10 +41,10 @@ def _block(
     row_bytes = (width + 2 + EXTRA_ROWS) * hidden
     if top <= row < bottom:
         here = x + (row % kept * columns + left) * channels * 4
-        bytes_of(here, channels, width, ones, seen, channels)
+        stream_bytes(instructions, here, seen, width * channels // 64)
         to = ring + row % 4 * row_bytes + hidden if spatial else active
         dense(
-            instructions, seen, none, none, none, channels, channels // 4, width, parameters + block[3],
+            instructions, seen, none, none, none, none, channels, channels // 4, width, parameters + block[3],
             parameters + block[4], parameters + block[5], hidden // 64, acc, np.int64(ACTIVATE), to, hidden,
             np.int64(64), none, none,
         )  # fmt: skip
@@ -75,35 +67,33 @@ def _block(
     else:
         a = active + skipped * hidden
     dense(
-        instructions, a, none, none, none, hidden, hidden // 4, count, parameters + block[9], parameters + block[10],
-        parameters + block[11], channels // 64, acc, np.int64(ADD),
+        instructions, a, none, none, none, none, hidden, hidden // 4, count, parameters + block[9],
+        parameters + block[10], parameters + block[11], channels // 64, acc, np.int64(ADD),
         x + (row % kept * columns + span[6]) * channels * 4, channels * 4, np.int64(256), none, none,
     )  # fmt: skip
     return row
 
 
 @jit
-def _wide_bytes(
-    x: int, channels: int, count: int, wide: Row, seen: int, low: int, high: int, values: int, memory: Row,
+def _wide_input(
+    instructions: int, x: int, channels: int, count: int, wide: Row, seen: int, low: int, high: int, memory: Row,
     parameters: Row,
 ) -> bool:  # fmt: skip
     """What a wide layer sees of `count` positions of a stream: bytes at `seen`; where one is beyond a byte, the rest at
     `low` and `high`, and True."""
     base, start = address(memory), address(parameters)
-    floats, numbers, factors = memory.view(np.float32), parameters.view(np.int64), parameters.view(np.float32)
-    inputs, first, room = wide[8], wide[9], wide[7]
-    beyond = bytes_of(x, channels, count, start + wide[3], seen, inputs)
-    at = (values - base) // 4
-    fine, fine_factor = wide[4] // 8, wide[5] // 4
-    for p in range(count):
-        stream = (x - base) // 4 + p * channels
-        for n in range(wide[6]):
-            floats[at + n] = floats[stream + numbers[fine + n]] * factors[fine_factor + n]
-        parts = seen + p * inputs + first
-        for n in range(0, room, 16):
-            fine_bytes(values + 4 * n, parts + n, parts + room + n)
+    inputs, first, room, stride = wide[8], wide[9], wide[7], 4 * channels
+    beyond = 0
+    for c in range(0, channels, 64):
+        beyond |= wide_bytes(instructions, x + 4 * c, stride, start + wide[3] + 4 * c, seen + c, inputs, count)
+    for n in range(0, room, 16):
+        fine_bytes(
+            instructions, x, stride, start + wide[4] + 4 * n, start + wide[5] + 4 * n, seen + first + n, room, inputs,
+            count,
+        )  # fmt: skip
     if beyond == 0:
         return False
+    floats, factors = memory.view(np.float32), parameters.view(np.float32)
     low_at, high_at, coarse = low - base, high - base, wide[3] // 4
     fill(memory, low_at, low_at + count * inputs, 0)
     fill(memory, high_at, high_at + count * inputs, 128)
@@ -119,7 +109,7 @@ def _wide_bytes(
 
 @jit
 def synthesise(
-    instructions: int, latents: Row, scale: Row, parameters: Row, ones: int, blocks: Row, blocks16: int, wide: Row,
+    instructions: int, latents: Row, scale: Row, parameters: Row, none_at: int, blocks: Row, blocks16: int, wide: Row,
     ranges: Row, layout: Row, memory: Row, mean: Row, std: Row, out: Row,
 ) -> None:  # fmt: skip
     """A window of latents (h, w, C) float32 → pixels `out`. `NativeSynthesis` makes the other arguments."""
@@ -128,13 +118,15 @@ def synthesise(
     start, base = address(parameters), address(memory)
     floats = memory.view(np.float32)
     means, stds, to = address(mean), address(std), address(out)
-    zeros, x16, x8, seen, low, high, active, acc, values = (
+    zeros, x16, x8, seen, low, high, active, acc = (
         base + layout[0], base + layout[1], base + layout[2], base + layout[3], base + layout[4], base + layout[5],
-        base + layout[6], base + layout[7], base + layout[8],
+        base + layout[6], base + layout[7],
     )  # fmt: skip
-    kept16, kept8 = layout[9], layout[10]
+    kept16, kept8 = layout[8], layout[9]
     width16, width8 = columns + EXTRA_ROWS, 2 * columns + EXTRA_ROWS
     padded16, padded8 = wide[0, 9], wide[1, 9]
+    if instructions == AMX:
+        tiles_on(acc)
     clear(zeros, layout[1] - layout[0])
     for n in range(blocks.shape[0]):  # zeros on the left and right of the activations before a 3×3 layer
         hidden, width = blocks[n, 2], ranges[n, 3] - ranges[n, 2]
@@ -159,34 +151,36 @@ def synthesise(
         for n in range(blocks16):
             row = _block(
                 instructions, row, x16, width16, kept16, blocks[n], ranges[n], base, zeros, seen, active, acc,
-                start + ones, start,
+                start,
             )  # fmt: skip
         if last[0] <= row < last[1]:
             count, here = last[3] - last[2], x16 + (row % kept16 * width16 + last[2]) * padded16 * 4
-            beyond = _wide_bytes(here, padded16, count, wide[0], seen, low, high, values, memory, parameters)
+            beyond = _wide_input(instructions, here, padded16, count, wide[0], seen, low, high, memory, parameters)
             for part in range(4):  # the rows and columns of what each position becomes
                 at = x8 + ((2 * row + part // 2) % kept8 * width8 + 2 * last[2] + part % 2) * padded8 * 4
                 groups = padded8 // 64
                 dense(
                     instructions, seen, low if beyond else none, high, start + wide[0, 10] + 256 * groups * part,
-                    wide[0, 8], wide[0, 8] // 4, count, start + wide[0, 0] + groups * part * wide[0, 8] * 64,
-                    start + wide[0, 1] + 256 * groups * part, start + wide[0, 2] + 256 * groups * part, groups, acc,
-                    np.int64(PUT), at, 2 * padded8 * 4, np.int64(256), none, none,
+                    start + none_at, wide[0, 8], wide[0, 8] // 4, count,
+                    start + wide[0, 0] + groups * part * wide[0, 8] * 64, start + wide[0, 1] + 256 * groups * part,
+                    start + wide[0, 2] + 256 * groups * part, groups, acc, np.int64(PUT), at, 2 * padded8 * 4,
+                    np.int64(256), none, none,
                 )  # fmt: skip
         for second in range(2):
             row8 = 2 * row + second
             for n in range(blocks16, blocks.shape[0]):
                 row8 = _block(
                     instructions, row8, x8, width8, kept8, blocks[n], ranges[n], base, zeros, seen, active, acc,
-                    start + ones, start,
+                    start,
                 )  # fmt: skip
             if last[4] <= row8 < last[5]:
                 count, here = last[7] - last[6], x8 + (row8 % kept8 * width8 + last[6]) * padded8 * 4
-                beyond = _wide_bytes(here, padded8, count, wide[1], seen, low, high, values, memory, parameters)
+                beyond = _wide_input(instructions, here, padded8, count, wide[1], seen, low, high, memory, parameters)
                 dense(
-                    instructions, seen, low if beyond else none, high, start + wide[1, 10], wide[1, 8], wide[1, 8] // 4,
-                    count, start + wide[1, 0], start + wide[1, 1], start + wide[1, 2], np.int64(3), acc,
-                    np.int64(COLOUR), active, np.int64(192), np.int64(64), means, stds,
+                    instructions, seen, low if beyond else none, high, start + wide[1, 10], start + none_at,
+                    wide[1, 8], wide[1, 8] // 4, count, start + wide[1, 0], start + wide[1, 1], start + wide[1, 2],
+                    np.int64(3), acc, np.int64(COLOUR), active, np.int64(192), np.int64(64), means, stds,
                 )  # fmt: skip
-                for p in range(count):
-                    interleave(active + 192 * p, to + ((row8 - last[4]) * 8 * count * 8 + 8 * p) * 3, count * 24)
+                interleave(active, to + (row8 - last[4]) * 8 * count * 24, count * 24, count)
+    if instructions == AMX:
+        tiles_off(acc)
