@@ -4,6 +4,7 @@ which it resumes bit for bit."""
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from histocodec.errors import FormatError, UsageError
 from histocodec.models.config import QUALITIES, HyperConfig
 from histocodec.models.hyper import HyperModel
+from histocodec.models.transforms.training import TrainableIntegerSynthesis
 from histocodec.models.weights import ModelWeights
 from histocodec.train.data.patches import Batch, PatchSampler
 from histocodec.train.loss import Loss, rate_distortion
@@ -22,6 +24,8 @@ from histocodec.train.start.from_klt import BLOCKS, start_from_klt
 from histocodec.train.start.from_model import start_from_model
 
 GAIN_RATE = 10.0  # the gains learn this much faster: their gradients are those of a logarithm
+HEADS_RATE = 0.5  # of the prior's rate, for its last layers
+STEP_RATE = 200.0  # steps of a stored weight by which a learning rate of 1 moves an integer synthesis
 CLIP_NORM = 2.0
 KLT = "klt"  # as the start in a checkpoint; of a finished model it is its SHA-256
 
@@ -30,7 +34,8 @@ class Trainer:
     """Model, moving average and optimiser at one step. Everything random is a function of seed and step.
 
     It begins from the KLT of `klt_blocks` 16×16 blocks, or from the finished model `start`. `rate` is the highest
-    learning rate.
+    learning rate, and that of the prior `prior_rate` times as high. With `integers` the synthesis trains in whole
+    numbers, as it decodes; `edges` is the weight of the error across the edges of blocks (`rate_distortion`).
     """
 
     def __init__(
@@ -44,19 +49,37 @@ class Trainer:
         klt_blocks: int = BLOCKS,
         ema: float = 0.999,
         compiled: bool = False,
+        integers: bool = False,
+        prior_rate: float = 1.0,
+        edges: float = 0.0,
     ) -> None:
         torch.manual_seed(sampler.seed)
         self.sampler, self.rate, self.device, self.ema_decay = sampler, rate, device, ema
         self.start, self.klt_blocks = start, klt_blocks
-        self.model = HyperModel(config).to(device)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-        self.average = HyperModel(config).to(device).eval().requires_grad_(False)
-        gains = list(self.model.gains.parameters())
-        others = [p for n, p in self.model.named_parameters() if not n.startswith("gains.")]
-        groups = [{"params": others, "scale": 1.0}, {"params": gains, "scale": GAIN_RATE}]
-        self.optimizer = torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.99), fused=True)
-        self._objective = torch.compile(rate_distortion, dynamic=False) if compiled else rate_distortion
+        self.model, self.average = HyperModel(config), HyperModel(config)
+        if integers:
+            self.model.g_s, self.average.g_s = (TrainableIntegerSynthesis(config) for _ in range(2))
+        self.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
+        self.average.to(device).eval().requires_grad_(False)
+        self.optimizer = torch.optim.Adam(self._groups(prior_rate), lr=rate, betas=(0.9, 0.99), fused=True)
+        objective = partial(rate_distortion, edges=edges)
+        self._objective = torch.compile(objective, dynamic=False) if compiled else objective
         self.step = 0
+
+    def _groups(self, prior_rate: float) -> list[dict[str, Any]]:
+        """The parameters by the `scale` of their learning rate. In an integer synthesis that is in stored steps."""
+        groups: dict[str, list[Tensor]] = {}
+        for name, parameter in self.model.named_parameters():
+            part = name.split(".")[0]
+            if part == "g_s" and isinstance(self.model.g_s, TrainableIntegerSynthesis):
+                part = "integers"
+            elif part == "prior" and "heads" in name:
+                part = "heads"
+            groups.setdefault(part, []).append(parameter)
+        scales = {"gains": GAIN_RATE, "prior": prior_rate, "heads": prior_rate, "integers": STEP_RATE}
+        if prior_rate != 1:
+            scales["heads"] *= HEADS_RATE
+        return [{"params": params, "scale": scales.get(part, 1.0)} for part, params in groups.items()]
 
     def initialise(self) -> None:
         """Sets the parameters before the first step, from the KLT or from the finished model."""
@@ -102,13 +125,27 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
-        self.optimizer.step()
+        self._take_step()
         decay = min(self.ema_decay, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
             averages: list[Tensor] = list(self.average.parameters())
             parameters: list[Tensor] = list(self.model.parameters())
             torch._foreach_lerp_(averages, parameters, 1 - decay)
         return loss
+
+    def _take_step(self) -> None:
+        """Moves the parameters; those of an integer synthesis by as many of their stored steps as Adam says, since its
+        layers have units of very different sizes."""
+        synthesis = self.model.g_s
+        if not isinstance(synthesis, TrainableIntegerSynthesis):
+            self.optimizer.step()
+            return
+        sizes, parameters = synthesis.step_sizes(), dict(synthesis.named_parameters())
+        before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        self.optimizer.step()
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(before[name] + sizes[name] * (parameter - before[name]))
 
     def _fixed(self) -> dict[str, str | int]:
         """What a run that resumes must share with the one that wrote the checkpoint, beside the config."""
@@ -117,6 +154,7 @@ class Trainer:
             "seed": self.sampler.seed,
             "batch": self.sampler.batch,
             "size": self.sampler.size,
+            "synthesis": "integers" if isinstance(self.model.g_s, TrainableIntegerSynthesis) else "floats",
         }
 
     def save(self, path: Path) -> None:

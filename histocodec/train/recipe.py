@@ -73,7 +73,9 @@ class MainStage:
     """`[train]` of a hyper model: everything at once, by the rate–distortion loss.
 
     `rate` is the highest learning rate; `schedule` ("wsd" or "cosine"), `warmup`, `decay` and `enlarged` are those of
-    `Schedule`, in steps. Checkpoints are written every `checkpoint_every` steps; `compile` uses torch.compile.
+    `Schedule`, in steps. `prior_rate` is the prior's share of the rate. With `integers` the synthesis is one of whole
+    numbers from the first step. `edges` is the weight of the error across the edges of blocks in smooth places.
+    Checkpoints are written every `checkpoint_every` steps; `compile` uses torch.compile.
     """
 
     steps: int
@@ -82,12 +84,17 @@ class MainStage:
     warmup: int = 200
     decay: int = 0
     enlarged: int = 0
+    prior_rate: float = 1.0
+    integers: bool = False
+    edges: float = 0.0
     checkpoint_every: int = 500
     compile: bool = False
 
     def __post_init__(self) -> None:
-        _above_zero(rate=self.rate)
+        _above_zero(rate=self.rate, prior_rate=self.prior_rate)
         _at_least(1, checkpoint_every=self.checkpoint_every)
+        if not 0 <= self.edges < math.inf:
+            raise UsageError(f"edges is {self.edges}; a number from 0 is needed")
         assert self.rates
 
     @property
@@ -145,7 +152,7 @@ class HyperRecipe:
     its cost, the result to expect, and the command. `name` is that of the file.
 
     Without `train` a finished model keeps all but its synthesis. `shape` is by default that of the flagship, or of the
-    model it starts from.
+    model it starts from, to which it may only add residual blocks.
     """
 
     model: Model
@@ -168,12 +175,17 @@ class HyperRecipe:
         if self.model.family != HyperConfig.family:
             raise UsageError(f"[model] family is {self.model.family!r}; {HyperConfig.family!r} is needed")
         if self.start.model is not None:
-            if self.shape is not None:
-                raise UsageError("[shape] is not allowed with [start] model: its shape is that of the model")
+            if self.shape is not None and self.train is None:
+                raise UsageError("[shape] is not allowed without [train]: new blocks would learn nothing")
             if self.start.klt_blocks != HyperStart.klt_blocks:
                 raise UsageError("[start] klt_blocks is not allowed with [start] model: there is no KLT then")
         elif self.train is None:
             raise UsageError("[train] is missing; only a recipe with [start] model can do without it")
+        if self.train is not None and self.train.integers:
+            if self.start.model is None:
+                raise UsageError("[train] integers needs [start] model: the KLT has no integers to begin with")
+            if self.prune is not None:
+                raise UsageError("[prune] is not allowed with [train] integers: only floating point is pruned")
         if self.train is None and self.prior is not None:
             raise UsageError("[prior] is not allowed without [train]: the prior then stays as it is")
         if self.train is None and self.tables != Tables():

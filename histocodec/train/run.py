@@ -10,6 +10,7 @@ from histocodec.errors import UsageError
 from histocodec.models.config import HyperConfig
 from histocodec.models.export import export_model, model_file
 from histocodec.models.hyper import HyperModel
+from histocodec.models.transforms.training import TrainableIntegerSynthesis
 from histocodec.models.weights import ModelWeights, find_model
 from histocodec.train.data.patches import PatchSampler, TrainingImage
 from histocodec.train.data.stored_latents import SynthesisExample, stored_crops, tables_of_crops, windows_of_step
@@ -24,7 +25,7 @@ from histocodec.train.loop import Trainer
 from histocodec.train.progress import Progress, TrainingLog, minutes_left, stage_reporter
 from histocodec.train.recipe import HyperRecipe, MainStage
 from histocodec.train.setup import RunOptions, Setup, commit, set_up, write_model, write_options
-from histocodec.train.start.from_model import deepened
+from histocodec.train.start.from_model import deepened, grows_from
 
 Report = Callable[[str], None]
 
@@ -49,13 +50,16 @@ def run_training(recipe: HyperRecipe, options: RunOptions, report: Report) -> Pa
         weights = _finish_alone(recipe, start, sampler, options, report)
     else:
         trainer = Trainer(
-            deepened(start.hyper) if start is not None else recipe.shape or HyperConfig(),
+            recipe.shape or (HyperConfig() if start is None else deepened(start.hyper)),
             sampler,
             rate=recipe.train.rate,
             device=setup.device,
             start=start,
             klt_blocks=recipe.start.klt_blocks,
             compiled=recipe.train.compile,
+            integers=recipe.train.integers,
+            prior_rate=recipe.train.prior_rate,
+            edges=recipe.train.edges,
         )
         _run_main_stage(trainer, recipe.train, setup, options.out, report)
         weights = _finish(trainer, recipe, options, report)
@@ -68,6 +72,16 @@ def _check_start(recipe: HyperRecipe, start: ModelWeights) -> None:
         raise UsageError(
             f"[synthesis] stored_crops needs a start from a model with an integer synthesis; that of {start.id} is in"
             " floating point"
+        )
+    if recipe.shape is not None and not grows_from(recipe.shape, start.hyper):
+        raise UsageError(
+            f"[shape] is {recipe.shape.to_json()}; that of {start.id} with residual blocks added at the end of its"
+            f" stages is needed: {start.hyper.to_json()}"
+        )
+    if recipe.train is not None and recipe.train.integers and not start.hyper.integer_synthesis:
+        raise UsageError(
+            f"[train] integers needs a start from a model with an integer synthesis; that of {start.id} is in floating"
+            " point"
         )
     if recipe.prune is not None:
         if recipe.train is None and start.hyper.integer_synthesis:
@@ -112,7 +126,8 @@ def _finish(trainer: Trainer, recipe: HyperRecipe, options: RunOptions, report: 
     model, sampler = trainer.average, trainer.sampler
     if recipe.prune is not None:
         prune(model, sampler, recipe.prune.hidden16)
-    model.g_s = quantise_synthesis(model, sampler)
+    if not isinstance(model.g_s, TrainableIntegerSynthesis):
+        model.g_s = quantise_synthesis(model, sampler)
     _train_synthesis(model, recipe, sampler, options, report)
     if recipe.prior is not None:
         train_prior(

@@ -6,21 +6,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from histocodec.errors import UsageError
 from histocodec.models.config import HyperConfig
 from histocodec.models.export import export_model
 from histocodec.models.hyper import HyperModel
+from histocodec.models.transforms.exact import synthesised
+from histocodec.models.transforms.training import TrainableIntegerSynthesis
 from histocodec.sources.synthetic import synthetic_slide
 from histocodec.train.data.augment import disturbed, on_background
 from histocodec.train.data.images import held_out, training_files
 from histocodec.train.data.patches import PatchSampler, training_image
-from histocodec.train.loop import Trainer
+from histocodec.train.loop import STEP_RATE, Trainer
+from histocodec.train.loss import edge_error
 from histocodec.train.progress import Progress
 from histocodec.train.schedule import Schedule
 from histocodec.train.start.from_model import deepened, start_from_model
 from tests.support.tiny import (
     TINY,
+    tiny_integer_weights,
     tiny_network,
     tiny_weights,
 )
@@ -128,6 +133,81 @@ def test_blocks_that_a_start_adds_change_nothing_at_first(sampler: PatchSampler)
     assert len(network.g_a.blocks8) == len(HyperConfig().analysis8) > len(TINY.analysis8)
     assert torch.allclose(outputs[0].pixels, outputs[1].pixels)
     assert torch.allclose(outputs[0].y_bits, outputs[1].y_bits)
+
+
+def grown() -> HyperConfig:
+    return replace(TINY, synthesis16=(True, False, True, False), synthesis8=(True, True, False))
+
+
+@pytest.mark.parametrize("integers", [False, True])
+def test_blocks_that_a_synthesis_grows_by_change_nothing_at_first(integers: bool, sampler: PatchSampler) -> None:
+    outputs = []
+    for config in (TINY, grown()):
+        made = Trainer(
+            config, sampler, rate=1e-3, device=torch.device("cpu"), start=tiny_integer_weights(), integers=integers
+        )
+        made.initialise()
+        with torch.no_grad():
+            outputs.append(made.average(sampler(0).pixels, torch.tensor([40.0, 80.0])).pixels)
+    assert torch.allclose(*outputs, atol=1e-5)
+
+
+def test_a_synthesis_in_whole_numbers_trains_as_it_decodes(sampler: PatchSampler) -> None:
+    made = Trainer(
+        grown(), sampler, rate=1e-3, device=torch.device("cpu"), start=tiny_integer_weights(), integers=True,
+        prior_rate=0.5, edges=1.0,
+    )  # fmt: skip
+    made.initialise()
+    start = {name: value.clone() for name, value in made.model.g_s.state_dict().items()}
+    made.run(Schedule(4, warmup=1), until=4, report=ignore)
+    weights = export_model(made.model.eval(), "grown")
+    assert weights.hyper == replace(grown(), integer_synthesis=True)
+    learnt = made.model.g_s.state_dict()
+    assert all(not torch.equal(start[name], learnt[name]) for name in start if name.startswith("weights.blocks8"))
+    assert all(torch.equal(start[name], learnt[name]) for name in start if name.startswith(("shift", "scale", "fine")))
+    latents = torch.round(4 * torch.randn(1, TINY.latent_channels, 6, 6))
+    with torch.no_grad():
+        trained = made.model.g_s(latents)
+    decoded = F.pixel_shuffle(synthesised(weights.hyper, weights.arrays, latents), 8)
+    assert torch.equal(trained, decoded)
+
+
+def test_a_step_moves_every_layer_by_stored_steps(sampler: PatchSampler) -> None:
+    made = Trainer(
+        TINY, sampler, rate=1e-3, device=torch.device("cpu"), start=tiny_integer_weights(), integers=True
+    )  # fmt: skip
+    made.initialise()
+    synthesis = made.model.g_s
+    assert isinstance(synthesis, TrainableIntegerSynthesis)
+    before = {name: value.detach().clone() for name, value in synthesis.named_parameters()}
+    made.run(Schedule(1, warmup=1), until=1, report=ignore)
+    after = synthesis.state_dict()
+    for name, size in synthesis.step_sizes().items():
+        moved = ((after[name] - before[name]) / size).abs()
+        assert float(moved.max()) == pytest.approx(1e-3 * STEP_RATE, rel=0.01), name  # Adam's first step
+
+
+def test_integers_cannot_grow_from_floating_point(sampler: PatchSampler) -> None:
+    made = Trainer(
+        TINY, sampler, rate=1e-3, device=torch.device("cpu"), start=tiny_weights(), integers=True
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="floating point"):
+        made.initialise()
+
+
+def test_the_error_across_edges_counts_between_smooth_blocks() -> None:
+    squares = torch.zeros(3, 3, 48, 48)
+    squares[0, :, 16:32, 16:32] = 2.0  # a square that shows
+    squares[1] = torch.linspace(0, 9, 48)  # a ramp: its steps are small everywhere
+    squares[2] = 7.0  # a wrong colour
+    smooth = torch.ones(3, 1, 3, 3, dtype=torch.bool)
+    error = edge_error(squares, smooth)
+    edges_of_square, edges = 4 * 16, 2 * 2 * 48
+    assert float(error[0]) == pytest.approx(4 * edges_of_square / edges)
+    assert 0 < float(error[1]) < 0.05
+    assert float(error[2]) == 0
+    smooth[0, :, 1, 1] = False
+    assert float(edge_error(squares, smooth)[0]) == 0
 
 
 def test_a_model_of_other_sizes_is_no_start(sampler: PatchSampler) -> None:

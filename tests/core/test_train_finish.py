@@ -23,8 +23,9 @@ from histocodec.train.data.stored_latents import CropEncoder, SynthesisExample, 
 from histocodec.train.finish.prior_training import train_prior
 from histocodec.train.finish.prune import prune
 from histocodec.train.finish.quantise_synthesis import quantise_synthesis
-from histocodec.train.finish.synthesis_training import FLAT, block_variance, pattern, train_synthesis
+from histocodec.train.finish.synthesis_training import FLAT, pattern, train_synthesis
 from histocodec.train.finish.weight_rounding import rounded
+from histocodec.train.loss import block_variance
 from histocodec.train.progress import Progress
 from tests.support.tiny import (
     TINY,

@@ -183,6 +183,40 @@ def test_an_integer_synthesis_learns_on_from_its_integers(section: Path, tmp_pat
         run_training(pruned, options(section, tmp_path / "narrower"), ignore_line)
 
 
+def growing(start: Path, steps: int) -> HyperRecipe:
+    """A recipe that goes on from a model with more residual blocks, in whole numbers from the first step."""
+    return replace(
+        FROM_KLT,
+        start=HyperStart(str(start)),
+        shape=replace(TINY, analysis16=(True, False, True), synthesis8=(True, True)),
+        train=MainStage(steps, 1e-4, warmup=1, integers=True, prior_rate=0.5, edges=2.0, checkpoint_every=2),
+    )
+
+
+def test_a_grown_run_in_whole_numbers_resumes_and_makes_the_same_model(section: Path, tmp_path: Path) -> None:
+    start = integer_model(tmp_path)
+    undisturbed = run_training(growing(start, 4), options(section, tmp_path / "one"), ignore_line)
+    run_training(growing(start, 2), options(section, tmp_path / "two"), ignore_line)
+    resumed = run_training(growing(start, 4), options(section, tmp_path / "two", resume=True), ignore_line)
+    one, two = (load_model(path) for path in (undisturbed, resumed))
+    assert one.hyper == replace(TINY, analysis16=(True, False, True), synthesis8=(True, True), integer_synthesis=True)
+    assert one.arrays.keys() == two.arrays.keys()
+    assert all(np.array_equal(one.arrays[name], two.arrays[name]) for name in one.arrays)
+    floats = replace(growing(start, 6), train=MainStage(6, 1e-4, warmup=1))
+    with pytest.raises(UsageError, match="whose synthesis is integers, not floats"):
+        run_training(floats, options(section, tmp_path / "two", resume=True), ignore_line)
+
+
+def test_a_model_grows_by_residual_blocks_alone(section: Path, tmp_path: Path) -> None:
+    start = integer_model(tmp_path)
+    for shape in (replace(TINY, context_width=20), replace(TINY, synthesis16=(False, False))):
+        with pytest.raises(UsageError, match="with residual blocks added at the end"):
+            run_training(replace(growing(start, 2), shape=shape), options(section, tmp_path / "run"), ignore_line)
+    with pytest.raises(UsageError, match="that of tiny-0 is in floating point"):
+        run_training(growing(tiny_model(tmp_path), 2), options(section, tmp_path / "run"), ignore_line)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_synthesis_learns_from_stored_latents(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()

@@ -30,6 +30,7 @@ from histocodec.models.transforms.integer import (
 )
 
 Observer = Callable[[str, Tensor, Tensor], None]  # is shown a layer's name, inputs and outputs
+BIAS_STEP = 64.0  # stored steps of a bias that count as one: a single one changes nothing that matters
 
 
 def straight_limited(x: Tensor, low: int, high: int) -> Tensor:
@@ -98,14 +99,27 @@ class TrainableIntegerSynthesis(nn.Module):
                 arrays[f"g_s.{layer.name}.{part}"] = value.detach().cpu().numpy().astype(dtype)
         return arrays
 
+    def step_sizes(self) -> dict[str, Tensor]:
+        """For each parameter, by its name, what one step of a stored weight is in its units, or BIAS_STEP steps of a
+        stored bias: each broadcasts over the parameter. Learning rates in these units suit all layers alike."""
+        sizes: dict[str, Tensor] = {}
+        for layer in self.layers.values():
+            key, step = parameter_key(layer), torch.exp2(-self.shift(layer))
+            sizes[f"weights.{key}"] = step.view(-1, *[1] * (len(layer.weight_shape) - 1))
+            sizes[f"biases.{key}"] = BIAS_STEP * step
+        return sizes
+
     @torch.no_grad()
     def load_arrays(self, arrays: Arrays) -> None:
-        """Takes parameters and shifts from the tensors of a model file: the opposite of `arrays`."""
+        """Takes parameters and shifts from the tensors of a model file: the opposite of `arrays`. Layers that the file
+        does not have stay as they are."""
         cast(Tensor, self.scale).copy_(torch.tensor(arrays["g_s.scale"]))
         for name in WIDE_LAYERS:
             self.fine(name).copy_(torch.tensor(arrays[f"g_s.{name}.fine"]))
             self.coarse(name).copy_(torch.tensor(arrays[f"g_s.{name}.coarse"]))
         for layer in self.layers.values():
+            if f"g_s.{layer.name}.weight" not in arrays:
+                continue
             parts = (arrays[f"g_s.{layer.name}.{part}"].astype(np.float32) for part in PARTS)
             weight, bias, shift = (torch.from_numpy(part) for part in parts)
             factor = torch.exp2(-shift)

@@ -9,18 +9,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from torch.nn import functional as F
 
 from histocodec.errors import UsageError
 from histocodec.models.hyper import HyperModel
-from histocodec.models.transforms.training import TrainableIntegerSynthesis, parameter_key
+from histocodec.models.transforms.training import TrainableIntegerSynthesis
 from histocodec.train.data.patches import SYNTHESIS_STEP, PatchSampler
 from histocodec.train.data.rounded_latents import random_qualities, rounded_latents
 from histocodec.train.data.stored_latents import SynthesisExample
+from histocodec.train.loss import block_variance
 from histocodec.train.progress import Progress
 
 RATE = 0.02  # learning rate, in steps of a weight as it is stored
-BIAS_RATE = 64.0  # … and of a bias, in its own steps, of which one changes nothing that matters
 WARMUP, DECAY = 100, 0.7  # steps at the start; share of all steps, at the end, over which the rate falls to 0
 MOVING_AVERAGE = 0.999
 UNSEEN_ERROR = 4.0  # squared error in grey values that nobody sees: below it, as on background, less is worth little
@@ -47,7 +46,7 @@ def train_synthesis(
     if not isinstance(synthesis, TrainableIntegerSynthesis):
         raise UsageError("the model's synthesis is in floating point; an integer synthesis is needed")
     start = {name: parameter.detach().clone() for name, parameter in synthesis.named_parameters()}
-    unit = _units(synthesis)
+    unit = synthesis.step_sizes()
     moved = {name: torch.zeros_like(values, requires_grad=True) for name, values in start.items()}  # in units
     average = {name: torch.zeros_like(values) for name, values in start.items()}
     optimizer = torch.optim.Adam(list(moved.values()), betas=(0.9, 0.99), fused=True)
@@ -94,12 +93,6 @@ def _loss(
     return ((mse + UNSEEN_ERROR).log() + PATTERN_WEIGHT * pattern(error, flat)).mean(), mse.mean()
 
 
-def block_variance(grey: Tensor) -> Tensor:
-    """Grey values (B, C, H, W) → (B, 1, H/16, W/16): the variance within each 16 × 16 block, the mean of all
-    channels."""
-    return (F.avg_pool2d(grey.square(), 16) - F.avg_pool2d(grey, 16).square()).mean(1, keepdim=True)
-
-
 def pattern(error: Tensor, flat: Tensor) -> Tensor:
     """For each patch (B,): the logarithm of the variance of the error (B, C, H, W) within its `flat` blocks
     (B, 1, H/16, W/16) bool; 0 where it has none. A constant error, a wrong colour, does not count: the encoder sees to
@@ -107,13 +100,3 @@ def pattern(error: Tensor, flat: Tensor) -> Tensor:
     count = flat.flatten(1).sum(1)
     mean = (block_variance(error) * flat).flatten(1).sum(1) / count.clamp(min=1)
     return torch.where(count > 0, (mean + UNSEEN_PATTERN).log(), 0.0)
-
-
-def _units(synthesis: TrainableIntegerSynthesis) -> dict[str, Tensor]:
-    """For each parameter, by what a learning rate of 1 moves it: a step of a stored weight, BIAS_RATE of a bias."""
-    units: dict[str, Tensor] = {}
-    for layer in synthesis.layers.values():
-        key, step = parameter_key(layer), torch.exp2(-synthesis.shift(layer))
-        units[f"weights.{key}"] = step.view(-1, *[1] * (len(layer.weight_shape) - 1))
-        units[f"biases.{key}"] = BIAS_RATE * step
-    return units
