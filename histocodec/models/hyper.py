@@ -70,7 +70,7 @@ class HyperModel(nn.Module):
         h = graph.h_s(ops, z)
         y_bits = torch.zeros_like(z_bits)
         for k in range(GROUPS):
-            mask = step_mask(k, *y.shape[1:]).to(y.device)
+            mask = step_mask(k, y.shape[1], y.shape[2], y.shape[3], y.device)
             mean, index = graph.step(ops, k, y_hat * mask, h)
             y_bits = y_bits + gaussian_bits(ops.cells(integers, k), mean, index)
             if noisy is not None:  # adds its gradient, and 0 to the value

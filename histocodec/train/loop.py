@@ -26,6 +26,7 @@ from histocodec.train.start.from_model import start_from_model
 GAIN_RATE = 10.0  # the gains learn this much faster: their gradients are those of a logarithm
 HEADS_RATE = 0.5  # of the prior's rate, for its last layers
 STEP_RATE = 200.0  # steps of a stored weight by which a learning rate of 1 moves an integer synthesis
+BETAS = (0.9, 0.99)  # of Adam
 CLIP_NORM = 2.0
 KLT = "klt"  # as the start in a checkpoint; of a finished model it is its SHA-256
 
@@ -61,10 +62,17 @@ class Trainer:
             self.model.g_s, self.average.g_s = (TrainableIntegerSynthesis(config) for _ in range(2))
         self.model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
         self.average.to(device).eval().requires_grad_(False)
-        self.optimizer = torch.optim.Adam(self._groups(prior_rate), lr=rate, betas=(0.9, 0.99), fused=True)
+        self.optimizer = self._new_optimizer(self._groups(prior_rate))
         objective = partial(rate_distortion, edges=edges)
         self._objective = torch.compile(objective, dynamic=False) if compiled else objective
         self.step = 0
+
+    def _new_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Adam:
+        return torch.optim.Adam(groups, lr=self.rate, betas=BETAS, fused=True)
+
+    def _group_options(self) -> dict[str, Any]:
+        """What a group of parameters in a checkpoint of another device must not decide."""
+        return {"capturable": False}
 
     def _groups(self, prior_rate: float) -> list[dict[str, Any]]:
         """The parameters by the `scale` of their learning rate. In an integer synthesis that is in stored steps."""
@@ -114,23 +122,32 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.sampler.seed * 1_000_003 + self.step)
         torch.manual_seed(self.sampler.seed * 1_000_033 + self.step)  # for the uniform noise of the rate
         quality = torch.rand(len(batch.pixels), generator=generator).to(self.device) * (QUALITIES - 1)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * factor * group["scale"]
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            loss = self._objective(self.model, batch, quality)
+        self._set_rates(factor)
+        loss = self._learn(batch, quality)
         if not bool(torch.isfinite(loss.total)):
             raise FormatError(
                 f"training diverged at step {self.step}: the loss is not finite; lower the recipe's [train] rate"
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
-        self._take_step()
         decay = min(self.ema_decay, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
             averages: list[Tensor] = list(self.average.parameters())
             parameters: list[Tensor] = list(self.model.parameters())
             torch._foreach_lerp_(averages, parameters, 1 - decay)
+        return loss
+
+    def _set_rates(self, factor: float) -> None:
+        """Sets the learning rates to this share of the highest."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * factor * group["scale"]
+
+    def _learn(self, batch: Batch, quality: Tensor) -> Loss:
+        """One step of all parameters."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            loss = self._objective(self.model, batch, quality)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
+        self._take_step()
         return loss
 
     def _take_step(self) -> None:
@@ -193,4 +210,6 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group.update(self._group_options())
         self.step = step

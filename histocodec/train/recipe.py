@@ -75,7 +75,8 @@ class MainStage:
     `rate` is the highest learning rate; `schedule` ("wsd" or "cosine"), `warmup`, `decay` and `enlarged` are those of
     `Schedule`, in steps. `prior_rate` is the prior's share of the rate. With `integers` the synthesis is one of whole
     numbers from the first step. `edges` is the weight of the error across the edges of blocks in smooth places.
-    Checkpoints are written every `checkpoint_every` steps; `compile` uses torch.compile.
+    Checkpoints are written every `checkpoint_every` steps; `compile` uses torch.compile. With `capture` a step is one
+    CUDA graph, and patches are drawn on the GPU.
     """
 
     steps: int
@@ -89,6 +90,7 @@ class MainStage:
     edges: float = 0.0
     checkpoint_every: int = 500
     compile: bool = False
+    capture: bool = False
 
     def __post_init__(self) -> None:
         _above_zero(rate=self.rate, prior_rate=self.prior_rate)

@@ -12,7 +12,9 @@ from histocodec.models.export import export_model, model_file
 from histocodec.models.hyper import HyperModel
 from histocodec.models.transforms.training import TrainableIntegerSynthesis
 from histocodec.models.weights import ModelWeights, find_model
+from histocodec.train.captured import CapturedTrainer
 from histocodec.train.data.patches import PatchSampler, TrainingImage
+from histocodec.train.data.pyramid_patches import PyramidSampler
 from histocodec.train.data.stored_latents import SynthesisExample, stored_crops, tables_of_crops, windows_of_step
 from histocodec.train.evaluate import rate_distortion_points
 from histocodec.train.finish.activation_ranges import analysis_ranges
@@ -43,13 +45,17 @@ def run_training(recipe: HyperRecipe, options: RunOptions, report: Report) -> Pa
     if start is not None:
         _check_start(recipe, start)
     setup = set_up(options, report, on_cpu=recipe.train is None)
+    capture = recipe.train is not None and recipe.train.capture
+    if capture and setup.device.type != "cuda":
+        raise UsageError(f"[train] capture needs a GPU, and this run is on {setup.device}; give --device cuda")
     write_options(options, recipe)
-    sampler = PatchSampler(setup.training, batch=recipe.patches.batch, size=recipe.patches.size, seed=options.seed)
+    sampler_class, trainer_class = (PyramidSampler, CapturedTrainer) if capture else (PatchSampler, Trainer)
+    sampler = sampler_class(setup.training, batch=recipe.patches.batch, size=recipe.patches.size, seed=options.seed)
     if recipe.train is None:
         assert start is not None  # as the recipe has checked
         weights = _finish_alone(recipe, start, sampler, options, report)
     else:
-        trainer = Trainer(
+        trainer = trainer_class(
             recipe.shape or (HyperConfig() if start is None else deepened(start.hyper)),
             sampler,
             rate=recipe.train.rate,

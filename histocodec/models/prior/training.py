@@ -166,9 +166,10 @@ class TrainingOps:
         return limited(base[..., None, None] + deviation)
 
 
-def step_mask(step: int, channels: int, rows: int, columns: int) -> Tensor:
-    """(channels, rows, columns) float: 1 where an element is coded before `step`, else 0."""
-    mask = torch.zeros(channels, rows, columns)
+def step_mask(step: int, channels: int, rows: int, columns: int, device: torch.device | None = None) -> Tensor:
+    """(channels, rows, columns) float on `device`, by default the CPU: 1 where an element is coded before `step`, else
+    0."""
+    mask = torch.zeros(channels, rows, columns, device=device)
     for earlier in range(step):
         for p, (i, j) in enumerate(POSITIONS):
             mask[p ^ earlier :: GROUPS, i::2, j::2] = 1

@@ -38,11 +38,13 @@ def on_background(patch: Tensor, std: Tensor, rng: np.random.Generator) -> Patch
     noise = torch.from_numpy(rng.standard_normal(drawn.shape, np.float32)).to(drawn.device) * float(rng.uniform(0, 1))
     drawn = (drawn.clamp(-BACKGROUND, 255 - BACKGROUND) + noise).round()
     structure = drawn.abs().amax(0) > BACKGROUND_DISTANCE
-    if int(structure.sum()) > LEAST_PIXELS:
-        mean, std = drawn[:, structure].mean(1), drawn[:, structure].std(1).clamp(min=LEAST_STD)
-    else:
-        mean, std = (torch.tensor(values, device=drawn.device) for values in (DEFAULT_MEAN, DEFAULT_STD))
-        mean = mean - BACKGROUND
+    count = structure.sum()  # stays on its device: asking a GPU for it would wait for the step that it computes
+    mean = (drawn * structure).sum((1, 2)) / count
+    variance = ((drawn - mean[:, None, None]).square() * structure).sum((1, 2)) / (count - 1)
+    usual_mean, usual_std = (torch.tensor(values, device=drawn.device) for values in (DEFAULT_MEAN, DEFAULT_STD))
+    enough = count > LEAST_PIXELS
+    mean = torch.where(enough, mean, usual_mean - BACKGROUND)
+    std = torch.where(enough, variance.sqrt().clamp(min=LEAST_STD), usual_std)
     return (drawn - mean[:, None, None]) / std[:, None, None], std
 
 
