@@ -11,9 +11,9 @@ from histocodec.report import print_facts, print_json
 def command(*, as_json: bool) -> None:
     """Compile what decodes pixels on this processor, so that the first read need not.
 
-    The machine code is kept where Python keeps its own, or in the folder that NUMBA_CACHE_DIR names, and serves until
-    histocodec, numba or the processor is another. For a container image, run it while the image is built, on a
-    processor like those that will use it.
+    The machine code is kept where Python keeps its own, or in ~/.cache where that cannot be written, or in the folder
+    that NUMBA_CACHE_DIR names. It serves until histocodec, numba or the processor is another. For a container image,
+    run it while the image is built, on a processor like those that will use it.
 
     \b
     Example:

@@ -20,11 +20,10 @@ from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
-import llvmlite.binding as llvm
 from llvmlite import ir
-from numba.core.registry import cpu_target
 
 from histocodec.errors import UsageError
+from histocodec.kernels.processor import features
 
 NAMES = ("amx", "avx512-vnni", "avx-vnni", "avx2", "generic")  # the index is what kernels take; the fastest first
 AMX, AVX512_VNNI, AVX_VNNI, AVX2, GENERIC = range(len(NAMES))
@@ -41,13 +40,6 @@ _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18  # of Linux on x8
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F32 = ir.FloatType()
-
-
-@lru_cache(maxsize=1)
-def features() -> frozenset[str]:
-    """The processor's features as LLVM calls them, those that numba compiles for."""
-    listed = cpu_target.target_context.codegen()._tm_features.split(",")
-    return frozenset(feature[1:] for feature in listed if feature.startswith("+"))
 
 
 def available(name: str) -> bool:
@@ -122,6 +114,8 @@ def add_products(builder: ir.IRBuilder, name: str, acc: Any, a: Any, w: Any) -> 
 
 
 def _vpdpbusd(builder: ir.IRBuilder, acc: Any, a: Any, w: Any) -> Any:
+    import llvmlite.binding as llvm
+
     lanes = acc.type.count
     wide, operands = acc.type, vector(I8, 4 * lanes)
     takes_bytes = llvm.llvm_version_info[0] >= 21  # before, the operands had the accumulator's type

@@ -11,7 +11,8 @@ from llvmlite import ir
 
 from histocodec.kernels.instructions import AMX, AVX2, AVX512_VNNI, AVX_VNNI, add_products, available, external
 from histocodec.kernels.jit import jit
-from histocodec.kernels.vectors import F32, GROUP, I8, I16, I32, I64, Emitter, Intrinsic, native, splat, vector
+from histocodec.kernels.intrinsics import Intrinsic, native
+from histocodec.kernels.vectors import F32, GROUP, I8, I16, I32, I64, Emitter, splat, vector
 
 TILE = 6  # positions of a tile
 TALL_TILE = 16  # those of AMX

@@ -1,46 +1,13 @@
 """What the intrinsics of this package share: functions in LLVM's code, memory by address, and arithmetic on vectors."""
 
 from collections.abc import Callable, Sequence
-from inspect import Parameter, Signature
-from typing import Any, cast
+from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from histocodec.kernels.instructions import F32, I1, I8, I16, I32, I64, LANES, available, external, splat, vector
 
-Intrinsic = Callable[..., Any]
 GROUP = 64  # channels
-
-
-def native(name: str, arguments: int, emit: Callable[..., Any], *, returns: bool = False) -> Intrinsic:
-    """An intrinsic on 64-bit integers, whose code `emit(builder, *arguments)` writes. It is a function of its own in
-    the machine code, there once however often it is called. `returns` tells whether it gives an integer."""
-
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        function = builder.module.globals.get(f"histocodec.{name}")
-        if function is None:
-            kind = ir.FunctionType(I64 if returns else ir.VoidType(), [I64] * arguments)
-            function = ir.Function(builder.module, kind, f"histocodec.{name}")
-            function.linkage = "linkonce_odr"
-            function.attributes.add("noinline")
-            inside = ir.IRBuilder(function.append_basic_block("entry"))
-            result = emit(inside, *function.args)
-            _ = inside.ret(result) if returns else inside.ret_void()
-        called = builder.call(function, args)
-        return called if returns else context.get_dummy_value()
-
-    signature = (types.int64 if returns else types.void)(*[types.int64] * arguments)
-
-    def typed(typing_context: Any, *addresses: Any) -> Any:
-        return signature, codegen
-
-    names = ["typing_context", *(f"address{n}" for n in range(arguments))]
-    positional = [Parameter(each, Parameter.POSITIONAL_OR_KEYWORD) for each in names]
-    typed.__signature__ = Signature(positional)  # type: ignore[attr-defined]  # numba asks for it, and wants no *
-    typed.__name__ = name
-    return cast(Intrinsic, intrinsic(typed))
 
 
 class Emitter:

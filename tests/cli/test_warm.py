@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import histocodec
-from histocodec.kernels.jit import SAID
+from histocodec.kernels.compile import SAID
 from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide
 
