@@ -12,7 +12,7 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from inspect import Parameter, Signature
@@ -199,7 +199,7 @@ def dispatcher(kernel: Kernel) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def compile_and_store(kernel: Kernel, kinds: tuple[Kind, ...], text: str) -> Stored:
+def compile_and_store(kernel: Kernel, kinds: Sequence[Kind], text: str) -> Stored:
     """Compiles a kernel for arguments of these kinds, which `text` describes, and keeps it for other processes. Where
     another process is compiling, waits for that, since it may compile the same."""
     _introduce(type(kernel))
@@ -271,7 +271,8 @@ def _object(kernel: Kernel, argument_types: tuple[Any, ...]) -> Stored:
             library._final_module.link_in(other._get_module_for_linking(), preserve=True)
     for function in library._final_module.functions:
         if not function.is_declaration and function.name != SYMBOL:
-            function.linkage = "internal"  # inlined, or made for these arguments alone
+            # Not internal: LLVM would inline whatever is called once, and so run out of registers in the inner loops.
+            function.linkage = "linkonce_odr"
     library._optimize_final_module()
     text = str(library._final_module)
     if _refers_elsewhere(text):
@@ -283,7 +284,7 @@ def _object(kernel: Kernel, argument_types: tuple[Any, ...]) -> Stored:
 def _machine() -> Any:
     """LLVM's description of the processor that numba compiles for."""
     codegen = cpu_target.target_context.codegen()
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"opt": 3}
     codegen._customize_tm_options(options)
     return llvm.Target.from_default_triple().create_target_machine(**options)
 
@@ -339,14 +340,23 @@ def _argument(target: Any, builder: ir.IRBuilder, kind: Any, take: Callable[[], 
         return target.make_tuple(builder, kind, [_argument(target, builder, member, take) for member in kind])
     if isinstance(kind, types.Array):
         made = target.make_array(kind)(target, builder)
-        data = builder.inttoptr(take(), made.data.type)
-        shape = [take() for _ in range(kind.ndim)]
+        fields = builder.inttoptr(builder.add(take(), ir.Constant(I64, object.__basicsize__)), I64.as_pointer())
+
+        def field(number: int) -> Any:
+            return builder.load(builder.gep(fields, [ir.Constant(I64, number)]))
+
+        def members(number: int) -> list[Any]:
+            first = builder.inttoptr(field(number), I64.as_pointer())
+            return [builder.load(builder.gep(first, [ir.Constant(I64, n)])) for n in range(kind.ndim)]
+
+        data = builder.inttoptr(field(0), made.data.type)  # see `jit.arrays_lie_as_expected`
+        shape = members(2)
         itemsize = target.get_abi_sizeof(target.get_data_type(kind.dtype))
         strides = [ir.Constant(I64, itemsize)]
         for size in reversed(shape[1:]):
             strides.insert(0, builder.mul(strides[0], size))
         if kind.layout != "C":
-            strides = [take() for _ in range(kind.ndim)]
+            strides = members(3)
         populate_array(made, data=data, shape=shape, strides=strides, itemsize=itemsize, meminfo=None)
         return made._getvalue()
     value, wanted = take(), target.get_value_type(kind)

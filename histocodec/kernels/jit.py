@@ -25,12 +25,13 @@ compiled (`compile`). Calls do not hold the GIL.
 - NUMBA_DISABLE_JIT=1 runs kernels as plain Python, except for those that use intrinsics.
 """
 
+import ctypes
 import inspect
 import os
 import struct
 from array import array
 from collections.abc import Callable
-from functools import cached_property, update_wrapper
+from functools import cache, cached_property, update_wrapper
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -40,8 +41,7 @@ from histocodec.kernels.objects import Code, Kind, digest_of, load, stored
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_BEHAVED = 0x101  # numpy's flags C_CONTIGUOUS and ALIGNED
-_ALIGNED = 0x100
+_C_CONTIGUOUS, _ALIGNED = 0x1, 0x100  # of numpy's flags
 
 
 def jit(function: Function) -> Function:
@@ -59,7 +59,7 @@ class Kernel:
         update_wrapper(self, function)
         self.function = function
         self.name = f"{function.__module__}.{function.__qualname__}"
-        self.codes: dict[tuple[Kind, ...], Code | None] = {}  # None: left to numba
+        self.codes: dict[tuple[object, ...], Code | None] = {}  # by types of arguments; None: left to numba
         self._lock = Lock()
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
@@ -67,16 +67,23 @@ class Kernel:
         if named:
             bound = inspect.signature(self.function).bind(*arguments, **named)
             arguments = bound.args
-        kinds: list[Kind] = []
+        key: list[object] = []
         values: list[int] = []
         for argument in arguments:
-            if not _flatten(argument, kinds, values):
+            if type(argument) is np.ndarray:  # most are; `_lay_out` does the same
+                key.append(argument.dtype)
+                key.append(argument.ndim << 16 | argument.flags.num & (_C_CONTIGUOUS | _ALIGNED))
+                values.append(id(argument))
+            elif type(argument) is int:
+                key.append(int)
+                values.append(argument)
+            elif not _lay_out(argument, key, values):
                 return self.dispatcher(*arguments)
-        key = tuple(kinds)
+        types = tuple(key)
         try:
-            code = self.codes[key]
+            code = self.codes[types]
         except KeyError:
-            code = self._find(key)
+            code = self._find(types, arguments)
         if code is None:
             return self.dispatcher(*arguments)
         memory = array("q", code.room + values)
@@ -96,18 +103,23 @@ class Kernel:
 
         return dispatcher(self)
 
-    def _find(self, key: tuple[Kind, ...]) -> Code | None:
-        """The code for arguments of these kinds: loaded where it was compiled before, else compiled."""
+    def _find(self, types: tuple[object, ...], arguments: tuple[Any, ...]) -> Code | None:
+        """The code for arguments of these types: loaded where it was compiled before, else compiled. None for what only
+        numba takes."""
         with self._lock:
-            if key not in self.codes:
-                text = ", ".join(_described(kind) for kind in key)
-                found = stored(self.name, self.digest, text)
-                if found is None:
-                    from histocodec.kernels.compile import compile_and_store
+            if types not in self.codes:
+                kinds = [_kind(argument) for argument in arguments]
+                self.codes[types] = None if None in kinds or not arrays_lie_as_expected() else self._found(kinds)
+            return self.codes[types]
 
-                    found = compile_and_store(self, key, text)
-                self.codes[key] = load(found) if found.object else None
-            return self.codes[key]
+    def _found(self, kinds: list[Kind]) -> Code | None:
+        text = ", ".join(_described(kind) for kind in kinds)
+        found = stored(self.name, self.digest, text)
+        if found is None:
+            from histocodec.kernels.compile import compile_and_store
+
+            found = compile_and_store(self, kinds, text)
+        return load(found) if found.object else None
 
 
 def compiled_kernels() -> int:
@@ -118,42 +130,57 @@ def compiled_kernels() -> int:
     return 0 if module is None else int(module.compilations.count)
 
 
-def _flatten(argument: Any, kinds: list[Kind], values: list[int]) -> bool:
-    """Adds an argument's kind, and the integers that the code takes for it: a number, or an array's address, shape and,
-    unless it is C-contiguous, strides. False for what only numba takes."""
+def _lay_out(argument: Any, key: list[object], values: list[int]) -> bool:
+    """Adds what an argument's type is, and the integers that the code takes for it: a number, or where an array's
+    object is. False for what only numba takes."""
+    kind = type(argument)
     if isinstance(argument, np.ndarray):
-        flags, shape = argument.flags.num, argument.shape
-        if not shape or not flags & _ALIGNED:
-            return False
-        contiguous = flags & _BEHAVED == _BEHAVED
-        kinds.append((argument.dtype, len(shape), contiguous))
-        values.append(argument.ctypes.data)
-        values += shape
-        if not contiguous:
-            values += argument.strides
-        return argument.dtype.isnative and argument.dtype.kind in "biuf"
-    kind: Kind = type(argument)
-    if kind is int or kind is bool:
+        kind = argument.dtype
+        key.append(argument.ndim << 16 | argument.flags.num & (_C_CONTIGUOUS | _ALIGNED))
+        values.append(id(argument))
+    elif kind is int or kind is bool:
         values.append(argument)
     elif kind is float or kind is np.float64:
         values += struct.unpack("q", struct.pack("d", argument))
-        kind = float
     elif kind is np.float32:
         values += struct.unpack("i", struct.pack("f", argument))
     elif isinstance(argument, np.integer):
         values.append(int(argument) - (1 << 64 if argument >= 1 << 63 else 0))
-    elif isinstance(argument, np.bool_):
+    elif kind is np.bool_:
         values.append(int(argument))
-        kind = bool
     elif kind is tuple:
-        members: list[Kind] = []
-        if not all(_flatten(member, members, values) for member in argument):
+        key.append(len(argument))
+        if not all(_lay_out(member, key, values) for member in argument):
             return False
-        kind = tuple(members)
     else:
         return False
-    kinds.append(kind)
+    key.append(kind)
     return True
+
+
+def _kind(argument: Any) -> Kind | None:
+    """What an argument is; None for what only numba takes."""
+    if isinstance(argument, np.ndarray):
+        simple = argument.dtype.isnative and argument.dtype.kind in "biuf" and argument.dtype.itemsize <= 8
+        if not simple or not argument.ndim or not argument.flags.aligned:
+            return None
+        return argument.dtype, argument.ndim, argument.flags.c_contiguous
+    if isinstance(argument, tuple):
+        members = tuple(_kind(member) for member in argument)
+        return None if None in members else members
+    return {np.float64: float, np.bool_: bool}.get(type(argument), type(argument))
+
+
+@cache
+def arrays_lie_as_expected() -> bool:
+    """Whether numpy's arrays lie in memory as the C API of numpy 1 and 2 has them (`PyArrayObject_fields`). Machine code
+    finds an array's elements, shape and strides in the array's object, since asking for them takes long."""
+    sample = np.arange(12, dtype=np.int16).reshape(3, 4)[::2, 1:]
+    fields = (ctypes.c_void_p * 4).from_address(id(sample) + object.__basicsize__)
+    if fields[0] != sample.ctypes.data or fields[1] is None or fields[1] & 0xFFFFFFFF != sample.ndim:
+        return False
+    pairs = ((fields[2], sample.shape), (fields[3], sample.strides))
+    return all(where and tuple((ctypes.c_ssize_t * 2).from_address(where)) == values for where, values in pairs)
 
 
 def _described(kind: Kind) -> str:

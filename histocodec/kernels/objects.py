@@ -208,7 +208,7 @@ def _environment() -> str:
         spec = find_spec(package)
         assert spec is not None and spec.origin is not None, f"{package} is a dependency"
         versions.append(Path(spec.origin).with_name("_version.py").read_text())
-    return repr((sys.implementation.cache_tag, versions, identity(), _sources()))
+    return repr((sys.implementation.cache_tag, object.__basicsize__, versions, identity(), _sources()))
 
 
 @lru_cache(maxsize=1)
