@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -16,6 +15,8 @@ def is_url(text: str) -> bool:
 def local_path(text: str) -> Path:
     """The path that a user means: of a `file://` URL, and of `~` where nothing has that very name."""
     if text.lower().startswith("file://"):
+        from urllib.request import url2pathname  # here, since it loads all of HTTP and TLS
+
         return Path(url2pathname(urlsplit(text).path))
     path = Path(text)
     return path.expanduser() if text.startswith("~") and not path.exists() else path
