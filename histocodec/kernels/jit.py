@@ -173,7 +173,7 @@ def _kind(argument: Any) -> Kind | None:
 
 @cache
 def arrays_lie_as_expected() -> bool:
-    """Whether numpy's arrays lie in memory as the C API of numpy 1 and 2 has them (`PyArrayObject_fields`). Machine code
+    """Whether numpy's arrays lie in memory as its C API has them in numpy 1 and 2 (PyArrayObject_fields). Machine code
     finds an array's elements, shape and strides in the array's object, since asking for them takes long."""
     sample = np.arange(12, dtype=np.int16).reshape(3, 4)[::2, 1:]
     fields = (ctypes.c_void_p * 4).from_address(id(sample) + object.__basicsize__)
