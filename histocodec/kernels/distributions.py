@@ -10,8 +10,8 @@ from llvmlite import ir
 
 from histocodec.kernels.epilogues import widths
 from histocodec.kernels.instructions import AVX2, AVX512_VNNI, I16, I32, splat, vector
-from histocodec.kernels.jit import jit
 from histocodec.kernels.intrinsics import native
+from histocodec.kernels.jit import jit
 from histocodec.kernels.vectors import Emitter
 
 CHANNELS = 32  # of one call

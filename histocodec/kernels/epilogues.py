@@ -10,8 +10,8 @@ from typing import Any
 from llvmlite import ir
 
 from histocodec.kernels.instructions import AVX2, AVX512_VNNI, F32, available, external
-from histocodec.kernels.jit import jit
 from histocodec.kernels.intrinsics import Intrinsic, native
+from histocodec.kernels.jit import jit
 from histocodec.kernels.vectors import GROUP, I1, I8, I32, I64, Emitter, splat, vector
 
 ACTIVATE, ACTIVATE_UP, ADD, PUT, COLOUR = range(5)  # what follows the products

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from histocodec.kernels.epilogues import combine, finish
 from histocodec.kernels.instructions import AMX
+from histocodec.kernels.intrinsics import native
 from histocodec.kernels.jit import jit
 from histocodec.kernels.products import TALL_TILE, TILE, TILE_SUMS, products
-from histocodec.kernels.intrinsics import native
 from histocodec.kernels.vectors import GROUP, I8, I32, I64, Emitter, splat, vector
 
 Int = Any  # an integer of Python or numpy

@@ -10,8 +10,8 @@ from typing import Any
 from llvmlite import ir
 
 from histocodec.kernels.instructions import AMX, AVX2, AVX512_VNNI, AVX_VNNI, add_products, available, external
-from histocodec.kernels.jit import jit
 from histocodec.kernels.intrinsics import Intrinsic, native
+from histocodec.kernels.jit import jit
 from histocodec.kernels.vectors import F32, GROUP, I8, I16, I32, I64, Emitter, splat, vector
 
 TILE = 6  # positions of a tile

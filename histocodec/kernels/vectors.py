@@ -148,4 +148,4 @@ class Emitter:
         return builder.shuffle_vector(limited[0], limited[1], mask)
 
 
-__all__ = ["F32", "GROUP", "I1", "I8", "I16", "I32", "I64", "Emitter", "Intrinsic", "native", "splat", "vector"]
+__all__ = ["F32", "GROUP", "I1", "I8", "I16", "I32", "I64", "Emitter", "splat", "vector"]
