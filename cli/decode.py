@@ -139,7 +139,9 @@ def write_image(
     Raises UsageError for a level that does not exist, a region outside the slide, an unknown resolution, or an image
     that is too large for memory or for the format of `out`.
     """
-    from histocodec.formats.decode.images import TIFF_SUFFIXES, write_pyramid, write_region
+    from histocodec.formats.decode.images import TIFF_SUFFIXES, write_region
+    from histocodec.formats.export.losses import history, losses_of
+    from histocodec.formats.export.tiff import write_pyramid
 
     if mpp is not None:
         pixels = _resampled(slide, region, mpp, out)
@@ -150,7 +152,8 @@ def write_image(
         raise UsageError(f"{slide.name}: level {level} does not exist; it has 0 to {len(slide.levels) - 1}")
     size, at = slide.levels[level], slide.container.attributes.mpp_at(level)
     if region is None and out.suffix.lower() in TIFF_SUFFIXES:
-        write_pyramid(out, slide, first_level=level, quality=jpeg_quality, progress=progress)
+        passed = history(losses_of(slide, level), f"JPEG at quality {jpeg_quality}")
+        write_pyramid(out, slide, first_level=level, quality=jpeg_quality, history=passed, progress=progress)
         return Written(size.width, size.height, max(1, len(slide.levels) - level), level, at)
     pixels = _whole_level(slide, level, out, progress) if region is None else _region(slide, region, level, out)
     write_region(out, pixels, mpp=at, icc=slide.icc_profile)

@@ -194,7 +194,7 @@ def _source_size_text(encoded: "EncodeReport") -> str:
 
 
 def _draw_slide(path: Path, size: int) -> Path:
-    from histocodec.formats.decode.images import write_pyramid
+    from histocodec.formats.export.tiff import write_pyramid
     from histocodec.sources import ArraySlide
     from histocodec.sources.synthetic import synthetic_slide
 

@@ -16,8 +16,8 @@ from histocodec.errors import HistocodecError
 from histocodec.text import printable
 
 COMMANDS = (
-    "encode", "decode", "info", "verify", "seal", "pack", "unpack", "models", "embed", "index", "search", "umap",
-    "train", "bench", "demo", "warm",
+    "encode", "decode", "export", "info", "verify", "seal", "pack", "unpack", "models", "embed", "index", "search",
+    "umap", "train", "bench", "demo", "warm",
 )  # fmt: skip
 DEBUG_VARIABLE = "HISTOCODEC_DEBUG"  # set to anything, errors come with a traceback
 FAILED, USAGE, UNSUPPORTED, INTERRUPTED = 1, 2, 4, 130

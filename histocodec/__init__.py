@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from histocodec.formats.decode.slide import CompressedSlide
     from histocodec.formats.encode.options import EncodeOptions, EncodeProgress
     from histocodec.formats.encode.report import EncodeReport
+    from histocodec.formats.export.export import Exported, export
     from histocodec.geometry import Level, Region
     from histocodec.slide import Slide
     from histocodec.sources.array import ArraySlide
@@ -49,6 +50,7 @@ __all__ = [
     "EncodeOptions",
     "EncodeProgress",
     "EncodeReport",
+    "Exported",
     "FormatError",
     "HistocodecError",
     "Level",
@@ -63,6 +65,7 @@ __all__ = [
     "__version__",
     "configure",
     "encode",
+    "export",
     "open",
     "open_slide",
     "patch_openslide",
@@ -75,6 +78,7 @@ _HOMES = {
     "EncodeOptions": "histocodec.formats.encode.options",
     "EncodeProgress": "histocodec.formats.encode.options",
     "EncodeReport": "histocodec.formats.encode.report",
+    "Exported": "histocodec.formats.export.export",
     "FormatError": "histocodec.errors",
     "HistocodecError": "histocodec.errors",
     "Level": "histocodec.geometry",
@@ -87,6 +91,7 @@ _HOMES = {
     "UnsupportedError": "histocodec.errors",
     "UsageError": "histocodec.errors",
     "configure": "histocodec.formats.decode.settings",
+    "export": "histocodec.formats.export.export",
     "open_slide": "histocodec.formats.decode.open",
     "patch_openslide": "histocodec.formats.decode.patch",
     "view": "histocodec.formats.decode.ome_zarr",

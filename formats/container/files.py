@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +35,36 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except OSError as exc:
         raise OutputError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
     sync_folder(path.parent)
+
+
+@contextmanager
+def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder to fill, which takes the name `folder` when the `with` block ends well, and vanishes when it does not.
+    With `replace` it takes the place of the folder that has the name. Raises OutputError with the path and the
+    reason."""
+    staged = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            staged.mkdir()
+            yield staged
+            if replace and folder.is_dir():
+                before = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+                folder.rename(before)
+                try:
+                    staged.rename(folder)
+                except BaseException:
+                    before.rename(folder)
+                    raise
+                shutil.rmtree(before)
+            else:
+                staged.rename(folder)
+        except BaseException:
+            with suppress(OSError):
+                shutil.rmtree(staged)
+            raise
+    except OSError as exc:
+        raise OutputError(f"{folder}: cannot be written: {exc.strerror or exc}") from exc
+    sync_folder(folder.parent)
 
 
 def write_atomically(path: Path, data: bytes | bytearray | memoryview) -> None:

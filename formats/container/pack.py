@@ -7,19 +7,16 @@ that a reader needs before it knows which shards it wants. Equal folders give eq
 
 import json
 import os
-import secrets
-import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from histocodec.errors import FormatError, OutputError, UsageError
 from histocodec.formats.container.abstract_store import Store
 from histocodec.formats.container.arrays import METADATA, read_metadata
 from histocodec.formats.container.digests import PIECE
-from histocodec.formats.container.files import sync_folder, whole_file
+from histocodec.formats.container.files import whole_file, whole_folder
 from histocodec.formats.container.layout import DIGESTS, MAPS, is_lossless, is_shard
 from histocodec.formats.container.read import is_container, open_container
 from histocodec.formats.container.store import FolderStore, Location
@@ -127,7 +124,7 @@ def unpack(location: Location, folder: Path, *, progress: Progress | None = None
     if os.path.lexists(folder):
         raise OutputError(f"{folder}: exists already; remove it, or choose another name")
     store = open_container(location).store
-    with _new_folder(folder) as staged:
+    with whole_folder(folder) as staged:
         extract(store, staged, progress=progress)
 
 
@@ -151,22 +148,3 @@ def extract(store: Store, folder: Path, *, progress: Progress | None = None) -> 
         expected = store.crc32(key)
         if expected is not None and crc != expected:
             raise FormatError(f"{store.where(key)}: does not match its CRC-32 (altered or cut short)")
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the name `folder` when the `with` block ends well, and vanishes when it does
-    not."""
-    staged = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        try:
-            staged.mkdir()
-            yield staged
-            staged.rename(folder)
-        except BaseException:
-            with suppress(OSError):
-                shutil.rmtree(staged)
-            raise
-    except OSError as exc:
-        raise OutputError(f"{folder}: cannot be written: {exc.strerror or exc}") from exc
-    sync_folder(folder.parent)

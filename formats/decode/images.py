@@ -1,10 +1,9 @@
-"""Pixels as ordinary image files: a region as PNG, JPEG, TIFF or NPY, and a whole slide as a pyramidal TIFF.
+"""A region of pixels as an ordinary image file: PNG, JPEG, TIFF or NPY.
 
 A file is whole or absent: it is written under a temporary name beside its place, and renamed last.
 """
 
 import io
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,9 +11,7 @@ import numpy as np
 
 from histocodec.errors import OutputError, UsageError
 from histocodec.formats.container.files import whole_file
-from histocodec.geometry import Level, Region
-from histocodec.slide import Mpp, Pixels, Slide, mpp_at
-from histocodec.sources.pyramid import with_pyramid
+from histocodec.slide import Mpp, Pixels
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 JPEG_SUFFIXES = (".jpg", ".jpeg")
@@ -23,19 +20,13 @@ SUFFIXES = (".png", *JPEG_SUFFIXES, *TIFF_SUFFIXES, ".npy")
 MAX_PIXELS = 400_000_000  # of an image that is held in memory as a whole: 1.2 GB
 MAX_JPEG_SIDE = 65_500  # pixels; libjpeg's limit
 REGION_JPEG_QUALITY = 95
-PYRAMID_JPEG_QUALITY = 90  # at least what scanners use
 REGION_TILE = 256
-PYRAMID_TILE = 512  # the side of a chunk, so that each chunk is decoded once
-READ_TILES = 8  # tiles of a row that are read together: 6 MiB
-TIFF_BUFFER = 64 << 20  # bytes of tiles that tifffile collects for its threads; its default is 512 MiB
 MAX_CLASSIC_TIFF = 3 << 30  # raw bytes; with more, offsets might not fit in 32 bits, even compressed
 MICRONS_PER_CM = 10_000.0
 MICRONS_PER_METRE = 1e6
 METRES_PER_INCH = 0.0254
 MAX_PNG_INTEGER = 2**31 - 1  # of the pixels per metre in a PNG
 MAX_TERM = 2**32 - 1  # of the fractions that TIFF and EXIF have for a resolution
-
-Progress = Callable[[int, int], None]  # pixels done, pixels in all
 
 
 def check_output(path: Path, *, overwrite: bool = False) -> None:
@@ -96,7 +87,7 @@ def _encoded(pixels: Pixels, suffix: str, mpp: Mpp | None, icc: bytes | None) ->
     else:
         # As EXIF: JFIF has 16 bits for dots per inch, which 100,000 would overflow.
         exif = Image.Exif()
-        if (resolution := _resolution(mpp)) is not None:
+        if (resolution := resolution_tags(mpp)) is not None:
             x_resolution, y_resolution, unit, centimetre = 282, 283, 296, 3
             exif[x_resolution], exif[y_resolution] = resolution
             exif[unit] = centimetre
@@ -107,7 +98,7 @@ def _encoded(pixels: Pixels, suffix: str, mpp: Mpp | None, icc: bytes | None) ->
 def _write_tiff(file: BinaryIO, pixels: Pixels, mpp: Mpp | None, icc: bytes | None) -> None:
     import tifffile
 
-    resolution = _resolution(mpp)
+    resolution = resolution_tags(mpp)
     with tifffile.TiffWriter(file, bigtiff=pixels.nbytes > MAX_CLASSIC_TIFF) as writer:
         writer.write(
             pixels,
@@ -123,102 +114,10 @@ def _write_tiff(file: BinaryIO, pixels: Pixels, mpp: Mpp | None, icc: bytes | No
         )
 
 
-def write_pyramid(
-    path: Path,
-    slide: Slide,
-    *,
-    first_level: int = 0,
-    tile: int = PYRAMID_TILE,
-    compression: str = "jpeg",
-    quality: int = PYRAMID_JPEG_QUALITY,
-    progress: Progress | None = None,
-) -> None:
-    """Writes a slide's levels, from `first_level` on, as a tiled TIFF that OpenSlide opens (as generic-tiff), and
-    replaces what is there. A slide of one level gets derived ones. Memory does not grow with the slide, but for about
-    200 bytes for each tile, which tifffile keeps until the level is complete.
-
-    `tile` is the side of a tile in pixels. `compression` is "jpeg", at `quality` and 4:4:4, or a lossless one that
-    tifffile knows, such as "deflate". Raises UsageError, OutputError, and SourceError or FormatError where the slide
-    cannot be read.
-    """
-    import tifffile
-
-    check_output(path, overwrite=True)
-    if path.suffix.lower() not in TIFF_SUFFIXES:
-        raise UsageError(f"{path}: a pyramid needs a name that ends in {' or '.join(TIFF_SUFFIXES)}")
-    if tile < 16 or tile % 16:
-        raise UsageError(f"the side of a TIFF's tiles is {tile}; a multiple of 16 pixels is needed")
-    slide = with_pyramid(slide)
-    if not 0 <= first_level < len(slide.levels):
-        raise UsageError(f"{slide.name}: level {first_level} does not exist; it has 0 to {len(slide.levels) - 1}")
-    chosen = list(enumerate(slide.levels))[first_level:]
-    total = sum(level.region.area for _, level in chosen)
-    done = 0
-
-    def tiles(index: int, level: Level) -> Iterator[Pixels]:
-        nonlocal done
-        for region, pixels in _tiles(slide, index, tile):
-            done += region.area
-            if progress is not None:
-                progress(done, total)
-            yield pixels
-
-    jpeg = compression == "jpeg"
-    with whole_file(path) as file, tifffile.TiffWriter(file, bigtiff=3 * total > MAX_CLASSIC_TIFF) as writer:
-        for index, level in chosen:
-            first = index == first_level
-            resolution = _resolution(mpp_at(slide.mpp, level.downsample))
-            writer.write(
-                tiles(index, level),
-                shape=(level.height, level.width, 3),
-                dtype="uint8",
-                photometric="rgb",  # of the tiles; the JPEG encoder converts them to YCbCr itself
-                tile=(tile, tile),
-                compression=compression,
-                compressionargs={"level": quality} if jpeg else None,
-                subsampling=(1, 1) if jpeg else None,
-                predictor=None if jpeg else True,
-                subfiletype=0
-                if first
-                else 1,  # 1: a reduced image, the only other pages that OpenSlide takes for levels
-                description=_description(slide, level) if first else None,
-                iccprofile=slide.icc_profile if first else None,
-                software="histocodec" if first else False,
-                metadata=None,
-                buffersize=TIFF_BUFFER,
-                resolution=resolution,
-                resolutionunit=None if resolution is None else "CENTIMETER",
-            )
-
-
-def _tiles(slide: Slide, index: int, tile: int) -> Iterator[tuple[Region, Pixels]]:
-    """The tiles of a level, row by row: the region that each covers, and its pixels (tile, tile, 3). At the far edges
-    the last pixels are repeated, which costs JPEG less than a jump to white."""
-    level = slide.levels[index]
-    for y in range(0, level.height, tile):
-        for x in range(0, level.width, READ_TILES * tile):
-            strip = Region(x, y, READ_TILES * tile, tile).intersect(level.region)
-            pixels = slide.read(strip, index)
-            for left in range(x, strip.x_end, tile):
-                region = Region(left, y, tile, tile).intersect(strip)
-                padding = ((0, tile - region.height), (0, tile - region.width), (0, 0))
-                yield region, np.pad(pixels[region.within(strip)], padding, mode="edge")
-
-
-def _resolution(mpp: Mpp | None) -> tuple[float, float] | None:
+def resolution_tags(mpp: Mpp | None) -> tuple[float, float] | None:
     """Pixels per centimetre. None, for which tifffile writes that the unit is unknown, where `mpp` is not known or a
     fraction of two 32-bit integers cannot hold them."""
     if mpp is None:
         return None
     x, y = MICRONS_PER_CM / mpp[0], MICRONS_PER_CM / mpp[1]
     return (x, y) if all(1 / MAX_TERM < pixels < MAX_TERM for pixels in (x, y)) else None
-
-
-def _description(slide: Slide, level: Level) -> str:
-    """The description of the TIFF, with what TIFF has no tags for: microns per pixel and objective power."""
-    parts, mpp = [f"{level.width}x{level.height}"], mpp_at(slide.mpp, level.downsample)
-    if mpp is not None:
-        parts.append(f"MPP = {mpp[0]:.6g} x {mpp[1]:.6g}")
-    if slide.objective_power is not None:
-        parts.append(f"AppMag = {slide.objective_power:g}")
-    return "histocodec|" + "|".join(parts)

@@ -118,22 +118,25 @@ def _described(slide: Slide) -> dict[str, object]:
         scales.append((mpp[1], mpp[0]))
     datasets = [(str(number), scale) for number, scale in enumerate(scales)]
     return {
-        "multiscales": multiscales_of(_title(slide), datasets, in_microns=slide.mpp is not None),
+        "multiscales": multiscales_of(title_of(slide), datasets, in_microns=slide.mpp is not None),
         "omero": channels_of(),
     }
 
 
-def _profile(slide: Slide) -> dict[str, object]:
+def profile_attribute(slide: Slide) -> dict[str, object]:
     """The ICC profile, for programs that know where to look: OME-NGFF has no place for it."""
     return {} if slide.icc_profile is None else {"icc_profile": base64.b64encode(slide.icc_profile).decode()}
 
 
-def _title(slide: Slide) -> str:
+def title_of(slide: Slide) -> str:
+    """The last part of a slide's name, which is a path or a URL."""
     return slide.name.replace("\\", "/").rstrip("/").rpartition("/")[2] or "slide"
 
 
 def _version_5(slide: Slide, chunk: int) -> dict[str, dict[str, object]]:
-    objects = {"zarr.json": group_metadata({"ome": {"version": "0.5", **_described(slide)}, **_profile(slide)})}
+    objects = {
+        "zarr.json": group_metadata({"ome": {"version": "0.5", **_described(slide)}, **profile_attribute(slide)})
+    }
     for number, level in enumerate(slide.levels):
         shape, chunks = (3, level.height, level.width), (3, chunk, chunk)
         codecs: list[object] = [{"name": "bytes"}]
@@ -145,7 +148,11 @@ def _version_4(slide: Slide, chunk: int) -> dict[str, dict[str, object]]:
     described = _described(slide)
     multiscales = described["multiscales"]
     assert isinstance(multiscales, list)
-    attributes = {**described, "multiscales": [{"version": "0.4", **scale} for scale in multiscales], **_profile(slide)}
+    attributes = {
+        **described,
+        "multiscales": [{"version": "0.4", **scale} for scale in multiscales],
+        **profile_attribute(slide),
+    }
     objects: dict[str, dict[str, object]] = {".zgroup": {"zarr_format": 2}, ".zattrs": attributes}
     for number, level in enumerate(slide.levels):
         objects[f"{number}/.zarray"] = {

@@ -20,6 +20,7 @@ FLOORS = (
     ("train",),
     ("formats", "formats.container"),
     ("formats.decode",),
+    ("formats.export",),
     ("formats.encode",),
     ("formats.embed", "formats.seal"),
     ("benchmarks.peers",),

@@ -12,11 +12,11 @@ from histocodec.errors import UnsupportedError, UsageError
 from histocodec.formats.container.states import chunks_where
 from histocodec.formats.decode import openslide_face, resample
 from histocodec.formats.decode.describe import describe
-from histocodec.formats.decode.images import write_pyramid
 from histocodec.formats.decode.openslide_face import OpenSlideFace
 from histocodec.formats.decode.slide import CompressedSlide, open_compressed
 from histocodec.formats.decode.verify import verify
 from histocodec.formats.embed import embed
+from histocodec.formats.export.tiff import write_pyramid
 from histocodec.geometry import ChunkKey, Level, Region
 from histocodec.search.embedding import Embedder, log_energies
 from histocodec.slide import BaseSlide, Pixels

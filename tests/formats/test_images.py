@@ -12,8 +12,9 @@ import tifffile
 from PIL import Image, ImageCms
 
 from histocodec.errors import OutputError, SourceError, UsageError
-from histocodec.formats.decode import images
-from histocodec.formats.decode.images import check_output, check_size, write_pyramid, write_region
+from histocodec.formats.decode.images import check_output, check_size, write_region
+from histocodec.formats.export.tiff import write_pyramid
+from histocodec.formats.export.tiles import READ_TILES
 from histocodec.geometry import Region
 from histocodec.slide import Pixels
 from histocodec.sources import ArraySlide, open_slide
@@ -295,7 +296,7 @@ def test_a_pyramid_is_read_in_rows_of_tiles_and_progress_ends_at_the_whole(
 
     slide = Watched([image, box_mean(image, 4)])
     write_pyramid(tmp_path / "a.tif", slide, tile=64, progress=lambda done, total: seen.append((done, total)))
-    assert max(region.area for region in asked) <= images.READ_TILES * 64**2
+    assert max(region.area for region in asked) <= READ_TILES * 64**2
     total = 2000 * 300 + 500 * 75
     assert seen[-1] == (total, total)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
