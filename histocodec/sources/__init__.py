@@ -4,10 +4,12 @@ import os
 from pathlib import Path
 
 from histocodec.errors import UnsupportedError, UsageError
-from histocodec.slide import Colour, Slide
+from histocodec.slide import Colour, Mpp, Slide
 from histocodec.sources.array import ArraySlide, open_zarr
 from histocodec.sources.dicom import check_folder, dicom_in
+from histocodec.sources.dicom_slide import DicomSlide
 from histocodec.sources.image import UnidentifiedError, open_image
+from histocodec.sources.left_out import why_refused
 from histocodec.sources.microns import checked_mpp
 from histocodec.sources.openslide import OpenSlideSlide
 from histocodec.sources.pyramid import DerivedPyramid, with_pyramid
@@ -43,6 +45,7 @@ def open_slide(
     vendor = OpenSlideSlide.detect(path)
     if vendor == "dicom":
         check_folder(path)
+        return _open_dicom(path, stated, background)
     if vendor is not None and not (vendor == "generic-tiff" and not is_plain(path)):
         return OpenSlideSlide(path, mpp=stated, background=background)
     if _starts_as_tiff(path):
@@ -64,6 +67,20 @@ def _slide_in(folder: Path) -> Path:
     raise UnsupportedError(
         f"{folder}: is a folder without Zarr metadata or DICOM files, and no slide. Readable are: {READABLE}"
     )
+
+
+def _open_dicom(path: Path, mpp: Mpp | None, background: Colour | None) -> Slide:
+    """Through OpenSlide, and through wsidicom where OpenSlide refuses frames of that kind. Focal planes it refuses for
+    a reason: which of them is meant, only the user knows."""
+    try:
+        return OpenSlideSlide(path, mpp=mpp, background=background)
+    except UnsupportedError as refused:
+        if why_refused(str(refused)):
+            raise
+        try:
+            return DicomSlide(path, mpp=mpp, background=background)
+        except UnsupportedError as exc:
+            raise UnsupportedError(f"{refused}. {exc}") from exc
 
 
 def _starts_as_tiff(path: Path) -> bool:

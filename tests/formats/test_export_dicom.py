@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ import openslide
 import pytest
 
 from histocodec.cli.main import run
-from histocodec.errors import UsageError
+from histocodec.errors import SourceError, UnsupportedError, UsageError
 from histocodec.formats.decode.slide import CompressedSlide
 from histocodec.formats.export import dicom as module
 from histocodec.formats.export.export import export
 from histocodec.formats.export.tiles import TILE
 from histocodec.slide import Pixels
+from histocodec.sources import open_slide
 from tests.support.exports import IMAGES, MPP, POWER, PROFILE, reopened, rich_container
+from tests.support.pictures import assert_regions_are_crops
 from tests.support.slides import whole
 
 pydicom = pytest.importorskip("pydicom")
@@ -222,3 +225,52 @@ def test_the_command_replaces_a_series_on_demand(tmp_path: Path, container: Path
     assert run([*command, "--overwrite"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["a.dicom"]
     assert sorted(path.name for path in out.iterdir()) == FILES
+
+
+# Back in.
+
+
+@pytest.mark.parametrize("coding", [("jpeg2000", None), ("htj2k", None)])
+def test_an_export_is_a_source_with_the_same_pixels_and_facts(
+    exports: dict[Any, Path], slide: CompressedSlide, coding: tuple[str, int | None]
+) -> None:
+    if coding[0] == "htj2k":
+        pytest.importorskip("wsidicom")
+    with open_slide(exports[coding]) as read:
+        assert type(read).__name__ == ("DicomSlide" if coding[0] == "htj2k" else "OpenSlideSlide")
+        assert [(level.width, level.height) for level in read.levels] == list(slide.level_dimensions)
+        assert read.mpp == pytest.approx(MPP)
+        assert read.objective_power == POWER
+        assert read.icc_profile is not None
+        assert read.icc_profile[: len(PROFILE)] == PROFILE
+        assert {name: image.shape[1::-1] for name, image in read.associated.items()} == IMAGES
+        assert np.array_equal(read.associated["label"], slide.associated["label"])
+        for level, size in enumerate(read.levels):
+            assert np.array_equal(read.read(size.region, level), whole(slide, level))
+            assert_regions_are_crops(read, level)
+
+
+def test_frames_that_nobody_decodes_are_refused_with_both_reasons(tmp_path: Path, exports: dict[Any, Path]) -> None:
+    pytest.importorskip("wsidicom")
+    path = tmp_path / "level-0.dcm"
+    data = (exports["htj2k", None] / "level-0.dcm").read_bytes()
+    path.write_bytes(data.replace(b"1.2.840.10008.1.2.4.201\0", b"1.2.840.10008.1.2.4.106\0"))  # MPEG
+    with pytest.raises(UnsupportedError, match=r"OpenSlide cannot open it.*wsidicom cannot open"):
+        open_slide(path)
+
+
+def test_a_damaged_frame_is_an_error_of_the_source(tmp_path: Path, exports: dict[Any, Path]) -> None:
+    pytest.importorskip("wsidicom")
+    path = tmp_path / "level-0.dcm"
+    data = bytearray((exports["htj2k", None] / "level-0.dcm").read_bytes())
+    start = data.index(b"\xff\x4f\xff\x51")  # of the first frame
+    data[start : start + 64] = bytes(64)
+    path.write_bytes(data)
+    with open_slide(path) as read, pytest.raises(SourceError, match="level 0 at 0,0 cannot be read"):
+        read.read(read.levels[0].region, 0)
+
+
+def test_without_wsidicom_the_error_names_the_extra(exports: dict[Any, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wsidicom", None)
+    with pytest.raises(UnsupportedError, match=r"histocodec\[dicom\]"):
+        open_slide(exports["htj2k", None])
