@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 import openslide
@@ -19,6 +19,7 @@ from histocodec.formats.decode.openslide_errors import openslide_errors
 from histocodec.formats.decode.openslide_face import OpenSlideFace, openslide_properties
 from histocodec.formats.decode.resample import STRIP_PIXELS, resampled
 from histocodec.formats.decode.settings import cache_for, cache_of, check_settings, workers_of
+from histocodec.formats.decode.spelling import asked, level_and_size
 from histocodec.geometry import ChunkKey, Level, Region
 from histocodec.slide import WHITE, Colour, LazyImages, Mpp, Pixels
 from histocodec.threads import SHARED_WORKERS
@@ -170,16 +171,28 @@ class CompressedSlide(OpenSlideFace):
 
     # Reads that neither has.
 
+    @overload
+    def read_array(
+        self, location: tuple[int, int], level: int | None, size: tuple[int, int], *, mpp: float | None = None
+    ) -> Pixels: ...
+    @overload
+    def read_array(self, location: tuple[int, int], *, size: tuple[int, int], mpp: float | None = None) -> Pixels: ...
+    @overload
     def read_array(
         self, x: int, y: int, width: int, height: int, *, level: int = 0, mpp: float | None = None
-    ) -> Pixels:
+    ) -> Pixels: ...
+
+    def read_array(self, *region: Any, mpp: float | None = None, **named: Any) -> Pixels:
         """The pixels (height, width, 3) uint8 from (x, y) in level-0 pixels; background beyond the level's edge.
 
-        Width and height count pixels of `level`, or of the resolution `mpp` in microns per pixel, which is resampled
-        from the next finer level. Raises UsageError for `mpp` where the slide does not state its own.
+        `read_array((x, y), level, (width, height))`, as OpenSlide orders it, and `read_array(x, y, width, height,
+        level=level)` are the same. Width and height count pixels of `level`, or of the resolution `mpp` in microns per
+        pixel, which is resampled from the next finer level. Raises UsageError for `mpp` where the slide does not state
+        its own.
 
         Memory: as `read`; with `mpp`, as `resampled`: the finer level is read in strips.
         """
+        (x, y), level, (width, height) = asked("read_array", region, named)
         if mpp is None:
             return self.read(self._region_at((x, y), level, (width, height)), level)
         if self.mpp is None:
@@ -190,26 +203,32 @@ class CompressedSlide(OpenSlideFace):
         level = self.level_for_factor(min(factors))
         downsample = self.levels[level].downsample
         size = (max(1, round(width * factors[0] / downsample)), max(1, round(height * factors[1] / downsample)))
-        region = self._region_at((x, y), level, size)
+        found = self._region_at((x, y), level, size)
         if size == (width, height):
-            return self.read(region, level)
-        if region.area <= STRIP_PIXELS:
-            resized = Image.fromarray(self.read(region, level)).resize((width, height), Image.Resampling.LANCZOS)
+            return self.read(found, level)
+        if found.area <= STRIP_PIXELS:
+            resized = Image.fromarray(self.read(found, level)).resize((width, height), Image.Resampling.LANCZOS)
             return np.array(resized)  # a copy: the caller may write to it
         if max(size) > MAX_SIDE:
             raise UsageError(f"{self.name}: {width}x{height} at mpp {mpp:g} need {size[0]}x{size[1]} of level {level}")
 
         def rows(start: int, end: int) -> Pixels:
-            return self.read(Region(region.x, region.y + start, region.width, end - start), level)
+            return self.read(Region(found.x, found.y + start, found.width, end - start), level)
 
         return resampled(rows, size, (width, height))
 
-    def read_tensor(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> "torch.Tensor":
-        """`read_array` as a tensor (height, width, 3) uint8 on the slide's device. A GPU with exact kernels takes
-        compressed bytes and keeps the pixels, which pays for regions of many megapixels."""
+    @overload
+    def read_tensor(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> "torch.Tensor": ...
+    @overload
+    def read_tensor(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> "torch.Tensor": ...
+
+    def read_tensor(self, *asked_for: Any, **named: Any) -> "torch.Tensor":
+        """`read_array` as a tensor (height, width, 3) uint8 on the slide's device, in either order of arguments. A GPU
+        with exact kernels takes compressed bytes and keeps the pixels, which pays for regions of many megapixels."""
         import torch
 
-        region, decoder = self._region_at((x, y), level, (width, height)), self.decoder
+        location, level, (width, height) = asked("read_tensor", asked_for, named)
+        region, decoder = self._region_at(location, level, (width, height)), self.decoder
         if (gpu_regions := decoder.gpu_regions) is None:
             return torch.from_numpy(self.read(region, level)).to(decoder.device or "cpu")
         inside = region.intersect(self.levels[level].region)
@@ -221,12 +240,19 @@ class CompressedSlide(OpenSlideFace):
             pixels[inside.within(region)] = gpu_regions.region(level, inside)
         return pixels
 
-    def read_batch(self, locations: Sequence[tuple[int, int]], size: tuple[int, int], *, level: int = 0) -> Pixels:
+    @overload
+    def read_batch(self, locations: Sequence[tuple[int, int]], level: int, size: tuple[int, int]) -> Pixels: ...
+    @overload
+    def read_batch(self, locations: Sequence[tuple[int, int]], size: tuple[int, int], *, level: int = 0) -> Pixels: ...
+
+    def read_batch(self, locations: Sequence[tuple[int, int]], *where: Any, **named: Any) -> Pixels:
         """The pixels (N, height, width, 3) uint8 of N regions of one `size` (width, height), at locations (x, y) in
-        level-0 pixels. A chunk that several regions share is decoded once, as far as the cache reaches.
+        level-0 pixels: `read_batch(locations, level, size)`, as OpenSlide orders it, or `read_batch(locations, size,
+        level=level)`. A chunk that several regions share is decoded once, as far as the cache reaches.
 
         Memory: the result, the cache, a few chunks of each worker, some 10 MB, and 100 bytes for each location.
         """
+        level, size = level_and_size("read_batch", where, named)
         self._checked_level(level)  # even without any location
         pixels = np.empty((len(locations), size[1], size[0], 3), np.uint8)
         pixels[...] = self.background or WHITE
