@@ -29,10 +29,10 @@ if TYPE_CHECKING:
         UnsupportedError,
         UsageError,
     )
+    from histocodec.formats.clients.openslide_patch import patch_openslide
     from histocodec.formats.container.store import Location
     from histocodec.formats.decode.ome_zarr import view
     from histocodec.formats.decode.open import open_slide
-    from histocodec.formats.decode.patch import patch_openslide
     from histocodec.formats.decode.settings import configure
     from histocodec.formats.decode.slide import CompressedSlide
     from histocodec.formats.encode.options import EncodeOptions, EncodeProgress
@@ -93,7 +93,7 @@ _HOMES = {
     "configure": "histocodec.formats.decode.settings",
     "export": "histocodec.formats.export.export",
     "open_slide": "histocodec.formats.decode.open",
-    "patch_openslide": "histocodec.formats.decode.patch",
+    "patch_openslide": "histocodec.formats.clients.openslide_patch",
     "view": "histocodec.formats.decode.ome_zarr",
 }
 

@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-from histocodec.formats.decode.patch import patch_openslide
+from histocodec.formats.clients.openslide_patch import patch_openslide
 
 USAGE = "usage: python -m histocodec.patched PROGRAM.py [ARGUMENT...] | -m MODULE [ARGUMENT...]"
 

@@ -20,7 +20,7 @@ FLOORS = (
     ("train",),
     ("formats", "formats.container"),
     ("formats.decode",),
-    ("formats.export",),
+    ("formats.clients", "formats.export"),
     ("formats.encode",),
     ("formats.embed", "formats.seal"),
     ("benchmarks.peers",),

@@ -1,0 +1,1 @@
+"""Other programs' doors to compressed slides: what each of them looks for, in a file of its name."""
