@@ -163,6 +163,7 @@ class Trainer:
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(before[name] + sizes[name] * (parameter - before[name]))
+        synthesis.keep_exact()
 
     def _fixed(self) -> dict[str, str | int]:
         """What a run that resumes must share with the one that wrote the checkpoint, beside the config."""

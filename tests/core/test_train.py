@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from histocodec.errors import UsageError
+from histocodec.errors import FormatError, UsageError
 from histocodec.models.config import HyperConfig
 from histocodec.models.export import export_model
 from histocodec.models.hyper import HyperModel
@@ -25,6 +25,7 @@ from histocodec.train.schedule import Schedule
 from histocodec.train.start.from_model import deepened, start_from_model
 from tests.support.tiny import (
     TINY,
+    tiny_integer_network,
     tiny_integer_weights,
     tiny_network,
     tiny_weights,
@@ -170,6 +171,24 @@ def test_a_synthesis_in_whole_numbers_trains_as_it_decodes(sampler: PatchSampler
         trained = made.model.g_s(latents)
     decoded = F.pixel_shuffle(synthesised(weights.hyper, weights.arrays, latents), 8)
     assert torch.equal(trained, decoded)
+
+
+def test_weights_that_grow_too_large_are_kept_exact() -> None:
+    made = tiny_integer_network()
+    synthesis = made.g_s
+    assert isinstance(synthesis, TrainableIntegerSynthesis)
+    unchanged = {name: value.clone() for name, value in synthesis.state_dict().items()}
+    synthesis.keep_exact()
+    learnt = synthesis.state_dict()
+    assert all(torch.equal(unchanged[name], learnt[name]) for name in unchanged)
+    with torch.no_grad():
+        for name, weight in synthesis.weights.items():
+            if name.endswith(("up", "project")):
+                weight.mul_(4)
+    with pytest.raises(FormatError, match="24"):
+        export_model(made, "too-large")
+    synthesis.keep_exact()
+    export_model(made, "exact")
 
 
 def test_a_step_moves_every_layer_by_stored_steps(sampler: PatchSampler) -> None:

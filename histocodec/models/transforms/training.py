@@ -18,6 +18,7 @@ from histocodec.models.config import HyperConfig
 from histocodec.models.transforms.integer import (
     BYTE,
     ENTRY_BITS,
+    EXACT,
     FINE,
     FINE8,
     PARTS,
@@ -30,6 +31,7 @@ from histocodec.models.transforms.integer import (
 )
 
 Observer = Callable[[str, Tensor, Tensor], None]  # is shown a layer's name, inputs and outputs
+EXACT_SHARE = 0.98  # of what float32 holds exactly: rounding can add half a step to each weight
 BIAS_STEP = 64.0  # stored steps of a bias that count as one: a single one changes nothing that matters
 
 
@@ -126,6 +128,42 @@ class TrainableIntegerSynthesis(nn.Module):
         return sizes
 
     @torch.no_grad()
+    def keep_exact(self) -> None:
+        """Scales down, in place, what float32 might not hold exactly in a model file, as `check_synthesis` has it:
+        rows of weights whose accumulators are too large, and those that add up to a channel of a stream that is.
+        Without it a run could end in weights that no file may have. What grows a little from step to step stays within
+        bounds; what is far too large already, rounding can leave beyond them."""
+        most, sizes = EXACT_SHARE * EXACT, self.step_sizes()
+        for key, weight in self.weights.items():
+            step = sizes[f"weights.{key}"]
+            weight.copy_(torch.maximum(torch.minimum(weight, 127 * step), -127 * step))
+        for stage, entry in (("blocks16", WIDE), ("blocks8", 0)):  # up to WIDE enters the first with the latents
+            adding = [layer for layer in self.layers.values() if _adds_to(layer, stage)]
+            bits = torch.full((), float(ENTRY_BITS), device=cast(Tensor, self.scale).device)
+            reach = torch.zeros((), device=cast(Tensor, self.scale).device)
+            for layer in adding:
+                peak = self._accumulator_peak(layer).clamp(max=most) * torch.exp2(-self.shift(layer))
+                bits, reach = (
+                    torch.maximum(bits, _by_channel(layer, self.shift(layer))),
+                    reach + _by_channel(layer, peak),
+                )
+            factor = ((most * torch.exp2(-bits) - entry) / reach.clamp(min=1)).clamp(0, 1)
+            for layer in adding:
+                self._scale(layer, factor.repeat(4) if layer.name == "up" else factor)
+        for layer in self.layers.values():
+            self._scale(layer, (most / self._accumulator_peak(layer)).clamp(max=1))
+
+    def _accumulator_peak(self, layer: SynthesisLayer) -> Tensor:
+        """The largest |accumulator| of each output, (outputs,) float: that of `accumulator_peaks`."""
+        weight, bias = self.integers(layer)
+        return weight.abs().flatten(1).sum(1) * layer.peak + bias.abs()
+
+    def _scale(self, layer: SynthesisLayer, factor: Tensor) -> None:
+        key = parameter_key(layer)
+        self.weights[key].mul_(factor.view(-1, *[1] * (len(layer.weight_shape) - 1)))
+        self.biases[key].mul_(factor)
+
+    @torch.no_grad()
     def load_arrays(self, arrays: Arrays) -> None:
         """Takes parameters and shifts from the tensors of a model file: the opposite of `arrays`. Layers that the file
         does not have stay as they are."""
@@ -190,6 +228,18 @@ class TrainableIntegerSynthesis(nn.Module):
         expects."""
         batch, channels, rows, columns = x.shape
         return x.view(batch, 4, channels // 4, rows, columns).transpose(1, 2).reshape(batch, channels, rows, columns)
+
+
+def _adds_to(layer: SynthesisLayer, stage: str) -> bool:
+    """Whether a layer's outputs are added to the stream of this stage, or are where it begins."""
+    return (layer.name == "up" and stage == "blocks8") or (
+        layer.name.startswith(f"{stage}.") and layer.name.endswith(".project")
+    )
+
+
+def _by_channel(layer: SynthesisLayer, values: Tensor) -> Tensor:
+    """Values of a layer's outputs → the largest for each channel of the stream; `up` has four outputs a channel."""
+    return values.view(4, -1).amax(0) if layer.name == "up" else values
 
 
 def parameter_key(layer: SynthesisLayer) -> str:

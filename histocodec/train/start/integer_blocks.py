@@ -1,8 +1,7 @@
 """New residual blocks for an integer synthesis: random features of what they see, and an output of zero.
 
 Their shifts are chosen here and stay, so that the run trains in whole numbers from its first step. A new block's output
-has no more fractional bits than the stream it is added to: what float32 must hold exactly grows by the block's reach
-alone (`histocodec.models.transforms.integer`).
+has as many fractional bits as the stream it is added to, so it can do as much as the blocks before it.
 """
 
 import math
@@ -16,7 +15,6 @@ from histocodec.models.transforms.training import TrainableIntegerSynthesis, par
 
 ACTIVATION_DEVIATION = 50.0  # of what ReLU sees: a fifth of the largest byte, so that hardly any activation is cut off
 LEAST_DEVIATION = 1.0  # of a channel of the stream, in its steps: one that hardly moves says nothing
-FULL_DEVIATION = BYTE / 4  # of stored weights that use their range well
 
 
 @torch.no_grad()
@@ -40,8 +38,8 @@ def start_integer_blocks(synthesis: TrainableIntegerSynthesis, names: Sequence[s
             bits[stage] = torch.maximum(bits[stage], shift)
     for block in names:
         expand = synthesis.layers[f"{block}.expand"]
-        stream, fan_in, hidden = seen[expand.name], math.sqrt(expand.inputs), math.sqrt(expand.outputs)
-        weight = torch.randn(expand.weight_shape) / fan_in * ACTIVATION_DEVIATION / stream
+        weight = torch.randn(expand.weight_shape) / math.sqrt(expand.inputs)
+        weight *= ACTIVATION_DEVIATION / seen[expand.name]
         _fill(synthesis, expand, weight, _finest_shift(weight))
         if f"{block}.depthwise" in synthesis.layers:
             depthwise = synthesis.layers[f"{block}.depthwise"]
@@ -49,9 +47,7 @@ def start_integer_blocks(synthesis: TrainableIntegerSynthesis, names: Sequence[s
             weight[:, 1, 1] += 0.8
             _fill(synthesis, depthwise, weight, _finest_shift(weight))
         project = synthesis.layers[f"{block}.project"]
-        reach = (FULL_DEVIATION * ACTIVATION_DEVIATION * hidden / stream).log2().floor()
-        shift = torch.minimum(reach, bits[block.split(".")[0]]).clamp(0, MOST_SHIFT)
-        _fill(synthesis, project, torch.zeros(project.weight_shape), shift)
+        _fill(synthesis, project, torch.zeros(project.weight_shape), bits[block.split(".")[0]])
 
 
 def _finest_shift(weight: Tensor) -> Tensor:
