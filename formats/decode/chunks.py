@@ -233,7 +233,8 @@ class ChunkReader:
                 top, left = shared.y - chunk_area.y, shared.x - chunk_area.x
                 to = shared.y - window.y, shared.x - window.x
                 gain = self.weights.inverse_gain(chunk.quality)
-                scaled_into(chunk.y, (top, left), (shared.height, shared.width), gain, scaled, to)
+                channels_last = np.ascontiguousarray(chunk.y.transpose(1, 2, 0))  # as native kernels leave them
+                scaled_into(channels_last, (top, left), (shared.height, shared.width), gain, scaled, to)
         return scaled.transpose(2, 0, 1), margin
 
     def chunk_window(self, key: ChunkKey, count: int = 1) -> tuple[NDArray[np.float32], Margin]:
@@ -256,14 +257,9 @@ def scaled_into(
     out: NDArray[np.float32],
     to: tuple[int, int],
 ) -> None:
-    """y (C, n, n) · gain (C,), from the row and column `first` on, → out (h, w, C), from `to` on. Skips rows of zeros,
-    which most rows of a channel are."""
+    """y (n, n, C) · gain (C,), from the row and column `first` on, → out (h, w, C), from `to` on."""
     for row in range(size[0]):
-        out[to[0] + row, to[1] : to[1] + size[1]] = 0
-        for channel in range(y.shape[0]):
-            values, used = y[channel, first[0] + row, first[1] : first[1] + size[1]], 0
-            for column in range(size[1]):
-                used |= values[column]
-            if used != 0:
-                for column in range(size[1]):
-                    out[to[0] + row, to[1] + column, channel] = values[column] * gain[channel]
+        for column in range(size[1]):
+            latents, scaled = y[first[0] + row, first[1] + column], out[to[0] + row, to[1] + column]
+            for channel in range(gain.size):
+                scaled[channel] = latents[channel] * gain[channel]

@@ -5,7 +5,7 @@ pixels. Where it computes in floating point, a chunk is always decoded from the 
 in a batch of fixed size on a GPU.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from itertools import chain, groupby, islice
@@ -74,18 +74,32 @@ class PixelDecoder:
 
     # Whole chunks.
 
-    def chunks(self, keys: Iterable[ChunkKey]) -> Iterator[tuple[ChunkKey, Pixels]]:
+    def chunks(
+        self, keys: Iterable[ChunkKey], *, done: Callable[[ChunkKey, Pixels], None] | None = None
+    ) -> Iterator[tuple[ChunkKey, Pixels]]:
         """The pixels of chunks, (h, w, 3) uint8, cut at the level's edge, in the order of the keys. They may be shared
-        with the cache: do not write to them."""
+        with the cache: do not write to them. `done` is called with each as soon as it is there, by the worker that
+        decoded it."""
         if self.device is not None and self.device.type != "cpu":
-            yield from self._in_batches(keys)
+            for key, pixels in self._in_batches(keys):
+                if done is not None:
+                    done(key, pixels)
+                yield key, pixels
             return
+
+        def decode(run: Sequence[ChunkKey]) -> list[tuple[ChunkKey, Pixels]]:
+            decoded = self._decode_run(run)
+            if done is not None:
+                for key, pixels in decoded:
+                    done(key, pixels)
+            return decoded
+
         keys, enough = iter(keys), 2 * SIDE_BY_SIDE * self.workers.count
         first = list(islice(keys, enough))
         if len(first) < enough:  # all of them: their bytes are read together, too
             self.reader.decode_ahead((key.level, self.reader.area_of(key)) for key in first if self._to_decode(key))
         many = self.transform.exact and len(first) == enough
-        for run in self.workers.map(self._decode_run, _runs(chain(first, keys), SIDE_BY_SIDE if many else 1)):
+        for run in self.workers.map(decode, _runs(chain(first, keys), SIDE_BY_SIDE if many else 1)):
             yield from run
 
     def copy(self, level: int, region: Region, pixels: Pixels) -> None:
@@ -93,10 +107,14 @@ class PixelDecoder:
         memory for a few chunks of each worker, however large the region is."""
         if self.reader.has_background(level, region):
             pixels[...] = self.reader.stats.background
-        for key, chunk in self.chunks(self.reader.stored_in(level, region)):
+
+        def put(key: ChunkKey, chunk: Pixels) -> None:
             chunk_region = self.container.attributes.chunk_region(key)
             part = chunk_region.intersect(region)
             pixels[part.within(region)] = chunk[part.within(chunk_region)]
+
+        for _ in self.chunks(self.reader.stored_in(level, region), done=put):
+            pass
 
     def _decode_run(self, keys: Sequence[ChunkKey]) -> list[tuple[ChunkKey, Pixels]]:
         """The pixels of chunks that lie side by side, on this thread."""
@@ -104,9 +122,8 @@ class PixelDecoder:
         if available:
             return available if len(keys) == 1 else [chunk for key in keys for chunk in self._decode_run([key])]
         window, margin = self.reader.chunk_window(keys[0], len(keys))
-        pixels = self.transform.synthesise([window], margin, self.reader.stats.channels)[0]
-        side = self.container.attributes.chunk_side
-        return [(key, self._cut_and_cache(key, pixels[:, n * side :])) for n, key in enumerate(keys)]
+        decoded = self.transform.synthesise_side_by_side(window, margin, self.reader.stats.channels, len(keys))
+        return [(key, self._cut_and_cache(key, pixels)) for key, pixels in zip(keys, decoded, strict=True)]
 
     def _in_batches(self, keys: Iterable[ChunkKey]) -> Iterator[tuple[ChunkKey, Pixels]]:
         """`chunks` on a GPU: the workers prepare windows, and GPU_BATCH of one shape are decoded together."""

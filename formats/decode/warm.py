@@ -38,7 +38,14 @@ def warm() -> WarmReport:
     window = np.empty((SIDE, SIDE, config.latent_channels), np.float32)
     for latents in (decoded.astype(np.int8), decoded):  # the types that a level's latents can have
         latents_check(latents, 50)
-        scaled_into(latents, (0, 0), (SIDE, SIDE), weights.inverse_gain(50), window, (0, 0))
+        scaled_into(
+            np.ascontiguousarray(latents.transpose(1, 2, 0)),
+            (0, 0),
+            (SIDE, SIDE),
+            weights.inverse_gain(50),
+            window,
+            (0, 0),
+        )
     stats = ChannelStats(np.zeros(3, np.float32), np.ones(3, np.float32))
     NativeTransform(weights).synthesise([window.transpose(2, 0, 1)], Margin(), stats)
     return WarmReport(NAMES[fastest()], compiled_kernels() - before)

@@ -32,3 +32,9 @@ class NativeTransform:
     ) -> list[NDArray[np.uint8]]:
         """See `Transform.synthesise`."""
         return [self._synthesis.pixels(window, margin, stats.mean, stats.std) for window in windows]
+
+    def synthesise_side_by_side(
+        self, window: NDArray[np.float32], margin: Margin, stats: ChannelStats, count: int
+    ) -> list[NDArray[np.uint8]]:
+        """See `Transform.synthesise_side_by_side`."""
+        return self._synthesis.images(window, margin, stats.mean, stats.std, count)

@@ -104,6 +104,14 @@ class Transform:
                 )
             return self.denormalise(planes, stats)
 
+    def synthesise_side_by_side(
+        self, window: NDArray[np.float32], margin: Margin, stats: ChannelStats, count: int
+    ) -> list[NDArray[np.uint8]]:
+        """`synthesise` of one window, as `count` images of the same width side by side."""
+        if self._native is not None:
+            return self._native.images(window, margin, stats.mean, stats.std, count)
+        return np.split(self.synthesise([window], margin, stats)[0], count, axis=1)
+
     @staticmethod
     def denormalise(planes: Tensor, stats: ChannelStats) -> list[NDArray[np.uint8]]:
         """Unshuffled pixels (B, 192, h, w) float32, normalised → pixels (8h, 8w, 3) uint8 of each."""

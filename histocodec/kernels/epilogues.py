@@ -16,6 +16,7 @@ from histocodec.kernels.vectors import GROUP, I1, I8, I32, I64, Emitter, splat, 
 
 ACTIVATE, ACTIVATE_UP, ADD, PUT, COLOUR = range(5)  # what follows the products
 SUMS = 4 * GROUP  # bytes of one position's
+ENTRY_BITS, WIDE = 6, 1024  # as `histocodec.models.transforms.integer` has them
 
 Emit = Callable[..., Any]
 
@@ -197,6 +198,23 @@ def _emit_fine_bytes(
     e.loop(count, position)
 
 
+def _emit_enter(
+    e: Emitter, latents: Any, stride: Any, scale: Any, x: Any, x_stride: Any, count: Any
+) -> None:  # fmt: skip
+    builder, scales = e.builder, _row(e, scale, e.floats)
+    unit, share = splat(1 << ENTRY_BITS, F32, e.lanes), splat(1 / (1 << ENTRY_BITS), F32, e.lanes)
+
+    def position(m: Any, _: Any) -> list[Any]:
+        values = _row(e, builder.add(latents, builder.mul(m, stride)), e.floats)
+        for n, (value, each) in enumerate(zip(values, scales, strict=True)):
+            parts = e.rounded(builder.fmul(builder.fmul(value, each), unit))
+            limited = e.at_least(e.at_most(builder.fmul(parts, share), WIDE), -WIDE)
+            e.store(limited, e.at(builder.add(x, builder.mul(m, x_stride)), 4 * e.lanes * n))
+        return []
+
+    e.loop(count, position)
+
+
 _ACTIVATE = widths("activate", 5, _emit_activate)
 _ACTIVATE_UP = widths("activate_up", 5, _emit_activate_up)
 _ADD = widths("add", 5, _emit_add)
@@ -206,6 +224,7 @@ _COMBINE = widths("combine", 5, _emit_combine)
 _STREAM_BYTES = widths("stream_bytes", 3, _emit_stream_bytes)
 _WIDE_BYTES = widths("wide_bytes", 6, _emit_wide_bytes, returns=True)
 _FINE_BYTES = widths("fine_bytes", 8, _emit_fine_bytes)
+_ENTER = widths("enter", 6, _emit_enter)
 
 activate_512, activate_256, activate_128 = _ACTIVATE
 activate_up_512, activate_up_256, activate_up_128 = _ACTIVATE_UP
@@ -216,6 +235,7 @@ combine_512, combine_256, combine_128 = _COMBINE
 stream_bytes_512, stream_bytes_256, stream_bytes_128 = _STREAM_BYTES
 wide_bytes_512, wide_bytes_256, wide_bytes_128 = _WIDE_BYTES
 fine_bytes_512, fine_bytes_256, fine_bytes_128 = _FINE_BYTES
+enter_512, enter_256, enter_128 = _ENTER
 
 
 @jit
@@ -307,3 +327,14 @@ def fine_bytes(
         fine_bytes_256(x, stride, index, factor, parts, room, out_stride, count)
     else:
         fine_bytes_128(x, stride, index, factor, parts, room, out_stride, count)
+
+
+@jit
+def enter(instructions: int, latents: int, stride: int, scale: int, x: int, x_stride: int, count: int) -> None:
+    """64 channels of latents, gains undone, float32 → a stream: times `scale`, rounded to 1 / 64 and limited."""
+    if instructions <= AVX512_VNNI:
+        enter_512(latents, stride, scale, x, x_stride, count)
+    elif instructions <= AVX2:
+        enter_256(latents, stride, scale, x, x_stride, count)
+    else:
+        enter_128(latents, stride, scale, x, x_stride, count)

@@ -40,7 +40,7 @@ class NativeSynthesis:
         self.config = config
         self.instructions = ready(instructions)
         packer = Packer(self.instructions)
-        self._scale = np.array(arrays["g_s.scale"], np.float32)
+        self._scale = packer.row(arrays["g_s.scale"], np.float32)
         layers = {layer.name: layer for layer in synthesis_layers(config)}
 
         def parameters(name: str, columns: NDArray[np.intp] | None = None, inputs: int = 0) -> list[int]:
@@ -96,16 +96,34 @@ class NativeSynthesis:
     ) -> NDArray[np.uint8]:
         """A window of latents (C, h', w') float32, gains undone → the pixels (16h, 16w, 3) uint8 without the margin,
         which is in latents. `mean` and `std` (3,) denormalise them. Fastest where channels come last in memory."""
+        return self.images(latents, margin, mean, std, 1)[0]
+
+    def images(
+        self, latents: NDArray[np.float32], margin: Margin, mean: NDArray[np.float32], std: NDArray[np.float32],
+        count: int,
+    ) -> list[NDArray[np.uint8]]:  # fmt: skip
+        """`pixels`, as `count` images of the same width side by side."""
         rows, columns = latents.shape[1:]
         plan = self._plans(rows, columns, margin)
-        out = np.empty((8 * plan.rows, 8 * plan.columns, 3), np.uint8)
+        across = plan.columns // count
+        images = [np.empty((8 * plan.rows, 8 * across, 3), np.uint8) for _ in range(count)]
+        outs = np.array([image.ctypes.data for image in images], np.int64)
         synthesise(
-            self.instructions, np.ascontiguousarray(latents.transpose(1, 2, 0), np.float32), self._scale,
+            self.instructions, self._channels_last(latents), self._scale,
             self._parameters, self._zeros, self._blocks, len(self.config.synthesis16), self._wide, plan.ranges,
             plan.memory, self._scratch(plan.bytes), np.ascontiguousarray(mean, np.float32),
-            np.ascontiguousarray(std, np.float32), out,
+            np.ascontiguousarray(std, np.float32), outs, across,
         )  # fmt: skip
-        return out
+        return images
+
+    def _channels_last(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Latents (h', w', C), with zeros up to whole groups of channels."""
+        channels, rows, columns = latents.shape
+        if channels == padded(channels):
+            return np.ascontiguousarray(latents.transpose(1, 2, 0), np.float32)
+        full = np.zeros((rows, columns, padded(channels)), np.float32)
+        full[:, :, :channels] = latents.transpose(1, 2, 0)
+        return full
 
     def _scratch(self, size: int) -> NDArray[np.uint8]:
         """At least `size` bytes that this thread may write to."""

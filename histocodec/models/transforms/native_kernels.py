@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.kernels.epilogues import ACTIVATE, ADD, COLOUR, PUT, fine_bytes, stream_bytes, wide_bytes
+from histocodec.kernels.epilogues import ACTIVATE, ADD, COLOUR, PUT, enter, fine_bytes, stream_bytes, wide_bytes
 from histocodec.kernels.instructions import AMX
 from histocodec.kernels.jit import jit
 from histocodec.kernels.layers import EXTRA_ROWS, address, clear, dense, fill, interleave
 from histocodec.kernels.products import depthwise_row, tiles_off, tiles_on
-from histocodec.models.transforms.integer import ENTRY_BITS, WIDE
 
 # Fields of a block: spatial, channels, hidden; weight, bias and factor of expand, depthwise and project.
 BLOCK_FIELDS = 12
@@ -109,15 +108,15 @@ def _wide_input(
 
 @jit
 def synthesise(
-    instructions: int, latents: Row, scale: Row, parameters: Row, none_at: int, blocks: Row, blocks16: int, wide: Row,
-    ranges: Row, layout: Row, memory: Row, mean: Row, std: Row, out: Row,
+    instructions: int, latents: Row, scale: int, parameters: Row, none_at: int, blocks: Row, blocks16: int, wide: Row,
+    ranges: Row, layout: Row, memory: Row, mean: Row, std: Row, outs: Row, across: int,
 ) -> None:  # fmt: skip
-    """A window of latents (h, w, C) float32 → pixels `out`. `NativeSynthesis` makes the other arguments."""
-    rows, columns, channels = latents.shape
+    """A window of latents (h, w, C) float32, C in whole groups, → pixels: images side by side, at the addresses `outs`,
+    `across` positions wide each. `NativeSynthesis` makes the other arguments."""
+    rows, columns = latents.shape[:2]
     none: Any = np.int64(0)
     start, base = address(parameters), address(memory)
-    floats = memory.view(np.float32)
-    means, stds, to = address(mean), address(std), address(out)
+    means, stds = address(mean), address(std)
     zeros, x16, x8, seen, low, high, active, acc = (
         base + layout[0], base + layout[1], base + layout[2], base + layout[3], base + layout[4], base + layout[5],
         base + layout[6], base + layout[7],
@@ -134,19 +133,18 @@ def synthesise(
             first = base + ranges[n, 8] + row * (width + 2 + EXTRA_ROWS) * hidden
             clear(first, hidden)
             clear(first + (width + 1) * hidden, hidden)
-    unit, limit, last = np.float32(1 << ENTRY_BITS), np.float32(WIDE), ranges[ranges.shape[0] - 1]
+    latents_at, last = address(latents), ranges[ranges.shape[0] - 1]
     behind = 0
     for n in range(blocks.shape[0]):
         behind += 2 * blocks[n, 0] if n < blocks16 else blocks[n, 0]
     for entering in range(rows + (behind + 1) // 2):
         if entering < rows:
-            for column in range(columns):
-                first = layout[1] // 4 + (entering % kept16 * width16 + column) * padded16
-                for c in range(channels):
-                    value = np.rint(latents[entering, column, c] * scale[c] * unit) / unit
-                    floats[first + c] = min(max(value, -limit), limit)
-                for c in range(channels, padded16):
-                    floats[first + c] = 0
+            to_row = x16 + entering % kept16 * width16 * padded16 * 4
+            for c in range(0, padded16, 64):
+                enter(
+                    instructions, latents_at + 4 * (entering * columns * padded16 + c), 4 * padded16,
+                    start + scale + 4 * c, to_row + 4 * c, 4 * padded16, columns,
+                )  # fmt: skip
         row = entering
         for n in range(blocks16):
             row = _block(
@@ -181,6 +179,8 @@ def synthesise(
                     wide[1, 8], wide[1, 8] // 4, count, start + wide[1, 0], start + wide[1, 1], start + wide[1, 2],
                     np.int64(3), acc, np.int64(COLOUR), active, np.int64(192), np.int64(64), means, stds,
                 )  # fmt: skip
-                interleave(active, to + (row8 - last[4]) * 8 * count * 24, count * 24, count)
+                for n in range(outs.size):
+                    line = outs[n] + (row8 - last[4]) * 8 * across * 24
+                    interleave(active + n * across * 192, line, across * 24, across)
     if instructions == AMX:
         tiles_off(acc)
