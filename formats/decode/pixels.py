@@ -122,7 +122,8 @@ class PixelDecoder:
         if available:
             return available if len(keys) == 1 else [chunk for key in keys for chunk in self._decode_run([key])]
         window, margin = self.reader.chunk_window(keys[0], len(keys))
-        decoded = self.transform.synthesise_side_by_side(window, margin, self.reader.stats.channels, len(keys))
+        side, channels = self.container.attributes.chunk_side, self.reader.stats.channels
+        decoded = self.transform.synthesise_side_by_side(window, margin, channels, side)
         return [(key, self._cut_and_cache(key, pixels)) for key, pixels in zip(keys, decoded, strict=True)]
 
     def _in_batches(self, keys: Iterable[ChunkKey]) -> Iterator[tuple[ChunkKey, Pixels]]:

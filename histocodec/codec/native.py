@@ -34,7 +34,7 @@ class NativeTransform:
         return [self._synthesis.pixels(window, margin, stats.mean, stats.std) for window in windows]
 
     def synthesise_side_by_side(
-        self, window: NDArray[np.float32], margin: Margin, stats: ChannelStats, count: int
+        self, window: NDArray[np.float32], margin: Margin, stats: ChannelStats, width: int
     ) -> list[NDArray[np.uint8]]:
         """See `Transform.synthesise_side_by_side`."""
-        return self._synthesis.images(window, margin, stats.mean, stats.std, count)
+        return self._synthesis.images(window, margin, stats.mean, stats.std, width)

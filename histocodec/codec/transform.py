@@ -105,12 +105,14 @@ class Transform:
             return self.denormalise(planes, stats)
 
     def synthesise_side_by_side(
-        self, window: NDArray[np.float32], margin: Margin, stats: ChannelStats, count: int
+        self, window: NDArray[np.float32], margin: Margin, stats: ChannelStats, width: int
     ) -> list[NDArray[np.uint8]]:
-        """`synthesise` of one window, as `count` images of the same width side by side."""
+        """`synthesise` of one window, as images side by side, `width` wide, a multiple of 8, but for the last, which
+        has the rest."""
         if self._native is not None:
-            return self._native.images(window, margin, stats.mean, stats.std, count)
-        return np.split(self.synthesise([window], margin, stats)[0], count, axis=1)
+            return self._native.images(window, margin, stats.mean, stats.std, width)
+        pixels = self.synthesise([window], margin, stats)[0]
+        return [pixels[:, first : first + width] for first in range(0, pixels.shape[1], width)]
 
     @staticmethod
     def denormalise(planes: Tensor, stats: ChannelStats) -> list[NDArray[np.uint8]]:

@@ -128,6 +128,17 @@ def test_a_window_is_the_crop_of_the_whole() -> None:
     assert np.array_equal(part, whole[64:160, :128])
 
 
+def test_images_side_by_side_are_the_window_cut_up() -> None:
+    weights, halo = tiny_integer_weights(), TINY.synthesis_halo
+    native, margin = NativeSynthesis(TINY, weights.arrays), Margin(0, halo, 1, 0)
+    latents = random_latents(np.random.default_rng(4), TINY, 2.0, 6, halo + 11)
+    whole = native.pixels(latents, margin, STATS.mean, STATS.std)
+    for width, widths in ((64, [64, 64, 48]), (88, [88, 88]), (176, [176]), (512, [176])):
+        images = native.images(latents, margin, STATS.mean, STATS.std, width)
+        assert [image.shape[1] for image in images] == widths
+        assert np.array_equal(np.concatenate(images, axis=1), whole)
+
+
 def test_windows_of_many_sizes_may_follow_each_other() -> None:
     """They share the working memory, in which nothing of the last window may be taken for this one's."""
     weights = tiny_integer_weights()

@@ -96,17 +96,18 @@ class NativeSynthesis:
     ) -> NDArray[np.uint8]:
         """A window of latents (C, h', w') float32, gains undone → the pixels (16h, 16w, 3) uint8 without the margin,
         which is in latents. `mean` and `std` (3,) denormalise them. Fastest where channels come last in memory."""
-        return self.images(latents, margin, mean, std, 1)[0]
+        return self.images(latents, margin, mean, std, 8 * self._plans(*latents.shape[1:], margin).columns)[0]
 
     def images(
         self, latents: NDArray[np.float32], margin: Margin, mean: NDArray[np.float32], std: NDArray[np.float32],
-        count: int,
+        width: int,
     ) -> list[NDArray[np.uint8]]:  # fmt: skip
-        """`pixels`, as `count` images of the same width side by side."""
+        """`pixels`, as images side by side, `width` wide, a multiple of 8, but for the last, which has the rest."""
         rows, columns = latents.shape[1:]
         plan = self._plans(rows, columns, margin)
-        across = plan.columns // count
-        images = [np.empty((8 * plan.rows, 8 * across, 3), np.uint8) for _ in range(count)]
+        across, shape = width // 8, (8 * plan.rows, 8 * plan.columns)
+        widths = [min(width, shape[1] - first) for first in range(0, shape[1], width)]
+        images = [np.empty((shape[0], each, 3), np.uint8) for each in widths]
         outs = np.array([image.ctypes.data for image in images], np.int64)
         synthesise(
             self.instructions, self._channels_last(latents), self._scale,

@@ -112,7 +112,7 @@ def synthesise(
     ranges: Row, layout: Row, memory: Row, mean: Row, std: Row, outs: Row, across: int,
 ) -> None:  # fmt: skip
     """A window of latents (h, w, C) float32, C in whole groups, → pixels: images side by side, at the addresses `outs`,
-    `across` positions wide each. `NativeSynthesis` makes the other arguments."""
+    `across` positions wide each but the last. `NativeSynthesis` makes the other arguments."""
     rows, columns = latents.shape[:2]
     none: Any = np.int64(0)
     start, base = address(parameters), address(memory)
@@ -180,7 +180,8 @@ def synthesise(
                     np.int64(3), acc, np.int64(COLOUR), active, np.int64(192), np.int64(64), means, stds,
                 )  # fmt: skip
                 for n in range(outs.size):
-                    line = outs[n] + (row8 - last[4]) * 8 * across * 24
-                    interleave(active + n * across * 192, line, across * 24, across)
+                    wide8 = min(across, count - n * across)
+                    line = outs[n] + (row8 - last[4]) * 8 * wide8 * 24
+                    interleave(active + n * across * 192, line, wide8 * 24, wide8)
     if instructions == AMX:
         tiles_off(acc)
