@@ -4,6 +4,7 @@ Launching hundreds of small kernels takes longer than computing them: a step of 
 34 ms on an H100, and 6.5 ms as a graph on an H200 (benchmarks/experiments/022-training-on.md).
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from torch import Tensor
 from histocodec.train.data.patches import Batch
 from histocodec.train.loop import BETAS, Trainer
 from histocodec.train.loss import Loss
+from histocodec.train.progress import Progress
+from histocodec.train.schedule import Schedule
 
 WARM_STEPS = 3  # that compile, choose algorithms and fill caches, before the step is captured; they are undone
 
 
 class CapturedTrainer(Trainer):
-    """A `Trainer` on a GPU whose step is captured at its first batch, and again where the batch has another shape.
+    """A `Trainer` on a GPU whose step is captured before the first, and again where a batch has another shape.
 
     It learns what a `Trainer` learns, but a resumed run is not bit for bit the undisturbed one: its noise differs.
     """
@@ -32,6 +35,13 @@ class CapturedTrainer(Trainer):
 
     def _group_options(self) -> dict[str, Any]:
         return {"capturable": True, "lr": torch.tensor(self.rate, device=self.device)}  # the graph reads the rate
+
+    def run(self, schedule: Schedule, *, until: int, report: Callable[[Progress], None]) -> None:
+        """See `Trainer.run`."""
+        self.model.train()
+        first = self.sampler(self.step)
+        self._capture((first.pixels, first.std, torch.zeros(len(first.pixels), device=self.device)))
+        super().run(schedule, until=until, report=report)
 
     def _set_rates(self, factor: float) -> None:
         for group in self.optimizer.param_groups:
@@ -76,7 +86,7 @@ class CapturedTrainer(Trainer):
                     known = moments.get(owner)
                     value.zero_() if known is None else value.copy_(known[name])
         self._graph = torch.cuda.CUDAGraph()
-        # Another thread draws the next patches meanwhile, and may.
+        # Where this is no first capture, another thread draws the next patches meanwhile, and may.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             loss = super()._learn(Batch(pixels, std), quality)
         self._outputs = Loss(loss.total.detach(), loss.mse.detach(), loss.bpp.detach())
