@@ -163,10 +163,10 @@ class ChunkReader:
         except FormatError as exc:
             raise FormatError(f"{self._name(key)}: {exc}") from exc
         dtype = np.dtype(self.container.attributes.levels[key.level].dtype)
-        limits = np.iinfo(dtype)
-        if y.min() < limits.min or y.max() > limits.max:
+        narrow = np.empty_like(y, dtype)  # with the channels where they are in memory
+        if not narrowed(y.ravel("K"), narrow.ravel("K")):
             raise FormatError(f"{self._name(key)}: holds values from {y.min()} to {y.max()}, beyond {dtype}")
-        y = y.astype(dtype, copy=False)
+        y = narrow
         self._shards.check_latents(key, quality_of(data), y)
         return ChunkLatents(alone(y), quality_of(data))
 
@@ -246,6 +246,16 @@ class ChunkReader:
 def _codec(weights: ModelWeights) -> ChunkCodec:
     """Built once for all slides of a model: it takes as long as decoding several regions."""
     return fast_chunk_codec(weights)
+
+
+@jit
+def narrowed(y: NDArray[np.int16], out: NDArray[np.signedinteger]) -> bool:
+    """Copies latents into an array of a narrower type, and tells whether all of them fit."""
+    beyond = 0
+    for n in range(y.size):
+        out[n] = y[n]
+        beyond |= np.int16(out[n]) != y[n]
+    return beyond == 0
 
 
 @jit

@@ -8,6 +8,7 @@ import torch
 
 from histocodec.errors import UsageError
 from histocodec.geometry import Margin
+from histocodec.kernels import instructions
 from histocodec.kernels.instructions import NAMES, VARIABLE, fastest
 from histocodec.kernels.pixels import shuffled
 from histocodec.models.config import HyperConfig
@@ -146,6 +147,18 @@ def test_windows_of_many_sizes_may_follow_each_other() -> None:
     for n, (rows, columns) in enumerate(((4, 20), (9, 3), (1, 1), (4, 20), (2, 30), (12, 12))):
         latents = random_latents(np.random.default_rng(n), TINY, 50.0, rows, columns)
         assert_exact(TINY, weights.arrays, latents, Margin(), native)
+
+
+def test_tiles_are_used_only_where_the_system_allows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr(instructions, "features", lambda: frozenset({"amx-tile", "amx-int8", "avx512vnni", "avx512bw"}))
+    monkeypatch.setattr(instructions, "_may_use_tiles", lambda: True)
+    assert NAMES[fastest()] == "amx"
+    monkeypatch.setattr(instructions, "_may_use_tiles", lambda: False)
+    assert NAMES[fastest()] == "avx512-vnni"
+    monkeypatch.setenv(VARIABLE, "amx")
+    with pytest.raises(UsageError, match="tiles"):
+        fastest()
 
 
 def test_the_instructions_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:

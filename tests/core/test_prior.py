@@ -100,6 +100,59 @@ def test_native_kernels_compute_the_shipped_models_prior_exactly(instructions: i
         assert np.array_equal(HyperChunkCodec(weights, prior=native).decode(data, y.shape), y)
 
 
+@pytest.mark.parametrize("instructions", range(len(NAMES)), ids=NAMES)
+def test_native_kernels_are_exact_for_the_largest_weights_and_latents(instructions: int) -> None:
+    """Weights and biases over the whole range of the format, so that activations are cut off at both ends."""
+    config, rng = HyperConfig(latent_channels=132, hyper_channels=36, hyper_width=68, context_width=132), np.random
+    generator = rng.default_rng(instructions)
+    arrays: dict[str, np.ndarray] = dict(tiny_weights().arrays)
+    for layer in layers(config):
+        shape = (layer.outputs, 3, 3) if layer.kind == "depthwise" else (layer.outputs, layer.inputs)
+        rows = QUALITIES if layer.by_quality else 1
+        arrays[f"prior.{layer.name}.weight"] = generator.choice(np.array([-127, -1, 0, 2, 127], np.int8), shape)
+        arrays[f"prior.{layer.name}.bias"] = generator.integers(-(1 << 17), 1 << 17, (rows, layer.outputs), np.int32)
+    arrays["prior.base_index"] = generator.integers(0, 48, (QUALITIES, config.latent_channels), np.uint8)
+    arrays["prior.hyper_mean"] = np.zeros((QUALITIES, config.hyper_channels), np.int16)
+    reference = IntegerPrior(config, arrays, dtype="float64")
+    native = NativePrior(config, arrays, float_product, instructions=instructions)
+    for shape, extent in (((132, 8, 12), (33, 4, 6)), ((132, 12, 36), (7, 3, 17)), ((132, 4, 4), (32, 1, 1))):
+        pair = native.chunk(70, shape, extent), reference.chunk(70, shape, extent)
+        z = generator.integers(-127, 128, (36, shape[1] // 4, shape[2] // 4))
+        for chunk in pair:
+            chunk.begin(z)
+        for k in range(GROUPS):
+            found, expected = (chunk.parameters(k) for chunk in pair)
+            assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+            values = generator.choice(np.array([-32768, -1023, -3, 0, 0, 1, 200, 32767], np.int32), len(found[0]))
+            for chunk in pair:
+                chunk.place(k, values)
+        assert np.array_equal(pair[0].latents, pair[1].latents)
+
+
+def test_native_kernels_refuse_what_the_reference_refuses() -> None:
+    weights, rng = tiny_weights(), np.random.default_rng(9)
+    reference = HyperChunkCodec(weights)
+    native = HyperChunkCodec(weights, prior=NativePrior(weights.hyper, weights.arrays, float_product))
+    refused = 0
+    for seed, spread in ((1, 2.0), (2, 300.0), (3, 20000.0)):
+        y = latents(seed, spread=spread)
+        data = reference.encode(y, 60)
+        for n in range(30):
+            broken = bytearray(data)
+            broken[rng.integers(4, len(data))] ^= 1 << rng.integers(8)
+            cut = bytes(broken[: len(data) - (n % 3) * rng.integers(0, 9)])
+            try:
+                expected = reference.decode(cut, y.shape)
+            except FormatError:
+                refused += 1
+                with pytest.raises(FormatError):
+                    native.decode(cut, y.shape)
+            else:
+                assert np.array_equal(native.decode(cut, y.shape), expected)
+        assert np.array_equal(native.decode(data, y.shape), y)
+    assert refused > 60
+
+
 def test_two_native_chunks_may_be_decoded_in_turns() -> None:
     weights = tiny_weights()
     native = NativePrior(weights.hyper, weights.arrays, float_product)
