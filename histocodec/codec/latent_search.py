@@ -12,24 +12,23 @@ each move alone would have bent it, around each position (the damping of Levenbe
 secant method).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from histocodec.codec.chunk import HyperChunkCodec, Segment, pad_latents
+from histocodec.codec.chunk import HyperChunkCodec, pad_latents
 from histocodec.codec.gains import dequantise, quantise
 from histocodec.codec.hyper_latent_search import sum_neighbours
+from histocodec.codec.latent_search_kernels import NEVER, choose, keep, observe, price
 from histocodec.codec.transform import Transform
 from histocodec.codec.window import Window, pad_pixels
-from histocodec.entropy.cost import bits_of, symbol_bits
 from histocodec.kernels.jit import jit
-from histocodec.models.config import GROUPS
-from histocodec.models.prior.fast_kernels import Row
-from histocodec.models.prior.graph import POSITIONS
+from histocodec.models.transforms.native_gradient import NativeGradient, unshuffled_target
 from histocodec.normalise import ChannelStats
 from histocodec.slide import Colour, Pixels
 
@@ -48,6 +47,7 @@ PROBES = 2  # random fields from which the curvature is estimated
 
 Latents = NDArray[np.signedinteger]
 Floats = NDArray[np.float64]
+ErrorOf = Callable[..., tuple[Floats, NDArray[np.float32] | None]]  # `_error`, of a window's latents
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,18 @@ class SearchTerms:
     quality: int
     curvature: NDArray[np.float32]  # (C,) second derivative of the squared error in a latent of each channel
     weight: float  # bits that one unit of squared error is worth
+    gradient: NativeGradient | None  # what computes errors and derivatives on a CPU that has the instructions
 
 
 @dataclass(frozen=True)
 class _Prices:
-    """What the moves of one step are judged by. The derivatives are in bits."""
+    """What a chunk's latents cost, as the prior has them: table, whole mean and bits of each, (C, h, w), and the bits
+    at each position, (h, w)."""
 
-    scaled_y: NDArray[np.float32]  # (C, h, w): y times its gain
-    gradient: NDArray[np.float32]  # (C, h, w): of the error in each latent
-    curvature: NDArray[np.float32]  # (C,)
-    damping: NDArray[np.float32]  # (h, w): factor of the curvature at each position
+    tables: NDArray[np.uint16]
+    means: NDArray[np.int16]
+    bits: NDArray[np.float32]
+    by_position: Floats
 
 
 class LatentSearch:
@@ -83,39 +85,62 @@ class LatentSearch:
 
     def measure(self, example: Window, quality: int) -> SearchTerms:
         """The terms of the search at a quality, measured on `example`, a piece of the slide's tissue."""
-        return SearchTerms(quality, self._curvature(example, quality), self._weight(example, quality))
+        latents = quantise(example.y, self.weights.gain(quality), np.dtype(np.int16))
+        gradient = self.transform.native_gradient(
+            self._scaled(latents, quality), example.margin, self.stats, example.pixels, quality
+        )
+        return SearchTerms(quality, self._curvature(example, quality), self._weight(example, quality), gradient)
 
     def search(self, rounded: Latents, window: Window, terms: SearchTerms, steps: int) -> Latents:
         """The cheapest latents (C, h, w) of a chunk that `steps` steps find. `rounded` (C, h', w') are the latents of
         the whole window; those around the chunk stay as they are."""
-        latents, inner, limits = rounded.copy(), window.inner, np.iinfo(rounded.dtype)
-        quality, curvature, weight = terms.quality, terms.curvature, terms.weight
+        latents, inner, limits = rounded.astype(np.int16), window.inner, np.iinfo(rounded.dtype)
+        quality, curvature, weight = terms.quality, terms.curvature, np.float32(terms.weight)
         scaled_y = window.y[inner] * self.weights.gain(quality)[:, None, None]
         z = self.codec.hyper_latents(pad_latents(rounded[inner]), quality)  # a new one would hide what moves do
-        current = rounded[inner]
+        current = latents[inner].copy()
         flat = _flat(window.pixels, self.weights.config.stride)
-        error, slope = self._error(latents, window, quality, self.stats)
+        error_of = self._errors(window, terms)
+        error, slope = error_of(latents)
+        assert slope is not None
         damping = np.ones(scaled_y.shape[1:], np.float32)
-        cost = first_cost = self._bits(current, quality, z) + weight * error
+        prices = self._prices(current, quality, z)
+        cost = first_cost = prices.by_position + terms.weight * error
+        moves, tables = np.empty(current.shape, np.int8), self.weights.tables
         for remaining in reversed(range(steps)):
-            prices = _Prices(scaled_y, np.float32(weight) * slope, np.float32(weight) * curvature, damping)
-            promised = np.where(flat, 0, self._moves(current, quality, z, prices)).astype(np.int32)  # cannot overflow
-            trial = (current + promised).clip(limits.min, limits.max).astype(current.dtype)
-            moves = trial - current
-            if not moves.any():
+            if not choose(
+                current, prices.bits, prices.tables, prices.means, scaled_y, slope, weight, curvature, damping, flat,
+                np.float32(LEAST_PROMISE), tables.low, tables.size, tables.offset, tables.cost, moves,
+            ):  # fmt: skip
                 break
+            trial = (current + moves).clip(limits.min, limits.max).astype(np.int16)
             latents[inner] = trial
-            trial_error, trial_slope = self._error(latents, window, quality, self.stats, gradient=remaining > 0)
-            trial_cost = self._bits(trial, quality, z) + weight * trial_error
-            accepted = (trial_cost < cost + SLACK) | ~moves.any(axis=0)
-            if remaining:
-                bend = 2 * (trial_error - error - (slope * moves).sum(axis=0))
-                expected_bend = (curvature[:, None, None] * np.abs(moves)).sum(axis=0)
-                damping = _updated_damping(damping, bend, expected_bend, accepted)
-                curvature = _updated_curvature(curvature, trial_slope - slope, moves)
-            current, slope = np.where(accepted, trial, current), np.where(accepted, trial_slope, slope)
+            trial_error, trial_slope = error_of(latents, gradient=remaining > 0)
+            trial_prices = self._prices(trial, quality, z)
+            trial_cost = trial_prices.by_position + terms.weight * trial_error
+            moved = moves.any(axis=0)
+            accepted = (trial_cost < cost + SLACK) | ~moved
+            if trial_slope is not None:
+                foretold, expected = np.zeros(damping.shape), np.zeros(damping.shape)
+                counts, changes = np.zeros(len(moves)), np.zeros(len(moves))
+                observe(moves, slope, trial_slope, curvature, expected, foretold, counts, changes)
+                damping = _updated_damping(damping, 2 * (trial_error - error - foretold), expected, accepted)
+                curvature = _updated_curvature(curvature, changes, counts)
+                keep(accepted, slope, trial_slope)
+                keep(accepted, prices.tables, trial_prices.tables)
+                keep(accepted, prices.means, trial_prices.means)
+                keep(accepted, prices.bits, trial_prices.bits)
+            keep(accepted, current, trial)
             cost, error = np.where(accepted, trial_cost, cost), np.where(accepted, trial_error, error)
-        return current if cost.sum() < first_cost.sum() else rounded[inner]
+        return current.astype(rounded.dtype) if cost.sum() < first_cost.sum() else rounded[inner]
+
+    def _errors(self, window: Window, terms: SearchTerms) -> "ErrorOf":
+        """What computes the squared error of the chunk's pixels at each position (h, w), and the derivative of its sum
+        in each of the chunk's latents (C, h, w), of latents of the whole window."""
+        if terms.gradient is None:
+            return partial(self._error, window=window, quality=terms.quality, stats=self.stats)
+        target = unshuffled_target(window.pixels, self.weights.config.stride)
+        return partial(terms.gradient, margin=window.margin, target=target, mean=self.stats.mean, std=self.stats.std)
 
     def _curvature(self, example: Window, quality: int) -> NDArray[np.float32]:
         """Twice the diagonal of JᵀJ, with J the derivative of the pixels in the latents, averaged over the example's
@@ -162,50 +187,42 @@ class LatentSearch:
         latents = quantise(y, self.weights.gain(quality), np.dtype(np.int16))
         z = self.codec.hyper_latents(pad_latents(latents[window.inner]), quality)
         bits = self._bits(latents[window.inner], quality, z)
-        return bits, self._error(latents, window, quality, stats, gradient=False)[0]
+        return bits, self._error(latents, window=window, quality=quality, stats=stats, gradient=False)[0]
 
     def _error(
-        self, latents: Latents, window: Window, quality: int, stats: ChannelStats, *, gradient: bool = True
-    ) -> tuple[Floats, NDArray[np.float32]]:
+        self, latents: Latents, *, window: Window, quality: int, stats: ChannelStats, gradient: bool = True
+    ) -> tuple[Floats, NDArray[np.float32] | None]:
         """The squared error of the chunk's pixels at each position (h, w), and the derivative of its sum in each of the
-        chunk's latents (C, h, w), or 0 without `gradient`. `latents` are those of the whole window."""
+        chunk's latents (C, h, w), or None without `gradient`. `latents` are those of the whole window."""
         error, slope = self.transform.error_and_gradient(
             self._scaled(latents, quality), window.margin, stats, window.pixels, gradient=gradient
         )
         if slope is None:
-            return error, np.zeros((), np.float32)
-        return error, slope[window.inner] * self.weights.inverse_gain(quality)[:, None, None]
+            return error, None
+        return error, np.ascontiguousarray(slope[window.inner] * self.weights.inverse_gain(quality)[:, None, None])
 
     def _scaled(self, latents: NDArray[np.generic], quality: int) -> torch.Tensor:
         """Latents (C, h, w) with their gains undone, (1, C, h, w) float32 on the device."""
         scaled = dequantise(latents, self.weights.inverse_gain(quality))
         return torch.from_numpy(scaled)[None].to(self.transform.device)
 
-    def _bits(self, latents: Latents, quality: int, z: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _bits(self, latents: Latents, quality: int, z: NDArray[np.int64]) -> Floats:
         """The bits of these latents at each position (h, w), without those of z."""
-        bits = np.zeros(pad_latents(latents).shape[1:])
-        for _, segment in self._steps(latents, quality, z):
-            symbol = symbol_bits(segment.values - segment.whole_mean, segment.tables, self.weights.tables)
-            _, rows, columns = segment.extent
-            by_position = symbol.reshape(GROUPS, -1, rows, columns).sum(axis=1)
-            for (i, j), sums in zip(POSITIONS, by_position, strict=True):
-                bits[i : 2 * rows : 2, j : 2 * columns : 2] += sums
-        return bits[: latents.shape[1], : latents.shape[2]]
+        return self._prices(latents, quality, z).by_position
 
-    def _moves(self, latents: Latents, quality: int, z: NDArray[np.int64], prices: _Prices) -> Latents:
-        """For each of these latents (C, h, w), the move of -1, 0 or 1 that promises to save most."""
-        moves, tables = np.zeros_like(latents), self.weights.tables
-        for step, segment in self._steps(latents, quality, z):
-            _choose_moves(
+    def _prices(self, latents: Latents, quality: int, z: NDArray[np.int64]) -> _Prices:
+        shape, tables = latents.shape, self.weights.tables
+        prices = _Prices(
+            np.zeros(shape, np.uint16), np.zeros(shape, np.int16), np.full(shape, NEVER), np.zeros(shape[1:])
+        )
+        segments = self.codec.segments(pad_latents(latents), quality, z=z)
+        for step, segment in enumerate(islice(segments, 1, None)):  # the first is that of z, which stays
+            price(
                 segment.values, segment.tables, segment.whole_mean, step, segment.extent[1], segment.extent[2],
-                prices.scaled_y, prices.gradient, prices.curvature, prices.damping,
-                tables.low, tables.size, tables.offset, tables.cost, moves,
+                tables.low, tables.size, tables.offset, tables.cost, prices.tables, prices.means, prices.bits,
+                prices.by_position,
             )  # fmt: skip
-        return moves
-
-    def _steps(self, latents: Latents, quality: int, z: NDArray[np.int64]) -> Iterator[tuple[int, Segment]]:
-        """The four steps of the context with their numbers. The segment of z is left out, since z stays."""
-        yield from enumerate(islice(self.codec.segments(pad_latents(latents), quality, z=z), 1, None))
+        return prices
 
 
 def _flat(pixels: Pixels, stride: int) -> NDArray[np.bool_]:
@@ -244,44 +261,9 @@ def _updated_damping(
     return np.asarray((damping * np.where(accepted, RELIEVED, DAMPED)).clip(*DAMPING_RANGE), np.float32)
 
 
-def _updated_curvature(
-    curvature: NDArray[np.float32], slope_change: NDArray[np.float32], moves: Latents
-) -> NDArray[np.float32]:
-    """The curvature (C,) after a step: as the `moves` (C, h, w) showed it by how they changed the slopes, relative to
-    the other channels. What all channels have in common belongs to the damping."""
-    count = np.abs(moves).sum(axis=(1, 2))
-    observed = ((slope_change * moves).sum(axis=(1, 2)) + PRIOR_MOVES * curvature) / (count + PRIOR_MOVES)
+def _updated_curvature(curvature: NDArray[np.float32], changes: Floats, counts: Floats) -> NDArray[np.float32]:
+    """The curvature (C,) after a step: as its moves, `counts` in each channel, showed it by the `changes` of their
+    slopes, relative to the other channels. What all channels have in common belongs to the damping."""
+    observed = (changes + PRIOR_MOVES * curvature) / (counts + PRIOR_MOVES)
     factor = np.log((observed / np.maximum(curvature, np.finfo(np.float32).tiny)).clip(*CURVATURE_CHANGE))
-    return np.asarray(curvature * np.exp(factor - np.average(factor, weights=count)), np.float32)
-
-
-@jit
-def _choose_moves(
-    values: Row, tables: Row, whole_mean: Row, step: int, cell_rows: int, cell_columns: int, scaled_y: Row,
-    gradient: Row, curvature: Row, damping: Row, low: Row, size: Row, offset: Row, cost: Row, moves: Row,
-) -> None:  # fmt: skip
-    """Write the best move of each element of one step, which come in coding order, into `moves` (C, h, w)."""
-    area = cell_rows * cell_columns
-    per_position = values.size // GROUPS
-    for n in range(values.size):
-        p = n // per_position
-        within = n - p * per_position
-        channel = GROUPS * (within // area) + (p ^ step)
-        row = 2 * (within % area // cell_columns) + POSITIONS[p][0]
-        column = 2 * (within % cell_columns) + POSITIONS[p][1]
-        if row >= moves.shape[1] or column >= moves.shape[2]:  # padding up to whole cells
-            continue
-        value, table = np.int64(values[n]), np.int64(tables[n])
-        current_bits = bits_of(value - whole_mean[n], table, low, size, offset, cost)
-        least = -LEAST_PROMISE
-        for move in (-1, 1):
-            target = value + move
-            if abs(target) < abs(value) or abs(target - scaled_y[channel, row, column]) < 1:
-                change = (
-                    gradient[channel, row, column] * move + curvature[channel] * damping[row, column] / 2 - current_bits
-                )
-                if change < least:  # else no symbol is short enough
-                    change += bits_of(target - whole_mean[n], table, low, size, offset, cost)
-                    if change < least:
-                        least = change
-                        moves[channel, row, column] = move
+    return np.asarray(curvature * np.exp(factor - np.average(factor, weights=counts)), np.float32)

@@ -20,14 +20,17 @@ from histocodec.codec.networks import analysis_network, gpu_engine, synthesis_ne
 from histocodec.device import fastest_dtype
 from histocodec.errors import FormatError
 from histocodec.geometry import Margin
+from histocodec.kernels.instructions import runs_natively
 from histocodec.kernels.pixels import shuffled, squared_errors, unshuffled
 from histocodec.models.config import HyperConfig
 from histocodec.models.transforms.analysis import Int8Analysis
 from histocodec.models.transforms.exact import IntegerSynthesis
 from histocodec.models.transforms.fast import fastest_engine, int8_products_exact
 from histocodec.models.transforms.native import NativeSynthesis
+from histocodec.models.transforms.native_analysis import NativeAnalysis
+from histocodec.models.transforms.native_gradient import NativeGradient
 from histocodec.models.transforms.network import Analysis, Hidden, Synthesis
-from histocodec.models.transforms.pullback import Pullback
+from histocodec.models.transforms.pullback import Pullback, Sizes
 from histocodec.models.vae.network import VaeDecoder, VaeEncoder
 from histocodec.models.weights import ModelWeights
 from histocodec.normalise import ChannelStats
@@ -69,6 +72,8 @@ class Transform:
     def analyse(self, pixels: NDArray[np.uint8], margin: Margin, stats: ChannelStats) -> NDArray[np.float32]:
         """Pixels (H, W, 3) uint8, H and W multiples of the stride → y (C, h, w) float32 before gains, without the
         margin, which is in latents."""
+        if self._native_analysis is not None:
+            return self._native_analysis.y(pixels, margin, stats.mean, stats.std)
         with torch.inference_mode():
             if self.device.type == "cpu":
                 planes = torch.from_numpy(unshuffled(pixels, stats.mean, stats.std)).permute(2, 0, 1)[None]
@@ -150,6 +155,25 @@ class Transform:
                 return error, None
             return error, self._pull_back(torch.from_numpy(slope).permute(2, 0, 1)[None], margin, hidden)
 
+    def native_gradient(
+        self, latents: Tensor, margin: Margin, stats: ChannelStats, pixels: Pixels, quality: int
+    ) -> NativeGradient | None:
+        """What computes `error_and_gradient` of a slide's latents at a quality by native kernels, and of the chunk's
+        latents only. The arguments are those of an example, whose derivatives decide about units. None where this
+        device or model has no such kernels."""
+        if self._native is None:
+            return None
+        hidden: Hidden = []
+        with torch.inference_mode():
+            planes = self._planes(latents, margin, hidden)[0].permute(1, 2, 0).contiguous().numpy()
+            per = self.weights.config.stride // 8
+            slope = torch.from_numpy(squared_errors(planes, pixels, stats.mean, stats.std, per)[1])
+            last = slope.permute(2, 0, 1)[None].to(self.dtype).contiguous(memory_format=torch.channels_last)
+            sizes: Sizes = {}
+            self._pullback(last, margin, hidden, sizes)
+        weights = self.weights
+        return NativeGradient(self._native, weights.hyper, weights.arrays, weights.inverse_gain(quality), sizes)
+
     def gauss_newton(self, latents: Tensor, field: Tensor, stats: ChannelStats) -> NDArray[np.float32]:
         """JᵀJ · field, (C, h, w), where J is the derivative of the pixels (in grey values) in the latents, at `latents`
         (1, C, h, w) float32 with their gains undone. For `hyper` models."""
@@ -195,10 +219,21 @@ class Transform:
         return analysis_network(self.weights).to(self.device, self.dtype)
 
     @cached_property
+    def _native_analysis(self) -> NativeAnalysis | None:
+        """`g_a` by native kernels, where model and CPU have what they need and no dtype was asked for."""
+        config, weights = self.weights.config, self.weights
+        if not (isinstance(config, HyperConfig) and config.analysis8 and self._has_reaches and runs_natively()):
+            return None
+        return NativeAnalysis(config, weights.transform("g_a"), weights.arrays)
+
+    @property
+    def _has_reaches(self) -> bool:
+        return self._int8_allowed and any(name.startswith("reach.") for name in self.weights.arrays)
+
+    @cached_property
     def _analysis(self) -> Analysis | VaeEncoder | Int8Analysis:
         """`g_a`, with int8 products where model and CPU have them."""
-        has_reaches = any(name.startswith("reach.") for name in self.weights.arrays)
-        if not (isinstance(self.g_a, Analysis) and has_reaches and self._int8_allowed and int8_products_exact()):
+        if not (isinstance(self.g_a, Analysis) and self._has_reaches and int8_products_exact()):
             return self.g_a
         in_float32 = analysis_network(self.weights)
         assert isinstance(in_float32, Analysis)

@@ -1,6 +1,4 @@
-"""The analysis by int8 products: nearly what float32 gives."""
-
-from functools import lru_cache
+"""The analysis by int8 products, natively or by PyTorch: nearly what float32 gives."""
 
 import numpy as np
 import pytest
@@ -9,31 +7,30 @@ import torch
 from histocodec.codec.transform import Transform
 from histocodec.errors import FormatError
 from histocodec.geometry import Margin
+from histocodec.kernels.instructions import runs_natively
 from histocodec.models.export import export_model
 from histocodec.models.transforms.fast import int8_products_exact
 from histocodec.models.weights import ModelWeights
 from histocodec.normalise import ChannelStats
 from histocodec.sources.synthetic import synthetic_slide
-from histocodec.train.finish.activation_ranges import analysis_ranges
-from tests.support.tiny import TINY, tiny_network, tiny_sampler
+from tests.support.tiny import TINY, tiny_network, tiny_weights_with_ranges
 
 CPU = torch.device("cpu")
 STATS = ChannelStats(np.array([180.0, 140.0, 175.0], np.float32), np.array([40.0, 45.0, 35.0], np.float32))
 pytestmark = pytest.mark.skipif(not int8_products_exact(), reason="this processor has no exact int8 products")
 
 
-@lru_cache(maxsize=1)
-def weights() -> ModelWeights:
-    """Tiny, with blocks that do something."""
-    network = tiny_network()
-    with torch.no_grad():
-        for block in (*network.g_a.blocks8, *network.g_a.blocks16):
-            block.project.weight *= 8
-    return export_model(network, "tiny-ranges", ranges=analysis_ranges(network, tiny_sampler()))
+@pytest.fixture(autouse=True, params=["native", "torch"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What computes the analysis: native kernels, or PyTorch's int8 products where there are none."""
+    if request.param == "torch":
+        monkeypatch.setattr("histocodec.codec.transform.runs_natively", lambda: False)
+    elif not runs_natively():
+        pytest.skip("native kernels are not the fastest way here")
 
 
 def y(dtype: torch.dtype | None, pixels: np.ndarray, margin: Margin | None = None) -> np.ndarray:
-    return Transform(weights(), CPU, dtype=dtype).analyse(pixels, margin or Margin(), STATS)
+    return Transform(tiny_weights_with_ranges(), CPU, dtype=dtype).analyse(pixels, margin or Margin(), STATS)
 
 
 def test_int8_products_are_close_to_float32() -> None:
@@ -60,7 +57,7 @@ def test_a_model_without_ranges_runs_in_floating_point() -> None:
 
 @pytest.mark.parametrize("change", ["missing", "short", "not finite"])
 def test_a_range_that_does_not_fit_is_refused(change: str) -> None:
-    arrays = dict(weights().arrays)
+    arrays = dict(tiny_weights_with_ranges().arrays)
     name = "reach.blocks16.0.depthwise"
     if change == "missing":
         del arrays[name]

@@ -106,7 +106,7 @@ def test_a_search_never_ends_dearer_than_it_began() -> None:
     window = Window(transform.analyse(pixels, Margin(), STATS), Margin(), pixels)
     rounded = quantise(window.y, tiny_weights().gain(60), np.dtype(np.int16))
     trained = tiny_weights().hyper.rate_weight(60) / 3
-    terms = SearchTerms(60, np.full(48, 1e-9, np.float32), trained)
+    terms = SearchTerms(60, np.full(48, 1e-9, np.float32), trained, None)
     found = LatentSearch(transform, codec, STATS).search(rounded, window, terms, 3)
     shown = [
         transform.synthesise([(x * tiny_weights().inverse_gain(60)[:, None, None]).astype(np.float32)], Margin(), STATS)
@@ -130,9 +130,7 @@ def test_a_position_that_bent_more_than_expected_is_updated_damping() -> None:
 
 
 def test_a_channel_that_bent_more_than_others_is_curved_more() -> None:
-    moved = np.zeros((3, 40, 40), np.int16)
-    moved[:2] = 1
-    change = np.stack([np.full((40, 40), bend, np.float32) for bend in (1.0, 4.0, 9.0)])
-    found = _updated_curvature(np.ones(3, np.float32), change, moved)
+    moved = np.array([1600.0, 1600.0, 0.0])
+    found = _updated_curvature(np.ones(3, np.float32), moved * (1.0, 4.0, 9.0), moved)
     assert found[1] / found[0] == pytest.approx(4, rel=0.05)
     assert found[0] * found[1] == pytest.approx(1, rel=0.01)  # what they have in common is not theirs

@@ -16,11 +16,18 @@ from histocodec.codec.window import PixelWindow
 from histocodec.formats.container.read import open_container
 from histocodec.formats.encode.options import EncodeOptions
 from histocodec.formats.encode.scope import Scope, draft_attributes
-from histocodec.formats.encode.statistics import PIECES, OperatingPoint, _Cost, _curve, _log_bits, search_statistics
+from histocodec.formats.encode.statistics import (
+    LEAST_PIECES,
+    PIECES,
+    OperatingPoint,
+    _Cost,
+    _curve,
+    _log_bits,
+    search_statistics,
+)
 from histocodec.geometry import Region
-from histocodec.models.config import ModelConfig
 from histocodec.normalise import ChannelStats, tissue_stats
-from histocodec.slide import Slide
+from histocodec.slide import Pixels
 from histocodec.sources.array import ArraySlide
 from histocodec.sources.synthetic import BACKGROUND, synthetic_slide
 from histocodec.threads import Workers
@@ -112,22 +119,39 @@ def test_without_effort_only_a_large_slide_is_taken_for_another(
 
 def test_many_places_are_tried_instead_of_few_chunks(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[Region] = []
-    read = PixelWindow.read
+    read = Scope.read
 
-    def remembered(slide: Slide, level: int, chunk: Region, config: ModelConfig) -> PixelWindow:
-        tried.append(chunk)
-        return read(slide, level, chunk, config)
+    def remembered(self: Scope, region: Region, level: int) -> Pixels:
+        tried.append(region)
+        return read(self, region, level)
 
-    monkeypatch.setattr(PixelWindow, "read", remembered)
-    monkeypatch.setattr("histocodec.formats.encode.statistics.TRIES", 0)
+    monkeypatch.setattr(Scope, "read", remembered)
     codec = HyperChunkCodec(tiny_weights())
-    for height, width, sizes in ((512, 700, {(512, 512), (188, 512)}), (1024, 2048, {(256, 256)})):
+    for height, width, sizes, count in (
+        (512, 700, {(512, 512), (188, 512)}, 2),
+        (1024, 2048, {(256, 256)}, LEAST_PIECES),
+        (3072, 3072, {(256, 256)}, PIECES),
+    ):
         tried.clear()
         slide = ArraySlide(synthetic_slide(width, height, seed=2))
         start = OperatingPoint(tissue_stats(slide), QUALITY)
-        search_statistics(scope_of(slide), start, transform(), codec, workers, effort=1)
+        search_statistics(scope_of(slide), start, transform(), codec, workers, effort=0.1)
         assert {(region.width, region.height) for region in tried} <= sizes
-        assert len(tried) == len(set(map(str, tried))) == (2 if height == 512 else PIECES)
+        assert len(tried) == len(set(map(str, tried))) == count
+
+
+def test_more_effort_tries_more_directions_and_never_ends_dearer(workers: Workers) -> None:
+    slide, codec = ArraySlide(synthetic_slide(256, 256, seed=2)), HyperChunkCodec(tiny_weights())
+    measured = tissue_stats(slide)
+    start = OperatingPoint(ChannelStats(measured.mean + 12, measured.std), QUALITY)
+    reached = []
+    for effort in (0.1, 1, 2):
+        found = search_statistics(scope_of(slide), start, transform(), codec, workers, effort=effort)
+        curve = _curve([_Cost(*cost(slide, start.stats, q)) for q in range(QUALITY - 16, QUALITY + 17, 4)])
+        bits, error = cost(slide, found.stats, found.quality)
+        reached.append(np.log(bits) - _log_bits(curve, error))
+    assert reached[0] <= 0.01
+    assert reached[2] < reached[0]
 
 
 def test_a_curve_is_read_between_its_points_and_beyond() -> None:

@@ -13,6 +13,7 @@ from histocodec.models.vae.network import VaeModel
 from histocodec.models.weights import ModelWeights
 from histocodec.sources.synthetic import synthetic_slide
 from histocodec.train.data.patches import PatchSampler, training_image
+from histocodec.train.finish.activation_ranges import analysis_ranges
 from histocodec.train.finish.quantise_synthesis import quantise_synthesis
 from histocodec.train.start.from_klt import start_from_klt
 from histocodec.train.vae.patches import FixedPatches
@@ -50,6 +51,16 @@ def tiny_network(seed: int = 0, config: HyperConfig = TINY) -> HyperModel:
 def tiny_weights(seed: int = 0) -> ModelWeights:
     """The tiny model, exported. Cached; takes about a second."""
     return export_model(tiny_network(seed), f"tiny-{seed}")
+
+
+@lru_cache(maxsize=1)
+def tiny_weights_with_ranges() -> ModelWeights:
+    """The tiny model with the ranges of its analysis, whose blocks do something."""
+    network = tiny_network()
+    with torch.no_grad():
+        for block in (*network.g_a.blocks8, *network.g_a.blocks16):
+            block.project.weight *= 8
+    return export_model(network, "tiny-ranges", ranges=analysis_ranges(network, tiny_sampler()))
 
 
 @lru_cache(maxsize=1)

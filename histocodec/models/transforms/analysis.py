@@ -17,16 +17,7 @@ from histocodec.kernels.onednn import Int8Layer
 from histocodec.kernels.stream import stream_bytes
 from histocodec.models.transforms.integer import Arrays
 from histocodec.models.transforms.network import Analysis, Residual, trim
-
-HEADROOM = 1.1  # the largest byte stands for this many times a channel's largest activation in training
-LEAST = 1e-6  # the least that it stands for: some channels are dead
-
-
-def range_tensor(block: str, part: str) -> str:
-    """The name of the model file's tensor (channels,) float32 with the largest magnitude that each channel of a
-    residual block had in training: `part` is "seen" for what the block sees, "expand" or "depthwise" for the
-    activations after those layers."""
-    return f"reach.{block}.{part}"
+from histocodec.models.transforms.reaches import HEADROOM, LEAST, range_tensor
 
 
 class Int8Analysis:

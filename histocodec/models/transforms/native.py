@@ -79,15 +79,15 @@ class NativeSynthesis:
             ]  # fmt: skip
 
         channels, hidden, width = config.latent_channels, config.hidden16 or config.latent_channels, config.width8
-        self._blocks = np.array(
+        self.blocks = np.array(
             [block(f"blocks16.{i}", s, channels, hidden) for i, s in enumerate(config.synthesis16)]
             + [block(f"blocks8.{i}", s, width, width) for i, s in enumerate(config.synthesis8)],
             np.int64,
         ).reshape(-1, BLOCK_FIELDS)
-        self._wide = np.array([wide("up", channels), wide("tail", width)], np.int64)
-        assert self._wide.shape[1] == WIDE_FIELDS
-        self._zeros = packer.row(np.zeros(64), np.int32)
-        self._parameters = packer.finish()
+        self.wide = np.array([wide("up", channels), wide("tail", width)], np.int64)
+        assert self.wide.shape[1] == WIDE_FIELDS
+        self.zeros = packer.row(np.zeros(64), np.int32)
+        self.parameters = packer.finish()
         self._plans = lru_cache(maxsize=64)(self._plan)
         self._own = threading.local()  # each thread's working memory
 
@@ -111,7 +111,7 @@ class NativeSynthesis:
         outs = np.array([image.ctypes.data for image in images], np.int64)
         synthesise(
             self.instructions, self._channels_last(latents), self._scale,
-            self._parameters, self._zeros, self._blocks, len(self.config.synthesis16), self._wide, plan.ranges,
+            self.parameters, self.zeros, self.blocks, len(self.config.synthesis16), self.wide, plan.ranges,
             plan.memory, self._scratch(plan.bytes), np.ascontiguousarray(mean, np.float32),
             np.ascontiguousarray(std, np.float32), outs, across,
         )  # fmt: skip
@@ -136,11 +136,11 @@ class NativeSynthesis:
     def _plan(self, rows: int, columns: int, margin: Margin) -> "Plan":
         """Which rows and columns each block computes of a window, and where in the working memory it finds them."""
         config = self.config
-        spans16, margin, last16 = _spans(
+        spans16, margin, last16 = spans(
             (0, rows, 0, columns), margin, config.synthesis16, -(-sum(config.synthesis8) // 2)
         )
         doubled = (2 * last16[0], 2 * last16[1], 2 * last16[2], 2 * last16[3])
-        spans8, _, last8 = _spans(doubled, margin.scaled(2), config.synthesis8, 0)
+        spans8, _, last8 = spans(doubled, margin.scaled(2), config.synthesis8, 0)
         channels, width = padded(config.latent_channels), padded(config.width8)
         deepest = max(padded(config.hidden16 or config.latent_channels), width)
         most = max(columns, 2 * columns) + 2 + EXTRA_ROWS
@@ -156,11 +156,11 @@ class NativeSynthesis:
         take(kept16 * (columns + EXTRA_ROWS) * channels * 4)  # the stream at 1/16
         take(kept8 * (2 * columns + EXTRA_ROWS) * width * 4)  # the stream at 1/8
         for _ in range(3):  # bytes of a row, as a layer sees them, and what wide layers see beyond them
-            take(most * int(max(self._wide[:, 8].max(), deepest, width)))
+            take(most * int(max(self.wide[:, 8].max(), deepest, width)))
         take(most * deepest)  # activations of a row
         take(SUMS_BYTES)  # sums of products, and before them what configures tiles
-        ranges = np.zeros((len(self._blocks) + 1, RANGE_FIELDS), np.int64)
-        for n, ((before, after), hidden) in enumerate(zip([*spans16, *spans8], self._blocks[:, 2], strict=True)):
+        ranges = np.zeros((len(self.blocks) + 1, RANGE_FIELDS), np.int64)
+        for n, ((before, after), hidden) in enumerate(zip([*spans16, *spans8], self.blocks[:, 2], strict=True)):
             ranges[n] = *before, *after, used
             used += padded(4 * (before[3] - before[2] + 2 + EXTRA_ROWS) * int(hidden), 64)
         ranges[-1] = *last16, *last8, 0
@@ -180,7 +180,7 @@ class Plan:
     bytes: int
 
 
-def _spans(
+def spans(
     span: Span, margin: Margin, blocks: tuple[bool, ...], beyond: int
 ) -> tuple[list[tuple[Span, Span]], Margin, Span]:
     """What each block takes and gives, as `IntegerSynthesis` trims it, and what is left after the last."""

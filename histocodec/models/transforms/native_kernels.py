@@ -74,7 +74,7 @@ def _block(
 
 
 @jit
-def _wide_input(
+def wide_input(
     instructions: int, x: int, channels: int, count: int, wide: Row, seen: int, low: int, high: int, memory: Row,
     parameters: Row,
 ) -> bool:  # fmt: skip
@@ -153,7 +153,7 @@ def synthesise(
             )  # fmt: skip
         if last[0] <= row < last[1]:
             count, here = last[3] - last[2], x16 + (row % kept16 * width16 + last[2]) * padded16 * 4
-            beyond = _wide_input(instructions, here, padded16, count, wide[0], seen, low, high, memory, parameters)
+            beyond = wide_input(instructions, here, padded16, count, wide[0], seen, low, high, memory, parameters)
             for part in range(4):  # the rows and columns of what each position becomes
                 at = x8 + ((2 * row + part // 2) % kept8 * width8 + 2 * last[2] + part % 2) * padded8 * 4
                 groups = padded8 // 64
@@ -173,7 +173,7 @@ def synthesise(
                 )  # fmt: skip
             if last[4] <= row8 < last[5]:
                 count, here = last[7] - last[6], x8 + (row8 % kept8 * width8 + last[6]) * padded8 * 4
-                beyond = _wide_input(instructions, here, padded8, count, wide[1], seen, low, high, memory, parameters)
+                beyond = wide_input(instructions, here, padded8, count, wide[1], seen, low, high, memory, parameters)
                 dense(
                     instructions, seen, low if beyond else none, high, start + wide[1, 10], start + none_at,
                     wide[1, 8], wide[1, 8] // 4, count, start + wide[1, 0], start + wide[1, 1], start + wide[1, 2],

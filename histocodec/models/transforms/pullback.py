@@ -2,6 +2,7 @@
 
 from typing import Any, cast
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from torch.nn import functional as F
 from histocodec.geometry import Margin
 from histocodec.kernels.jit import jit
 from histocodec.models.transforms.network import Hidden, Synthesis, untrim
+
+Sizes = dict[str, NDArray[np.float32]]
 
 
 class Pullback:
@@ -26,27 +29,38 @@ class Pullback:
         }
         self.weight["up"] = synthesis.up.weight.contiguous(memory_format=torch.channels_last)
 
-    def __call__(self, slope: Tensor, margin: Margin, hidden: Hidden) -> Tensor:
+    def __call__(self, slope: Tensor, margin: Margin, hidden: Hidden, sizes: Sizes | None = None) -> Tensor:
         """A derivative by the output of `Synthesis.window` (B, 192, 2h, 2w), of the synthesis's dtype → the derivative
         by each latent of the window (B, C, h', w'). `margin` is the window's, `hidden` the activations of each residual
-        block in order."""
+        block in order.
+
+        `sizes` is given the root mean square, (channels,) float32, of the derivatives that enter `tail` and `up`, of
+        those in the stream where each block adds to it ("blocks8.0.seen"), and of those in the outputs of its
+        `expand` and 3×3 layer that are active ("blocks8.0.expand", "blocks8.0.depthwise").
+        """
         config = self.config
         spatial8 = sum(config.synthesis8)
         margins16 = _margins(config.synthesis16, margin, -(-spatial8 // 2))
         margins8 = _margins(config.synthesis8, margins16[-1].scaled(2), 0)
         hidden16, hidden8 = hidden[: len(config.synthesis16)], hidden[len(config.synthesis16) :]
-        g = _pointwise(slope, self.weight["tail"])
-        g = F.conv2d(self._blocks("blocks8", g, margins8, hidden8), self.weight["up"], stride=2)
-        return self._blocks("blocks16", g, margins16, hidden16)
+        _note(sizes, "tail", slope)
+        g = self._blocks("blocks8", _pointwise(slope, self.weight["tail"]), margins8, hidden8, sizes)
+        _note(sizes, "up", g)
+        return self._blocks("blocks16", F.conv2d(g, self.weight["up"], stride=2), margins16, hidden16, sizes)
 
-    def _blocks(self, name: str, g: Tensor, margins: list[Margin], hidden: Hidden) -> Tensor:
+    def _blocks(self, part: str, g: Tensor, margins: list[Margin], hidden: Hidden, sizes: Sizes | None) -> Tensor:
         for i in reversed(range(len(hidden))):
+            name = f"{part}.{i}"
             g, activations = untrim(g, margins[i], margins[i + 1]), hidden[i]
-            h = _pointwise(g, self.weight[f"{name}.{i}.project"])
+            _note(sizes, f"{name}.seen", g)
+            h = _pointwise(g, self.weight[f"{name}.project"])
             if len(activations) == 2:
                 h = self._where_active(activations[1], h)
-                h = F.conv2d(h, self.weight[f"{name}.{i}.depthwise"], padding=1, groups=h.shape[1])
-            g = _pointwise(self._where_active(activations[0], h), self.weight[f"{name}.{i}.expand"]).add_(g)
+                _note(sizes, f"{name}.depthwise", h)
+                h = F.conv2d(h, self.weight[f"{name}.depthwise"], padding=1, groups=h.shape[1])
+            h = self._where_active(activations[0], h)
+            _note(sizes, f"{name}.expand", h)
+            g = _pointwise(h, self.weight[f"{name}.expand"]).add_(g)
         return g
 
     @staticmethod
@@ -57,6 +71,11 @@ class Pullback:
         g = g.contiguous(memory_format=torch.channels_last)
         _zero_inactive(_as_integers(g), _as_integers(activation.contiguous(memory_format=torch.channels_last)))
         return g
+
+
+def _note(sizes: Sizes | None, name: str, x: Tensor) -> None:
+    if sizes is not None:
+        sizes[name] = x.float().square().mean(dim=(0, 2, 3)).sqrt().cpu().numpy()
 
 
 def _transposed(layer: nn.Conv2d) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from histocodec.models.hyper import HyperModel
-from histocodec.models.transforms.analysis import range_tensor
 from histocodec.models.transforms.network import Residual
+from histocodec.models.transforms.reaches import range_tensor
 from histocodec.train.data.patches import CALIBRATION_END, PatchSampler
 
 RANGE_BATCHES = 16

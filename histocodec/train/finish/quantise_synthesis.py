@@ -17,7 +17,6 @@ from torch import Tensor
 from histocodec.errors import UsageError
 from histocodec.models.export import model_file
 from histocodec.models.hyper import HyperModel
-from histocodec.models.transforms.analysis import HEADROOM, LEAST, range_tensor
 from histocodec.models.transforms.integer import (
     BYTE,
     EXACT,
@@ -29,6 +28,7 @@ from histocodec.models.transforms.integer import (
     accumulator_peaks,
 )
 from histocodec.models.transforms.network import Residual
+from histocodec.models.transforms.reaches import HEADROOM, LEAST, range_tensor
 from histocodec.models.transforms.training import TrainableIntegerSynthesis, parameter_key
 from histocodec.models.weights import ModelWeights
 from histocodec.train.data.patches import CALIBRATION_END, PatchSampler
