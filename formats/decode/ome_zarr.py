@@ -11,7 +11,7 @@ Zarr v2's names.
 import base64
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -21,8 +21,9 @@ from histocodec.formats.container.arrays import array_metadata, group_metadata
 from histocodec.formats.container.made_store import MadeStore
 from histocodec.formats.container.ngff import channels_of, multiscales_of
 from histocodec.formats.decode.open import open_slide
+from histocodec.formats.decode.slide import CompressedSlide
 from histocodec.geometry import Region, ceil_div
-from histocodec.slide import WHITE, Slide, mpp_at
+from histocodec.slide import WHITE, Pixels, Slide, mpp_at
 
 if TYPE_CHECKING:
     import zarr.abc.store
@@ -48,14 +49,12 @@ def view(
     Raises UsageError for another version or a chunk of less than 16 or more than 8192 pixels, and what `open_slide`
     raises.
     """
-    from histocodec.formats.container.zarr_view import ZarrView  # here: it needs zarr
-
     if version not in VERSIONS:
         raise UsageError(f"version {version!r} of OME-NGFF; {' and '.join(VERSIONS)} can be given")
     if not SIDES[0] <= chunk <= SIDES[1]:
         raise UsageError(f"chunks of {chunk} pixels; {SIDES[0]} to {SIDES[1]} can be given")
     opened = slide if isinstance(slide, Slide) else open_slide(slide, device=device)
-    return ZarrView(OmeZarrPixels(opened, chunk, version))
+    return OmeZarrPixels(opened, chunk, version).zarr()
 
 
 class OmeZarrPixels(MadeStore):
@@ -72,11 +71,27 @@ class OmeZarrPixels(MadeStore):
         """See `MadeStore`."""
         return self._metadata[key] if key in self._metadata else self._pixels(key)
 
+    def read_together(self, keys: Sequence[str]) -> list[bytes | None]:
+        """The bytes of several objects, None for those that do not exist. Chunks of one level are decoded together, so
+        that what they share is decoded once, and all threads have work."""
+        places = [self.region_of(key) for key in keys]
+        data = [self._metadata.get(key) for key in keys]
+        for level in {place[0] for place in places if place is not None}:
+            numbers = [i for i, place in enumerate(places) if place is not None and place[0] == level]
+            regions = [place[1] for place in places if place is not None and place[0] == level]
+            for number, pixels in zip(numbers, read_regions(self._slide, regions, level), strict=True):
+                data[number] = chunk_bytes(pixels)
+        return data
+
+    def is_chunk(self, key: str) -> bool:
+        """Whether the object is pixels, which take their time."""
+        return self.region_of(key) is not None
+
     def size(self, key: str) -> int | None:
         """See `Store`."""
         if key in self._metadata:
             return len(self._metadata[key])
-        return None if self._region(key) is None else 3 * self._chunk**2
+        return None if self.region_of(key) is None else 3 * self._chunk**2
 
     def entries(self) -> Iterator[tuple[str, int]]:
         """See `Store`."""
@@ -88,7 +103,13 @@ class OmeZarrPixels(MadeStore):
                 for column in range(ceil_div(level.width, self._chunk)):
                     yield f"{number}/{prefix}/{row}/{column}", 3 * self._chunk**2
 
-    def _region(self, key: str) -> tuple[int, Region] | None:
+    def zarr(self) -> "zarr.abc.store.Store":
+        """See `Store`."""
+        from histocodec.formats.decode.together import TogetherView  # here: it needs zarr
+
+        return TogetherView(self, self.is_chunk, self.read_together)
+
+    def region_of(self, key: str) -> tuple[int, Region] | None:
         """Level and pixels of a chunk; None where there is no such chunk."""
         match = self._key.fullmatch(key)
         if match is None:
@@ -101,13 +122,24 @@ class OmeZarrPixels(MadeStore):
         return None if inside.empty else (number, region)
 
     def _pixels(self, key: str) -> bytes:
-        found = self._region(key)
+        found = self.region_of(key)
         assert found is not None, "its size was asked for"
-        pixels = self._slide.read(found[1], found[0])  # background beyond the level's edge
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1)).tobytes()
+        return chunk_bytes(self._slide.read(found[1], found[0]))  # background beyond the level's edge
 
     def __repr__(self) -> str:
         return f"OmeZarrPixels({self._slide!r})"
+
+
+def read_regions(slide: Slide, regions: Sequence[Region], level: int) -> list[Pixels]:
+    """The pixels of regions of one level of any slide, decoded together where the slide can."""
+    if len(regions) > 1 and isinstance(slide, CompressedSlide):
+        return slide.read_regions(regions, level)
+    return [slide.read(region, level) for region in regions]
+
+
+def chunk_bytes(pixels: Pixels) -> bytes:
+    """The bytes of a chunk (h, w, 3) uint8 as they are in the view: (c, y, x)."""
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)).tobytes()
 
 
 def _described(slide: Slide) -> dict[str, object]:

@@ -265,6 +265,18 @@ class CompressedSlide(OpenSlideFace):
             self._read_regions(regions, level, [pixels[i] for i in numbers])
         return pixels
 
+    def read_regions(self, regions: Sequence[Region], level: int) -> list[Pixels]:
+        """`read` of several regions of one level, (h, w, 3) uint8 each; a chunk that several share is decoded once.
+
+        Memory: the result, the cache, a few chunks of each worker, and at most BATCH_CHUNKS chunks for each region.
+        """
+        self._checked_level(level)
+        pixels = [np.empty((region.height, region.width, 3), np.uint8) for region in regions]
+        for part in pixels:
+            part[...] = self.background or WHITE
+        self._read_regions(regions, level, pixels)
+        return pixels
+
     def _read_regions(self, regions: Sequence[Region], level: int, pixels: Sequence[Pixels]) -> None:
         """Writes the pixels of regions of a level to the arrays `pixels`, which hold the background colour."""
         attributes, decoder = self.container.attributes, self.decoder

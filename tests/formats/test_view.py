@@ -94,3 +94,34 @@ def test_the_view_is_for_reading_only_and_has_nothing_else(path: Path) -> None:
 def test_what_cannot_be_is_refused(path: Path, keyword: str, value: object) -> None:
     with pytest.raises(UsageError):
         histocodec.view(path, **{keyword: value})  # type: ignore[arg-type]
+
+
+def test_chunks_that_are_asked_for_at_the_same_moment_are_decoded_together(
+    opened: CompressedSlide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    original = CompressedSlide.read_regions
+
+    def counted(self: CompressedSlide, regions: list[Region], level: int) -> list[np.ndarray]:
+        calls.append(len(regions))
+        return original(self, regions, level)
+
+    monkeypatch.setattr(CompressedSlide, "read_regions", counted)
+    pixels = zarr.open(histocodec.view(opened, chunk=256), mode="r")["0"][:, :512, :512]
+    assert np.array_equal(pixels, channels_first(opened.read(Region(0, 0, 512, 512), 0)))
+    assert calls == [4]
+
+
+def test_an_error_of_one_chunk_reaches_all_who_wait(opened: CompressedSlide, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: CompressedSlide, regions: list[Region], level: int) -> list[np.ndarray]:
+        raise UsageError("refused")
+
+    monkeypatch.setattr(CompressedSlide, "read_regions", refuse)
+    with pytest.raises(UsageError, match="refused"):
+        zarr.open(histocodec.view(opened, chunk=256), mode="r")["0"][:, :512, :512]
+
+
+def test_regions_read_together_are_the_regions_read_alone(opened: CompressedSlide) -> None:
+    regions = [Region(-5, 3, 40, 30), Region(500, 500, 300, 100), Region(0, 0, 0, 0), Region(9000, 0, 4, 5)]
+    for region, pixels in zip(regions, opened.read_regions(regions, 0), strict=True):
+        assert np.array_equal(pixels, opened.read(region, 0))
