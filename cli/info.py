@@ -8,12 +8,14 @@ import click
 
 from histocodec.cli.encode import left_out_text
 from histocodec.cli.options import Location, json_option, location_argument, option, overwrite_option
-from histocodec.report import print_facts, print_json
+from histocodec.report import print_facts, print_json, say
 from histocodec.text import decibel_text, mpp_text, ratio_text, size_text
 
 if TYPE_CHECKING:
+    from histocodec.cli.fidelity_map import Measure
     from histocodec.slide import Slide
 
+MEASURES = ("psnr", "block")  # those of `fidelity_map`, which is imported when it draws
 MAX_CHARACTERS = 100  # of a value that is shown; --json has all of it
 MAX_PROPERTIES = 12  # of a container; likewise
 # What people read for a key of the JSON, where underscores replaced by spaces do not do.
@@ -40,15 +42,26 @@ LEVEL_LINES = (  # keys of a level, line by line; its size stands before them
     "picture",
     type=click.Path(path_type=Path),
     metavar="PNG",
-    help="Draw the fidelity map: the PSNR of every chunk of level 0, over the overview.",
+    help="Draw the fidelity map of level 0, half transparent over the slide.",
+)
+@option(
+    "--map-of",
+    "measure",
+    type=click.Choice(MEASURES),
+    default=MEASURES[0],
+    show_default=True,
+    help="What --map shows of each chunk: its PSNR, or that of its worst block of 16 x 16 pixels.",
 )
 @option("--digest", is_flag=True, help="Print the container's digest alone: the SHA-256 to sign or to compare.")
 @overwrite_option("the PNG of --map")
 @json_option
-def command(src: Location, *, picture: Path | None, digest: bool, overwrite: bool, as_json: bool) -> None:
+def command(
+    src: Location, *, picture: Path | None, measure: "Measure", digest: bool, overwrite: bool, as_json: bool
+) -> None:
     """Show what the container SRC holds: sizes, resolution, model, fidelity, and where it is from.
 
-    Nothing is decoded. SRC is a path or a URL (https, s3, gs, az); or a slide that is not compressed yet.
+    Nothing is decoded, but for --map where there is no overview. SRC is a path or a URL (https, s3, gs, az); or a slide
+    that is not compressed yet.
 
     \b
     Examples:
@@ -76,7 +89,7 @@ def command(src: Location, *, picture: Path | None, digest: bool, overwrite: boo
             check_output(picture, overwrite=overwrite)
         facts = describe(src)
         if picture is not None:
-            draw_map(src, picture)
+            draw_map(src, picture, measure)
     elif picture is not None:
         raise click.UsageError(f"--map: {src} is not a container, so it has no fidelity map")
     else:
@@ -165,13 +178,26 @@ def _properties_text(properties: Mapping[str, str]) -> str:
     return "\n".join([*lines, *([f"and {others} more; --json has all"] if others else [])])
 
 
-def draw_map(src: Location, picture: Path) -> None:
-    """Draw the fidelity map of the container `src` into the PNG `picture`."""
-    from histocodec.cli.fidelity_map import fidelity_map
+def draw_map(src: Location, picture: Path, measure: "Measure") -> None:
+    """Draw the fidelity map of the container `src` into the PNG `picture`, over its overview, or, where it has none,
+    over a small picture that is decoded."""
+    import numpy as np
+
+    from histocodec.cli.fidelity_map import LONGEST, fidelity_map
+    from histocodec.errors import MissingModelError
     from histocodec.formats.container.read import open_container
     from histocodec.formats.decode.images import write_region
+    from histocodec.formats.decode.slide import open_compressed
 
-    write_region(picture, fidelity_map(open_container(src)), mpp=None, icc=None)
+    container = open_container(src)
+    below = container.overview()
+    if below is None:
+        try:
+            with open_compressed(src) as slide:
+                below = np.asarray(slide.get_thumbnail((LONGEST, LONGEST)).convert("RGB"))
+        except MissingModelError as exc:
+            say(f"the map is drawn without the slide beneath: {exc}")
+    write_region(picture, fidelity_map(container, below, measure=measure), mpp=None, icc=None)
 
 
 def slide_facts(slide: "Slide") -> dict[str, object]:
