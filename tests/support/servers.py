@@ -143,3 +143,21 @@ def s3(folder: Path, bucket: str = "slides") -> Iterator[dict[str, str]]:
         }
     finally:
         server.stop()
+
+
+@contextmanager
+def serving_app(app: Any) -> Iterator[str]:
+    """`histocodec serve`'s application on a free port of loopback; yields its address, without a slash at its end."""
+    from histocodec.cli.viewer.server import bound, serve
+
+    sock, started = bound("127.0.0.1", 0), threading.Event()
+    stop: list[Callable[[], None]] = []
+    thread = threading.Thread(target=serve, args=(app, sock, started.set), kwargs={"stoppable": stop.append})
+    address = f"http://127.0.0.1:{sock.getsockname()[1]}"
+    thread.start()
+    try:
+        assert started.wait(60)
+        yield address
+    finally:
+        stop[0]()
+        thread.join(30)
