@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+CLEAR = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # proc(5): sets VmHWM back to the present size
 
 
@@ -22,9 +22,9 @@ def peak_bytes(call: Callable[[], object]) -> int | None:
     return None if before is None or peak is None else max(0, peak - before) * 1024
 
 
-def resident_bytes() -> int | None:
-    """What this process holds in memory now, in bytes; None where the system does not tell."""
-    resident = _status_kilobytes("VmRSS")
+def resident_bytes(process: int | None = None) -> int | None:
+    """What a process, by default this one, holds in memory now, in bytes; None where the system does not tell."""
+    resident = _status_kilobytes("VmRSS", process)
     return None if resident is None else resident * 1024
 
 
@@ -35,9 +35,10 @@ def _return_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _status_kilobytes(field: str) -> int | None:
+def _status_kilobytes(field: str, process: int | None = None) -> int | None:
+    status = Path("/proc") / ("self" if process is None else str(process)) / "status"
     with suppress(OSError):
-        for line in STATUS.read_text().splitlines():
+        for line in status.read_text().splitlines():
             if line.startswith(f"{field}:"):
                 return int(line.split()[1])
     return None

@@ -24,7 +24,8 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
         super().__init__(config)
         self._started = started
-        self._idle: dict[object, float] = {}  # since when a connection has had nothing to answer
+        # Connections with nothing to answer: after which answer, and since when.
+        self._idle: dict[object, tuple[object, float]] = {}
 
     async def startup(self, sockets: "list[socket.socket] | None" = None) -> None:
         """Start, and say so."""
@@ -36,13 +37,14 @@ class Server(uvicorn.Server):
         """What uvicorn does ten times a second."""
         if counter % 10 == 0:
             now = time.monotonic()
-            idle: dict[object, float] = {}
+            idle: dict[object, tuple[object, float]] = {}
             for connection in list(self.server_state.connections):
                 cycle = getattr(connection, "cycle", None)
                 if cycle is None or cycle.response_complete:
-                    idle[connection] = self._idle.get(connection, now)
+                    before, since = self._idle.get(connection, (cycle, now))
+                    idle[connection] = (cycle, since if before is cycle else now)
                     transport = getattr(connection, "transport", None)
-                    if now - idle[connection] > HEADER_SECONDS and transport is not None:
+                    if now - idle[connection][1] > HEADER_SECONDS and transport is not None:
                         transport.close()
             self._idle = idle
         return await super().on_tick(counter)

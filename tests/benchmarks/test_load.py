@@ -40,3 +40,13 @@ def test_a_wrong_region_is_counted(source: ArraySlide, container: Path, monkeypa
     processes, threads, _ = load(source, container, threads=2, processes=1, seconds=0.1)
     assert processes.wrong == processes.regions > 0
     assert threads.wrong == threads.regions > 0
+
+
+def test_clients_of_the_server_get_answers_without_errors(container: Path) -> None:
+    pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+    from histocodec.benchmarks.studies.serve_load import measure
+
+    for found in measure(container, clients=4, seconds=0.5, options=("--device", "cpu")):
+        assert found.answers >= 4, found
+        assert found.errors == 0, found
+        assert found.median <= found.tail <= found.longest

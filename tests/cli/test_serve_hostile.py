@@ -350,6 +350,16 @@ def connected(address: str) -> socket.socket:
     return socket.create_connection((host, int(port)), timeout=30)
 
 
+def test_who_asks_again_and_again_stays_connected(address: str) -> None:
+    request = b"HEAD /assets/icon.svg HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    until = time.monotonic() + 3 * server.HEADER_SECONDS
+    with connected(address) as sock:
+        while time.monotonic() < until:
+            sock.sendall(request)
+            assert sock.recv(65536).startswith(b"HTTP/1.1 200")
+            time.sleep(0.02)
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET /api/slides HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET / HT"])
 def test_who_sends_no_whole_request_is_disconnected(address: str, sent: bytes) -> None:
     with connected(address) as sock:
