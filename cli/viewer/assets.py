@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -93,3 +94,18 @@ def advice() -> str:
         f"Where there is npm, run `npm pack openseadragon@{version()}`, and copy package/build/openseadragon/{SCRIPT} "
         f"to {VENDOR / SCRIPT} and package/LICENSE.txt to {VENDOR / LICENSE}"
     )
+
+
+def main() -> int:
+    """Fetch OpenSeadragon where it is missing; what `python -m histocodec.cli.viewer.assets` does."""
+    if not present():
+        try:
+            fetch()
+        except MissingScriptError as exc:
+            sys.stderr.write(f"OpenSeadragon is missing: {exc}\n{advice()}\n")
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

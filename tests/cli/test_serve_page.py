@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SIZE = (2400, 1700)
 ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -53,11 +54,11 @@ def address(tmp_path_factory: pytest.TempPathFactory, tiny_file: Path) -> Iterat
 @pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
     playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    path = os.environ.get("HISTOCODEC_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    path = os.environ.get("HISTOCODEC_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
         pytest.skip("there is no Chromium; apt-get install chromium brings Debian's")
     if not assets.present():
-        pytest.skip("OpenSeadragon is not installed; `histocodec serve` from a clone fetches it by npm")
+        pytest.skip("OpenSeadragon is not installed; `python -m histocodec.cli.viewer.assets` has npm fetch it")
     with playwright.sync_playwright() as running:
         browser = running.chromium.launch(executable_path=path, args=list(ARGUMENTS))
         yield browser
