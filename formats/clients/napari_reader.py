@@ -1,4 +1,4 @@
-"""A reader for napari: a compressed slide as a lazy multiscale image in microns, and its associated images.
+"""A reader for napari: a compressed slide as a lazy multiscale image in microns.
 
 The manifest `napari.yaml` names `get_reader`; napari finds it by the entry point `napari.manifest`. Pixels come through
 `histocodec.view`, so what is on the screen is what is decoded.
@@ -27,31 +27,33 @@ def get_reader(path: str | Sequence[str]) -> Reader | None:
 
 
 def read(path: str | Sequence[str]) -> list[LayerData]:
-    """The layers of a container, or of several: an RGB image of all levels, (y, x, c) uint8 dask arrays with a scale in
-    microns, and the associated images, which are hidden at first."""
+    """A layer for each container: an RGB image of all levels, (y, x, c) uint8 dask arrays with a scale in microns. Its
+    metadata hold properties, objective power and associated images; these are no layers, since napari draws no scale
+    bar where one layer has units and another has none."""
     paths = [path] if isinstance(path, str | os.PathLike) else list(path)
-    return [layer for each in paths for layer in _layers(open_compressed(each))]
+    return [_layer(open_compressed(each)) for each in paths]
 
 
-def _layers(slide: CompressedSlide) -> list[LayerData]:
+def _layer(slide: CompressedSlide) -> LayerData:
     import dask.array as da
     import zarr
 
     group = zarr.open_group(view(slide), mode="r")
     levels = [da.from_zarr(group[str(number)]).transpose(1, 2, 0) for number in range(len(slide.levels))]
-    metadata = {"properties": dict(slide.properties), "objective_power": slide.objective_power, "mpp": slide.mpp}
-    name = title_of(slide)
+    metadata = {
+        "properties": dict(slide.properties),
+        "objective_power": slide.objective_power,
+        "mpp": slide.mpp,
+        "associated": slide.associated,
+    }
     arguments = {
-        "name": name,
+        "name": title_of(slide),
         "rgb": True,
         "multiscale": len(levels) > 1,
         "metadata": metadata,
         **_placed(slide.mpp),
     }
-    layers: list[LayerData] = [(levels if len(levels) > 1 else levels[0], arguments, "image")]
-    for key in slide.associated:
-        layers.append((slide.associated[key], {"name": f"{name}: {key}", "rgb": True, "visible": False}, "image"))
-    return layers
+    return levels if len(levels) > 1 else levels[0], arguments, "image"
 
 
 def _placed(mpp: Mpp | None) -> dict[str, Any]:

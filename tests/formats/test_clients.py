@@ -52,14 +52,17 @@ def test_every_entry_point_leads_somewhere(group: str) -> None:
 
 
 @pytest.fixture
-def manager() -> Any:
+def manager() -> Iterator[Any]:
     """npe2, which finds the reader by its manifest. It is not among the test dependencies: its plugin for pytest warns
     when it is imported, and warnings are errors here. With it: PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 pytest …"""
     npe2 = pytest.importorskip("npe2")
     manifest = npe2.PluginManifest.from_file(ROOT / "formats" / "clients" / "napari.yaml")
-    manager = npe2.PluginManager()
+    manager = npe2.PluginManager.instance()
+    if "histocodec" in manager:
+        manager.unregister("histocodec")
     manager.register(manifest)
-    return manager
+    yield manager
+    manager.unregister("histocodec")
 
 
 @pytest.mark.parametrize("name", ["slide.hcz", "slide.hc.zarr", "SLIDE.HCZ"])
@@ -72,19 +75,18 @@ def test_napari_gets_a_lazy_pyramid_in_microns_with_the_very_pixels(
     manager: Any, container: Path, slide: CompressedSlide
 ) -> None:
     dask = pytest.importorskip("dask.array")
-    (contribution,) = manager.iter_compatible_readers(str(container))
-    reader = contribution.exec(kwargs={"path": [str(container)], "stack": False}, _registry=manager.commands)
-    layers = reader(str(container))
-    levels, arguments, kind = layers[0]
+    from npe2.io_utils import read
+
+    layers = read([str(container)], stack=False)
+    ((levels, arguments, kind),) = layers
     assert (kind, arguments["rgb"], arguments["multiscale"]) == ("image", True, True)
     assert arguments["scale"] == (MPP[1], MPP[0])  # of y and x
     assert arguments["name"] == "rich.hcz"
     for number, level in enumerate(levels):
         assert isinstance(level, dask.Array)
         assert np.array_equal(level.compute(), whole(slide, number))
-    assert {layer[1]["name"]: layer[0].shape[1::-1] for layer in layers[1:]} == {
-        f"rich.hcz: {name}": size for name, size in IMAGES.items()
-    }
+    associated = arguments["metadata"]["associated"]
+    assert {name: image.shape[1::-1] for name, image in associated.items()} == IMAGES
 
 
 def test_napari_goes_on_to_other_readers_for_what_is_no_container(tmp_path: Path, container: Path) -> None:
