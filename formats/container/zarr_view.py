@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest
 from zarr.abc.store import Store as ZarrStore
@@ -22,7 +22,6 @@ class ZarrView(ZarrStore):
 
     supports_writes = False
     supports_deletes = False
-    supports_partial_writes = False
     supports_listing = True
 
     def __init__(self, store: Store) -> None:
@@ -98,6 +97,15 @@ class ZarrView(ZarrStore):
     async def set(self, key: str, value: "Buffer") -> None:
         """Raises UsageError."""
         raise self._refusal()
+
+    async def set_partial_values(self, key_start_values: "Iterable[tuple[str, int, object]]") -> None:
+        """Raises UsageError. The first versions of zarr 3.1 have this method, too."""
+        raise self._refusal()
+
+    @property
+    def supports_partial_writes(self) -> Literal[False]:
+        """Never."""
+        return False
 
     async def delete(self, key: str) -> None:
         """Raises UsageError."""
