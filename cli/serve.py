@@ -1,7 +1,9 @@
 """`histocodec serve`: show slides in a browser, and serve them to other programs."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import click
@@ -151,6 +153,7 @@ def command(
     app = application(catalogue, original_dir=original_dir, running=workers, token=token, hosts=hosts, origins=origins)
 
     def started() -> None:
+        Thread(target=warm_up, args=(catalogue,), daemon=True).start()
         count = len(catalogue.entries())
         if as_json:
             print_json({"address": link, "token": token, "slides": count, "page": page})
@@ -174,6 +177,17 @@ def check_named(catalogue: "Catalogue") -> None:
         raise UsageError(
             "there is no container in the folder; name slides that are not compressed one by one, or encode them first"
         )
+
+
+def warm_up(catalogue: "Catalogue") -> None:
+    """Decode a little of the first slide, so that who opens the page need not wait for kernels to be compiled."""
+    from histocodec.cli.viewer.limits import RefusedError
+    from histocodec.errors import HistocodecError
+    from histocodec.geometry import Region
+
+    with suppress(HistocodecError, RefusedError, IndexError):
+        slide = catalogue.open(catalogue.entries()[0].id).slide
+        slide.read(Region(0, 0, 64, 64).intersect(slide.levels[-1].region), len(slide.levels) - 1)
 
 
 def prepare_page() -> bool:

@@ -29,7 +29,7 @@ function keys(viewer, slide, map, compare) {
     else if (event.key === "f") map.toggle();
     else if (event.key === "1") go(viewer, slide, { ...placeOf(viewer, slide), zoom: 1 / devicePixelRatio }, false);
     else if (event.key === "0") viewer.viewport.goHome();
-    else return;
+    else if (!["r", "R", "F"].includes(event.key)) return; // with which OpenSeadragon turns and mirrors
     event.preventDefault();
     event.stopImmediatePropagation();
   }, true);
