@@ -10,7 +10,7 @@ from the right one. This one reads as pixels are read, through `ChunkReader`.
 import json
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -21,15 +21,28 @@ from histocodec.formats.container.states import BACKGROUND
 from histocodec.geometry import ChunkKey
 
 if TYPE_CHECKING:
-    from histocodec.formats.decode.slide import CompressedSlide
+    from histocodec.formats.container.abstract_container import Container
+    from histocodec.formats.decode.chunks import ChunkReader
 
 CHUNK = re.compile(r"c/0/(0|[1-9]\d{0,9})/(0|[1-9]\d{0,9})")
+
+
+class LatentSource(Protocol):
+    """What the view needs of a compressed slide."""
+
+    name: str
+    container: "Container"
+
+    @property
+    def chunk_reader(self) -> "ChunkReader":
+        """What reads the slide's chunks."""
+        ...
 
 
 class LatentsView(MadeStore):
     """The objects of a Zarr array with the latents of a level, decoded as they are read. Picklable, as the slide is."""
 
-    def __init__(self, slide: "CompressedSlide", level: int) -> None:
+    def __init__(self, slide: "LatentSource", level: int) -> None:
         attributes = slide.container.attributes
         self.name = f"{slide.name}: latents of level {level}"
         self._slide, self._level = slide, level
