@@ -15,6 +15,7 @@ from histocodec.formats.container.states import BACKGROUND, chunks_where
 from histocodec.formats.decode.cache import Cache
 from histocodec.formats.decode.pixels import PixelDecoder
 from histocodec.geometry import ChunkKey
+from histocodec.kernels.jit import jit
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Colour, Pixels, Slide
 from histocodec.threads import Workers
@@ -87,13 +88,27 @@ class LevelFidelity:
 def compare(a: Pixels, b: Pixels) -> Comparison:
     """Compares two images (H, W, 3) uint8. Blocks start at the upper left corner; those at the edge are smaller."""
     height, width, _ = a.shape
-    difference = np.subtract(a, b, dtype=np.int32).reshape(height, 3 * width)
-    square = np.square(difference, out=difference)
-    rows = np.add.reduceat(square, np.arange(0, height, BLOCK), axis=0)
-    sums = np.add.reduceat(rows, np.arange(0, 3 * width, 3 * BLOCK), axis=1)  # of a block: below 2^26
+    sums = _block_errors(a, b)
     down, across = (np.minimum(BLOCK, n - np.arange(0, n, BLOCK)) for n in (height, width))
     worst = float((sums / (3 * np.outer(down, across))).max())
     return Comparison(int(sums.sum(dtype=np.int64)), a.size, math.sqrt(worst))
+
+
+@jit
+def _block_errors(a: Pixels, b: Pixels) -> NDArray[np.int64]:
+    """The squared error of each block, (⌈H / BLOCK⌉, ⌈W / BLOCK⌉)."""
+    height, width = a.shape[:2]
+    sums = np.zeros((-(-height // BLOCK), -(-width // BLOCK)), np.int64)
+    for row in range(height):
+        for block in range(sums.shape[1]):
+            x, y = a[row, block * BLOCK : (block + 1) * BLOCK], b[row, block * BLOCK : (block + 1) * BLOCK]
+            total = np.int32(0)
+            for n in range(x.shape[0]):
+                for colour in range(3):
+                    difference = np.int32(x[n, colour]) - np.int32(y[n, colour])
+                    total += difference * difference
+            sums[row // BLOCK, block] += total
+    return sums
 
 
 def measure_level(

@@ -16,7 +16,7 @@ from histocodec.normalise import ChannelStats
 from histocodec.slide import Colour
 
 STEPS_PER_EFFORT = 10
-HYPER_LATENT_EFFORT = 1  # from which z is searched, too: 0.1 % of the bits, for as long as two to four steps take
+HYPER_LATENT_EFFORT = 2  # from which z is searched, too: 0.1 % of the bits, for as long as four or five steps take
 
 
 class Quantiser:
