@@ -18,7 +18,8 @@ WORD = 8  # bytes of latents that are looked at together
 def latents_check(y: NDArray[np.signedinteger], quality: int) -> int:
     """The check of a chunk: its quality and its latents `y` (C, n, n), weighted and summed modulo 2^32, so that the
     check names the decoded values and not the bytes that code them. Weight 0 is the quality's, weight i + 1 that of
-    latent i in C order; all are odd, so a single wrong value never goes unnoticed."""
+    latent i in C order; all are odd, so a single wrong value never goes unnoticed. Last channels that are 0 may be left
+    out."""
     weights, channels, last = check_weights(y.size), len(y), y.transpose(1, 2, 0)
     if last.flags.c_contiguous and channels * y.itemsize % WORD == 0:  # as native kernels leave it
         values = last.reshape(-1, channels)

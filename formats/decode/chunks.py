@@ -14,24 +14,37 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.codec.chunk import ChunkCodec, fast_chunk_codec, quality_of
+from histocodec.codec.chunk import ChunkCodec, ChunkHeader, fast_chunk_codec, quality_of
+from histocodec.codec.native import decodes_natively
 from histocodec.errors import FormatError
 from histocodec.formats.container.abstract_container import DecodableContainer
 from histocodec.formats.container.shard import ShardIndex
 from histocodec.formats.container.states import BACKGROUND, chunks_where
-from histocodec.formats.decode.cache import SHARED_INDICES, Cache, CachePart, Underway, alone
+from histocodec.formats.decode.cache import SHARED_INDICES, Cache, CachePart, Underway
 from histocodec.geometry import ChunkKey, Grid, Margin, Region, ShardKey, ceil_div
 from histocodec.kernels.jit import jit
+from histocodec.models.config import GROUPS
 from histocodec.models.weights import ModelWeights
 from histocodec.threads import Workers
+
+TOGETHER = 16  # channels, a multiple of which is held
 
 
 @dataclass(frozen=True, eq=False)
 class ChunkLatents:
-    """One decoded chunk: `y` (C, n, n) int8 or int16, and the quality whose gains scaled it."""
+    """One decoded chunk: its latents (n, n, c) int8 or int16, of which only the first `c` of the model's `channels` are
+    held, since all others are 0; and the quality whose gains scaled it."""
 
-    y: NDArray[np.signedinteger]
+    used: NDArray[np.signedinteger]
+    channels: int
     quality: int
+
+    @property
+    def y(self) -> NDArray[np.signedinteger]:
+        """All latents, (C, n, n), channels last in memory."""
+        full = np.zeros((*self.used.shape[:2], self.channels), self.used.dtype)
+        full[:, :, : self.used.shape[2]] = self.used
+        return full.transpose(2, 0, 1)
 
 
 class ChunkReader:
@@ -42,9 +55,9 @@ class ChunkReader:
 
     def __init__(self, container: DecodableContainer, weights: ModelWeights, workers: Workers, *, cache: Cache) -> None:
         self.container, self.weights, self.workers = container, weights, workers
-        # Built on a worker: a process that was forked from one that had used PyTorch's threads waits for these for
-        # ever as soon as its main thread multiplies.
-        self.codec = workers.run(lambda: _codec(weights))
+        # Without native kernels on a worker: a process that was forked from one that had used PyTorch's threads waits
+        # for these for ever as soon as its main thread multiplies.
+        self.codec = _codec(weights) if decodes_natively(weights) else workers.run(lambda: _codec(weights))
         self.stats = container.stats()
         self.side = container.attributes.chunk  # latents of a chunk, in each direction
         self._tiles: dict[int, NDArray[np.uint8]] = {}  # the tile states (rows, columns) of levels that were read
@@ -151,24 +164,27 @@ class ChunkReader:
             with self._underway.claim(key) as mine:
                 if mine:
                     chunk = self.decode(key, data)
-                    self._cache.put(key, chunk, chunk.y.nbytes)
+                    self._cache.put(key, chunk, chunk.used.nbytes)
                     return chunk
 
     def decode(self, key: ChunkKey, data: bytes | None = None) -> ChunkLatents:
         """The latents of a chunk that is not background, decoded anew from its bytes `data`, or read anew, too."""
         if data is None:
             (data,) = self._shards.chunk_bytes([key])
+        channels = self.weights.config.latent_channels
         try:
-            y = self.codec.decode(data, (self.weights.config.latent_channels, self.side, self.side))
+            y = self.codec.decode(data, (channels, self.side, self.side)).transpose(1, 2, 0)
         except FormatError as exc:
             raise FormatError(f"{self._name(key)}: {exc}") from exc
+        quads = ChunkHeader.unpack(data, (channels, self.side, self.side)).quads
+        y = y[:, :, : max(1, ceil_div(quads * GROUPS, TOGETHER)) * TOGETHER]
         dtype = np.dtype(self.container.attributes.levels[key.level].dtype)
-        narrow = np.empty_like(y, dtype)  # with the channels where they are in memory
-        if not narrowed(y.ravel("K"), narrow.ravel("K")):
+        limits = np.iinfo(dtype)
+        if y.min() < limits.min or y.max() > limits.max:
             raise FormatError(f"{self._name(key)}: holds values from {y.min()} to {y.max()}, beyond {dtype}")
-        y = narrow
-        self._shards.check_latents(key, quality_of(data), y)
-        return ChunkLatents(alone(y), quality_of(data))
+        used = y.astype(dtype, order="C")  # in memory of its own
+        self._shards.check_latents(key, quality_of(data), used.transpose(2, 0, 1))
+        return ChunkLatents(used, channels, quality_of(data))
 
     def is_cached(self, key: ChunkKey) -> bool:
         """Whether the latents of a chunk are in the cache."""
@@ -233,8 +249,7 @@ class ChunkReader:
                 top, left = shared.y - chunk_area.y, shared.x - chunk_area.x
                 to = shared.y - window.y, shared.x - window.x
                 gain = self.weights.inverse_gain(chunk.quality)
-                channels_last = np.ascontiguousarray(chunk.y.transpose(1, 2, 0))  # as native kernels leave them
-                scaled_into(channels_last, (top, left), (shared.height, shared.width), gain, scaled, to)
+                scaled_into(chunk.used, (top, left), (shared.height, shared.width), gain, scaled, to)
         return scaled.transpose(2, 0, 1), margin
 
     def chunk_window(self, key: ChunkKey, count: int = 1) -> tuple[NDArray[np.float32], Margin]:
@@ -249,16 +264,6 @@ def _codec(weights: ModelWeights) -> ChunkCodec:
 
 
 @jit
-def narrowed(y: NDArray[np.int16], out: NDArray[np.signedinteger]) -> bool:
-    """Copies latents into an array of a narrower type, and tells whether all of them fit."""
-    beyond = 0
-    for n in range(y.size):
-        out[n] = y[n]
-        beyond |= np.int16(out[n]) != y[n]
-    return beyond == 0
-
-
-@jit
 def scaled_into(
     y: NDArray[np.signedinteger],
     first: tuple[int, int],
@@ -267,9 +272,12 @@ def scaled_into(
     out: NDArray[np.float32],
     to: tuple[int, int],
 ) -> None:
-    """y (n, n, C) · gain (C,), from the row and column `first` on, → out (h, w, C), from `to` on."""
+    """y (n, n, c) · gain (C,), from the row and column `first` on, → out (h, w, C), from `to` on. Channels that y lacks
+    are 0."""
     for row in range(size[0]):
         for column in range(size[1]):
-            latents, scaled = y[first[0] + row, first[1] + column], out[to[0] + row, to[1] + column]
-            for channel in range(gain.size):
-                scaled[channel] = latents[channel] * gain[channel]
+            values, scaled = y[first[0] + row, first[1] + column], out[to[0] + row, to[1] + column]
+            for channel in range(y.shape[2]):
+                scaled[channel] = values[channel] * gain[channel]
+            for channel in range(y.shape[2], out.shape[2]):
+                scaled[channel] = 0

@@ -5,7 +5,8 @@ pixels. Where it computes in floating point, a chunk is always decoded from the 
 in a batch of fixed size on a GPU.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from itertools import chain, groupby, islice
@@ -18,7 +19,7 @@ from histocodec.formats.container.abstract_container import DecodableContainer
 from histocodec.formats.container.states import BACKGROUND, CODED, LOSSLESS
 from histocodec.formats.decode.cache import Cache, CachePart, alone
 from histocodec.formats.decode.chunks import ChunkReader
-from histocodec.geometry import ChunkKey, Region
+from histocodec.geometry import ChunkKey, Region, ceil_div
 from histocodec.models.weights import ModelWeights
 from histocodec.slide import Pixels
 from histocodec.threads import Workers
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from histocodec.codec.transform import Transform
     from histocodec.formats.decode.gpu import GpuRegions
 
+FEW = 16  # chunks of a region that is looked at chunk by chunk
+WORTH_A_CHUNK = 1.35  # times a chunk's window, read directly: then the whole chunk is decoded, for reads to come
+DIRECT_CHUNKS = 1 << 14  # of which it is noted how much was read directly
 SIDE_BY_SIDE = 2  # chunks decoded from one window where there are many: they share a margin, and calls
 GPU_BATCH = 16  # windows a launch; filled up to this unless exact: in another batch a convolution may round differently
 
@@ -55,7 +59,12 @@ class PixelDecoder:
         if device is not None:  # before the workers have to do with it, so that each uses one core
             import torch  # noqa: F401
         self.reader = ChunkReader(container, weights, workers, cache=cache)
-        self.transform = workers.run(lambda: _transform(weights, device, dtype))  # on a worker, as the reader's codec
+        self._here = device is None  # whether the calling thread may compute: no torch, whose threads it would use
+        # Otherwise on a worker, as the reader's codec.
+        self.transform = (
+            _transform(weights, None, dtype) if self._here else workers.run(lambda: _transform(weights, device, dtype))
+        )
+        self._read_directly: dict[ChunkKey, float] = {}  # latents of windows, by chunk
         self._cache: CachePart[ChunkKey, Pixels] = CachePart(cache)
 
     def close(self) -> None:
@@ -99,8 +108,43 @@ class PixelDecoder:
         if len(first) < enough:  # all of them: their bytes are read together, too
             self.reader.decode_ahead((key.level, self.reader.area_of(key)) for key in first if self._to_decode(key))
         many = self.transform.exact and len(first) == enough
-        for run in self.workers.map(decode, _runs(chain(first, keys), SIDE_BY_SIDE if many else 1)):
+        runs = _runs(chain(first, keys), SIDE_BY_SIDE if many else 1)
+        alone = self._here and (len(first) == 1 or self.workers.count == 1)  # no need to wait for another thread
+        for run in map(decode, runs) if alone else self.workers.map(decode, runs):
             yield from run
+
+    def read(self, level: int, region: Region, pixels: Pixels) -> None:
+        """Writes the pixels of a region within the level to `pixels` (h, w, 3), whichever way is the fastest here: from
+        the cache, directly, or by whole chunks (`copy`)."""
+        side = self.container.attributes.chunk_side
+        rows, columns = (
+            range(region.y // side, ceil_div(region.y_end, side)),
+            range(region.x // side, ceil_div(region.x_end, side)),
+        )
+        if len(rows) * len(columns) > FEW:
+            self.copy(level, region, pixels)
+            return
+        keys = [ChunkKey(level, row, column) for row in rows for column in columns]
+        at_hand = [self._without_synthesis(key) for key in keys]
+        missing = [key for key, chunk in zip(keys, at_hand, strict=True) if chunk is None]
+        if not missing:
+            for key, chunk in zip(keys, at_hand, strict=True):
+                assert chunk is not None
+                self._paste(key, chunk, region, pixels)
+        elif self._prefers_direct(region, missing):
+            pixels[...] = self.read_direct(level, region)
+        else:
+            self.copy(level, region, pixels)
+
+    def _paste(self, key: ChunkKey, chunk: Pixels, region: Region, pixels: Pixels) -> None:
+        """Writes what a chunk and a region share to the region's pixels."""
+        side = self.container.attributes.chunk_side
+        x, y = key.column * side, key.row * side
+        left, top = max(x, region.x), max(y, region.y)
+        right, bottom = min(x + side, region.x_end), min(y + side, region.y_end)
+        pixels[top - region.y : bottom - region.y, left - region.x : right - region.x] = chunk[
+            top - y : bottom - y, left - x : right - x
+        ]
 
     def copy(self, level: int, region: Region, pixels: Pixels) -> None:
         """Writes the pixels of a region within the level to `pixels` (h, w, 3) uint8. Beside them and the cache, takes
@@ -109,9 +153,7 @@ class PixelDecoder:
             pixels[...] = self.reader.stats.background
 
         def put(key: ChunkKey, chunk: Pixels) -> None:
-            chunk_region = self.container.attributes.chunk_region(key)
-            part = chunk_region.intersect(region)
-            pixels[part.within(region)] = chunk[part.within(chunk_region)]
+            self._paste(key, chunk, region, pixels)
 
         for _ in self.chunks(self.reader.stored_in(level, region), done=put):
             pass
@@ -156,38 +198,67 @@ class PixelDecoder:
     # Direct reads: a small region from a window of its own, without its chunks.
 
     def prefers_direct(self, level: int, region: Region) -> bool:
-        """Whether a region within the level is best read directly: it is small beside the chunks that it touches, and
-        none of these is cached, so that nothing suggests reads nearby. Whole chunks are worth their time to those, and
-        necessary where the synthesis is not exact."""
-        attributes, config = self.container.attributes, self.weights.config
-        chunk_pixels = attributes.chunk_side**2
-        if not self.transform.exact or region.area > chunk_pixels:
+        """Whether a region within the level is best read directly: its window is small beside those of the chunks that
+        are yet to be decoded, and of at least one of these, little was read directly so far. Reads go on where they
+        were, so before windows add up to more than `WORTH_A_CHUNK`, the whole chunk is decoded, once. Where the
+        synthesis is not exact, nothing is read directly."""
+        keys = self.container.attributes.chunks_in(level, region)
+        return self._prefers_direct(region, [key for key in keys if self._to_decode(key)])
+
+    def _prefers_direct(self, region: Region, missing: Sequence[ChunkKey]) -> bool:
+        if not missing or not self.transform.exact or region.area > self.container.attributes.chunk_side**2:
             return False
-        coded = [key for key in attributes.chunks_in(level, region) if self.reader.state(key) == CODED]
-        window = region.expanded(config.synthesis_halo * config.stride)
-        return (
-            bool(coded)
-            and 2 * window.area <= len(coded) * chunk_pixels
-            and not any(self.reader.is_cached(key) or self._cache.get(key) is not None for key in coded)
-        )
+        whole, share = self._chunk_window_area, self.window_area(region) / len(missing)
+        if 2 * share > whole:
+            return False
+        return any(self._read_directly.get(key, 0) + share <= WORTH_A_CHUNK * whole for key in missing)
+
+    def crowded(self, regions: Sequence[Region], readers: Mapping[ChunkKey, Sequence[int]]) -> set[ChunkKey]:
+        """Of chunks that several regions need, by their numbers, those that are decoded sooner as a whole: the regions'
+        windows together would be larger than the chunk's."""
+        counts = Counter(i for numbers in readers.values() for i in numbers)
+
+        def read(numbers: Sequence[int]) -> float:
+            return sum(self.window_area(regions[i]) / counts[i] for i in numbers)
+
+        several = (item for item in readers.items() if len(item[1]) > 1)
+        return {key for key, numbers in several if read(numbers) > WORTH_A_CHUNK * self._chunk_window_area}
+
+    def window_area(self, region: Region) -> int:
+        """The latents of the window that a region in pixels is read directly from."""
+        area, halo = self.reader.latents_of(region), self.weights.config.synthesis_halo
+        return (area.width + 2 * halo) * (area.height + 2 * halo)
+
+    @cached_property
+    def _chunk_window_area(self) -> int:
+        return (self.reader.side + 2 * self.weights.config.synthesis_halo) ** 2
 
     def read_direct(self, level: int, region: Region) -> Pixels:
         """The pixels (h, w, 3) uint8 of a region within the level, where the synthesis is exact. All workers decode the
-        latents, one the pixels."""
+        latents where several chunks are needed; one thread, the calling one if it may, the pixels."""
         self.reader.decode_ahead([(level, self.reader.latents_of(region))])
+        if self._here:
+            return self.read_direct_here(level, region)
         return self.workers.run(lambda: self.read_direct_here(level, region))
 
     def read_direct_here(self, level: int, region: Region) -> Pixels:
-        """`read_direct` on this thread alone, which is to be a worker."""
+        """`read_direct` on this thread alone, which is to be a worker where torch computes."""
         area, stride = self.reader.latents_of(region), self.weights.config.stride
         window, margin = self.reader.window(level, area)
         decoded = self.transform.synthesise([window], margin, self.reader.stats.channels)[0]
         pixels = np.ascontiguousarray(decoded[region.within(Region(area.x * stride, area.y * stride, 0, 0))])
-        for key in self.container.attributes.chunks_in(level, region):
+        keys = self.container.attributes.chunks_in(level, region)
+        missing = []
+        for key in keys:
             if (available := self._without_synthesis(key)) is not None:
-                chunk_region = self.container.attributes.chunk_region(key)
-                part = chunk_region.intersect(region)
-                pixels[part.within(region)] = available[part.within(chunk_region)]
+                self._paste(key, available, region, pixels)
+            else:
+                missing.append(key)
+        if len(self._read_directly) > DIRECT_CHUNKS:
+            self._read_directly.clear()
+        for key in missing:
+            read = self._read_directly.get(key, 0) + self.window_area(region) / len(missing)
+            self._read_directly[key] = read
         return pixels
 
     # Pixels that need no synthesis.
@@ -212,6 +283,7 @@ class PixelDecoder:
         region = self.container.attributes.chunk_region(key)
         pixels = alone(np.ascontiguousarray(pixels[: region.height, : region.width]))
         self._cache.put(key, pixels, pixels.nbytes)
+        self._read_directly.pop(key, None)
         return pixels
 
 

@@ -133,10 +133,8 @@ class CompressedSlide(OpenSlideFace):
         decoder = self.decoder
         if (gpu_regions := decoder.gpu_regions) is not None and inside.area >= GPU_PIXELS:
             gpu_regions.copy(level, inside, pixels[inside.within(region)])
-        elif decoder.prefers_direct(level, inside):
-            pixels[inside.within(region)] = decoder.read_direct(level, inside)
-        else:
-            decoder.copy(level, inside, pixels[inside.within(region)])
+        elif not inside.empty:
+            decoder.read(level, inside, pixels[inside.within(region)])
         return pixels
 
     def close(self) -> None:
@@ -293,8 +291,11 @@ class CompressedSlide(OpenSlideFace):
             pixels[i][inside.within(regions[i])] = decoder.reader.stats.background
             for key in first:
                 readers.setdefault(key, []).append(i)
-        done = large | {i for numbers in readers.values() if len(numbers) > 1 for i in numbers}
-        direct = [i for i, inside in enumerate(insides) if i not in done and decoder.prefers_direct(level, inside)]
+        crowded = decoder.crowded(insides, readers)
+        near = {i for key in crowded for i in readers[key]}
+        direct = [
+            i for i, inside in enumerate(insides) if i not in large | near and decoder.prefers_direct(level, inside)
+        ]
         parts = decoder.workers.map(lambda i: decoder.read_direct_here(level, insides[i]), direct)
         for i, part in zip(direct, parts, strict=True):
             pixels[i][insides[i].within(regions[i])] = part

@@ -7,7 +7,7 @@ import numpy as np
 from histocodec.codec.chunk import fast_chunk_codec
 from histocodec.codec.native import NativeTransform
 from histocodec.formats.container.check import latents_check
-from histocodec.formats.decode.chunks import narrowed, scaled_into
+from histocodec.formats.decode.chunks import scaled_into
 from histocodec.geometry import Margin
 from histocodec.kernels.instructions import NAMES, fastest
 from histocodec.kernels.jit import compiled_kernels
@@ -37,7 +37,6 @@ def warm() -> WarmReport:
     decoded = codec.decode(codec.encode(y, 50, z=z), y.shape)
     window = np.empty((SIDE, SIDE, config.latent_channels), np.float32)
     for latents in (decoded.astype(np.int8), decoded):  # the types that a level's latents can have
-        narrowed(decoded.ravel("K"), latents.ravel("K"))
         latents_check(latents, 50)
         scaled_into(
             np.ascontiguousarray(latents.transpose(1, 2, 0)),

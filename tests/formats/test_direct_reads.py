@@ -11,9 +11,10 @@ import pytest
 
 import histocodec
 from histocodec.codec.chunk import HyperChunkCodec
-from histocodec.formats.decode.pixels import PixelDecoder
+from histocodec.formats.decode.chunks import ChunkLatents, ChunkReader
+from histocodec.formats.decode.pixels import WORTH_A_CHUNK, PixelDecoder
 from histocodec.formats.decode.slide import CompressedSlide, open_compressed
-from histocodec.geometry import Region
+from histocodec.geometry import ChunkKey, Region
 from histocodec.slide import Pixels
 from histocodec.sources import ArraySlide
 from histocodec.sources.synthetic import synthetic_slide
@@ -94,16 +95,53 @@ def test_other_regions_are_read_by_chunks(path: Path, whole: Pixels, direct: lis
     assert direct == []
 
 
-def test_the_next_read_nearby_decodes_whole_chunks(path: Path, whole: Pixels, direct: list[Region]) -> None:
+def test_many_reads_nearby_decode_the_whole_chunk_once(path: Path, whole: Pixels, direct: list[Region]) -> None:
     with open_compressed(path, device="cpu") as slide:
-        for shift in range(4):
+        for shift in range(12):
             region = INSIDE.shifted(3 * shift, 0)
             assert np.array_equal(slide.read(region, 0), crop(whole, region))
-    assert direct == [INSIDE]
+        decoder = slide.decoder
+        spent = sum(decoder.window_area(region) for region in direct)
+        chunk = decoder.window_area(Region(512, 512, 512, 512))
+    assert direct == [INSIDE.shifted(3 * shift, 0) for shift in range(len(direct))]
+    assert chunk < spent + decoder.window_area(INSIDE) and spent <= WORTH_A_CHUNK * chunk
 
 
-def test_a_batch_reads_regions_that_share_no_chunk_directly(path: Path, whole: Pixels, direct: list[Region]) -> None:
-    places = [(600, 620), (610, 640), (1500, 1100), (-50, -60), (1650, 30)]
+def test_patches_on_a_grid_decode_the_latents_of_each_chunk_once(
+    path: Path, whole: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[ChunkKey] = []
+    plain = ChunkReader.decode
+
+    def noted(self: ChunkReader, key: ChunkKey, data: bytes | None = None) -> ChunkLatents:
+        decoded.append(key)
+        return plain(self, key, data)
+
+    monkeypatch.setattr(ChunkReader, "decode", noted)
+    with open_compressed(path, device="cpu", workers=1) as slide:
+        for y in range(0, SIZE[1] - 256, 256):
+            for x in range(0, SIZE[0] - 256, 256):
+                assert np.array_equal(slide.read(Region(x, y, 256, 256), 0), whole[y : y + 256, x : x + 256])
+    assert len(decoded) == len(set(decoded)) > 5
+
+
+def test_what_is_cached_and_what_one_thread_decodes_waits_for_no_other(
+    path: Path, whole: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def submitted(*_: object) -> None:
+        raise AssertionError("a thread of the pool was asked")
+
+    with open_compressed(path, device="cpu", workers=1) as slide:
+        monkeypatch.setattr("histocodec.threads.Workers._submit", submitted)
+        for region in (INSIDE, CORNERS, Region(512, 512, 512, 512), INSIDE, Region(90, 80, 70, 60)):
+            assert np.array_equal(slide.read(region, 0), crop(whole, region))
+
+
+def test_a_batch_reads_a_few_regions_directly_and_many_by_chunks(
+    path: Path, whole: Pixels, direct: list[Region]
+) -> None:
+    crowd = [(600 + 10 * n, 620 + 5 * n) for n in range(20)]
+    places = [*crowd, (1500, 1100), (1510, 1110), (-50, -60), (1650, 30)]
     with open_compressed(path, device="cpu") as slide:
         batch = slide.read_batch(places, (80, 90))
     for pixels, (x, y) in zip(batch, places, strict=True):
@@ -113,7 +151,7 @@ def test_a_batch_reads_regions_that_share_no_chunk_directly(path: Path, whole: P
         inside = region.intersect(Region(0, 0, *SIZE))
         expected[inside.within(region)] = crop(whole, inside)
         assert np.array_equal(pixels, expected)
-    assert sorted((region.x, region.y) for region in direct) == [(1500, 1100), (1650, 30)]
+    assert sorted((region.x, region.y) for region in direct) == [(1500, 1100), (1510, 1110), (1650, 30)]
 
 
 @pytest.mark.slow
