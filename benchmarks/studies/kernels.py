@@ -4,12 +4,13 @@
 
 The synthesis of the default model decodes windows of one chunk and of two side by side, beside oneDNN's int8 products;
 the chunk codec decodes a chunk with a tenth of its latents not zero, beside `torch._int_mm`. All take turns, and the
-shortest time of each counts, so that what else the machine does matters little. What the processor lacks is left out.
+shortest processor time of each counts, so that what else the machine does matters little. What the processor lacks is
+left out.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import perf_counter
+from time import thread_time
 
 import click
 import numpy as np
@@ -36,7 +37,7 @@ Decode = Callable[[], object]
 
 @dataclass(frozen=True)
 class KernelTiming:
-    """The shortest time of one way to do one thing."""
+    """The shortest processor time of one way to do one thing."""
 
     what: str
     way: str  # instructions, or PYTORCH
@@ -106,9 +107,9 @@ def time_kernels(weights: ModelWeights, rounds: int) -> KernelsResult:
             decode()
         for _ in range(rounds):
             for way, decode in ways.items():
-                start = perf_counter()
+                start = thread_time()
                 decode()
-                best[way] = min(best[way], perf_counter() - start)
+                best[way] = min(best[way], thread_time() - start)
         for way, seconds in best.items():
             timings.append(KernelTiming(what, way, 1e9 * seconds / count, best[PYTORCH] / seconds))
     return KernelsResult(Machine.here(), tuple(timings))
