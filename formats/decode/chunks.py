@@ -172,17 +172,13 @@ class ChunkReader:
         if data is None:
             (data,) = self._shards.chunk_bytes([key])
         channels = self.weights.config.latent_channels
+        dtype = np.dtype(self.container.attributes.levels[key.level].dtype)
         try:
-            y = self.codec.decode(data, (channels, self.side, self.side)).transpose(1, 2, 0)
+            y = self.codec.decode(data, (channels, self.side, self.side), dtype).transpose(1, 2, 0)
         except FormatError as exc:
             raise FormatError(f"{self._name(key)}: {exc}") from exc
         quads = ChunkHeader.unpack(data, (channels, self.side, self.side)).quads
-        y = y[:, :, : max(1, ceil_div(quads * GROUPS, TOGETHER)) * TOGETHER]
-        dtype = np.dtype(self.container.attributes.levels[key.level].dtype)
-        limits = np.iinfo(dtype)
-        if y.min() < limits.min or y.max() > limits.max:
-            raise FormatError(f"{self._name(key)}: holds values from {y.min()} to {y.max()}, beyond {dtype}")
-        used = y.astype(dtype, order="C")  # in memory of its own
+        used = y[:, :, : max(1, ceil_div(quads * GROUPS, TOGETHER)) * TOGETHER].copy(order="C")
         self._shards.check_latents(key, quality_of(data), used.transpose(2, 0, 1))
         return ChunkLatents(used, channels, quality_of(data))
 

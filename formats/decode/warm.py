@@ -34,9 +34,10 @@ def warm() -> WarmReport:
     y = np.zeros((config.latent_channels, SIDE, SIDE), np.int16)
     y[0] = 1
     z = np.zeros((config.hyper_channels, SIDE // 4, SIDE // 4), np.int64)
-    decoded = codec.decode(codec.encode(y, 50, z=z), y.shape)
+    data = codec.encode(y, 50, z=z)
     window = np.empty((SIDE, SIDE, config.latent_channels), np.float32)
-    for latents in (decoded.astype(np.int8), decoded):  # the types that a level's latents can have
+    for dtype in (np.int8, np.int16):  # the types that a level's latents can have
+        latents = codec.decode(data, y.shape, np.dtype(dtype))
         latents_check(latents, 50)
         scaled_into(
             np.ascontiguousarray(latents.transpose(1, 2, 0)),

@@ -13,6 +13,7 @@ A cell is 2 × 2 latents, a quad four channels. The context of `hyper` codes eac
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,14 @@ from histocodec.entropy import RansDecoder, RansEncoder
 from histocodec.errors import FormatError, UsageError
 from histocodec.kernels.instructions import runs_natively
 from histocodec.models.config import GROUPS, QUALITIES, HyperConfig
-from histocodec.models.prior.exact import RELUCTANCE, IntegerPrior
+from histocodec.models.prior.exact import RELUCTANCE, IntegerPrior, beyond
 from histocodec.models.prior.fast import FastPrior, float_product, int8_product
 from histocodec.models.prior.graph import HYPER_CLIP, MEAN_BITS, PHASE_MASK, POSITIONS
 from histocodec.models.prior.native import NativeChunk, NativePrior
 from histocodec.models.weights import ModelWeights
 
 HEADER_BYTES = 4
+INT16: "np.dtype[np.signedinteger]" = np.dtype(np.int16)
 MAX_SIDE = 510  # a chunk's side in latents: 255 cells
 
 
@@ -126,15 +128,18 @@ class ChunkCodec(ABC):
         if not header.empty:
             yield from self._segments(latents, header, z)
 
-    def decode(self, data: bytes, shape: tuple[int, ...]) -> NDArray[np.int16]:
-        """The bytes of a chunk → latents of `shape` (C, n, n), int16. Raises FormatError for anything that `encode`
-        cannot have written, and UsageError for a shape that the model does not have."""
+    def decode(
+        self, data: bytes, shape: tuple[int, ...], dtype: "np.dtype[np.signedinteger]" = INT16
+    ) -> NDArray[np.signedinteger]:
+        """The bytes of a chunk → latents of `shape` (C, n, n), int16 or what else `dtype` is. Raises FormatError for
+        anything that `encode` cannot have written, or that `dtype` does not hold, and UsageError for a shape that the
+        model does not have."""
         full = self._checked_shape(shape)
         header = ChunkHeader.unpack(data, full)
         if header.empty:
-            return np.zeros(full, np.int16)
+            return np.zeros(full, dtype)
         decoder = RansDecoder(memoryview(data)[HEADER_BYTES:], self.weights.tables)
-        latents = self._read(decoder, header, full)
+        latents = self._read(decoder, header, full, dtype)
         decoder.finish()
         return latents
 
@@ -145,7 +150,10 @@ class ChunkCodec(ABC):
         """The segments of a chunk that is not 0."""
 
     @abstractmethod
-    def _read(self, decoder: RansDecoder, header: ChunkHeader, shape: tuple[int, int, int]) -> NDArray[np.int16]:
+    def _read(
+        self, decoder: RansDecoder, header: ChunkHeader, shape: tuple[int, int, int],
+        dtype: "np.dtype[np.signedinteger]",
+    ) -> NDArray[np.signedinteger]:  # fmt: skip
         """The latents (C, n, n) of a chunk that is not 0."""
 
     def _checked_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -176,6 +184,7 @@ class HyperChunkCodec(ChunkCodec):
         super().__init__(weights)
         self.config = weights.hyper
         self.prior = prior or FastPrior(self.config, weights.arrays, float_product)
+        self._coded_hyper_parameters = lru_cache(maxsize=256)(self._hyper_parameters)
 
     def hyper_latents(
         self, latents: NDArray[np.integer[Any]], quality: int, *, reluctance: int = RELUCTANCE
@@ -196,7 +205,7 @@ class HyperChunkCodec(ChunkCodec):
         if given.shape != z.shape or np.abs(given).max() > HYPER_CLIP:
             raise UsageError(f"z of shape {given.shape}; {z.shape}, each within ±{HYPER_CLIP}, is needed")
         z[coded] = given[coded]
-        tables, whole_mean = self._hyper_parameters(header.quality, coded)
+        tables, whole_mean = self._coded_hyper_parameters(header.quality, coded[1].stop * coded[2].stop)
         yield Segment(z[coded].astype(np.int32).ravel(), tables, whole_mean, header.extent)
         chunk.begin(z)
         for k in range(GROUPS):
@@ -205,10 +214,13 @@ class HyperChunkCodec(ChunkCodec):
             yield Segment(values, tables, whole_mean, header.extent)
             chunk.place(k, values)
 
-    def _read(self, decoder: RansDecoder, header: ChunkHeader, shape: tuple[int, int, int]) -> NDArray[np.int16]:
+    def _read(
+        self, decoder: RansDecoder, header: ChunkHeader, shape: tuple[int, int, int],
+        dtype: "np.dtype[np.signedinteger]",
+    ) -> NDArray[np.signedinteger]:  # fmt: skip
         chunk = self.prior.chunk(header.quality, shape, header.extent)
         coded = self._coded_part(header)
-        tables, whole_mean = self._hyper_parameters(header.quality, coded)
+        tables, whole_mean = self._coded_hyper_parameters(header.quality, coded[1].stop * coded[2].stop)
         z = np.zeros((self.config.hyper_channels, shape[1] // 4, shape[2] // 4), np.int64)
         values = decoder.read(tables) + whole_mean
         if values.min() < -HYPER_CLIP or values.max() > HYPER_CLIP:  # int32's lowest has no magnitude
@@ -216,22 +228,19 @@ class HyperChunkCodec(ChunkCodec):
         z[coded] = values.reshape(z[coded].shape)
         chunk.begin(z)
         if isinstance(chunk, NativeChunk):
-            return chunk.read(decoder)
+            return chunk.read(decoder, dtype)
         for k in range(GROUPS):
             tables, whole_mean = chunk.parameters(k)
             chunk.place(k, decoder.read(tables) + whole_mean)
-        return chunk.latents
+        return narrowed(chunk.latents, dtype)
 
     def _coded_part(self, header: ChunkHeader) -> tuple[slice, slice, slice]:
         """The part of z that is coded, as an index. One z covers 2 × 2 cells."""
         return slice(None), slice(-(-header.cell_rows // 2)), slice(-(-header.cell_columns // 2))
 
-    def _hyper_parameters(
-        self, quality: int, coded: tuple[slice, slice, slice]
-    ) -> tuple[NDArray[np.uint16], NDArray[np.int32]]:
-        """Table and whole mean of every z that is coded, (Cz·rows·columns,)."""
+    def _hyper_parameters(self, quality: int, count: int) -> tuple[NDArray[np.uint16], NDArray[np.int32]]:
+        """Table and whole mean of every z that is coded, (Cz·count,)."""
         tables, whole_mean = self._fixed_parameters("hyper", quality)
-        count = coded[1].stop * coded[2].stop
         return tables.repeat(count), whole_mean.repeat(count)
 
 
@@ -246,7 +255,10 @@ class VaeChunkCodec(ChunkCodec):
         values = latents[_corner(header)].astype(np.int32).ravel()
         yield Segment(values, tables, whole_mean, header.extent)
 
-    def _read(self, decoder: RansDecoder, header: ChunkHeader, shape: tuple[int, int, int]) -> NDArray[np.int16]:
+    def _read(
+        self, decoder: RansDecoder, header: ChunkHeader, shape: tuple[int, int, int],
+        dtype: "np.dtype[np.signedinteger]",
+    ) -> NDArray[np.signedinteger]:  # fmt: skip
         tables, whole_mean = self._parameters(header)
         values = decoder.read(tables) + whole_mean.astype(np.int64)
         limits = np.iinfo(np.int16)
@@ -255,12 +267,20 @@ class VaeChunkCodec(ChunkCodec):
         latents = np.zeros(shape, np.int16)
         corner = _corner(header)
         latents[corner] = values.reshape(latents[corner].shape)
-        return latents
+        return narrowed(latents, dtype)
 
     def _parameters(self, header: ChunkHeader) -> tuple[NDArray[np.uint16], NDArray[np.int32]]:
         tables, whole_mean = self._fixed_parameters("latent", header.quality)
         channels, count = GROUPS * header.quads, 4 * header.cell_rows * header.cell_columns
         return tables[:channels].repeat(count), whole_mean[:channels].repeat(count)
+
+
+def narrowed(latents: NDArray[np.int16], dtype: "np.dtype[np.signedinteger]") -> NDArray[np.signedinteger]:
+    """Latents as `dtype`. Raises FormatError where it does not hold them."""
+    limits = np.iinfo(dtype)
+    if latents.min() < limits.min or latents.max() > limits.max:
+        raise beyond(latents, dtype)
+    return latents.astype(dtype, copy=False)
 
 
 def chunk_codec(weights: ModelWeights) -> ChunkCodec:

@@ -187,10 +187,10 @@ def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     decoded: list[int] = []
     plain = HyperChunkCodec.decode
 
-    def counted(self: HyperChunkCodec, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    def counted(self: HyperChunkCodec, data: bytes, shape: tuple[int, ...], *dtype: np.dtype) -> np.ndarray:
         decoded.append(len(data))
         time.sleep(0.05)  # long enough for the others to ask for it
-        return plain(self, data, shape)
+        return plain(self, data, shape, *dtype)
 
     monkeypatch.setattr(HyperChunkCodec, "decode", counted)
     with open_compressed(tmp_path / "a.zarr", workers=4) as slide:

@@ -188,10 +188,10 @@ def test_all_workers_decode_what_one_window_needs(
 ) -> None:
     seen, plain = [], HyperChunkCodec.decode
 
-    def noted(self: HyperChunkCodec, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    def noted(self: HyperChunkCodec, data: bytes, shape: tuple[int, ...], *dtype: np.dtype) -> np.ndarray:
         seen.append(threading.current_thread().name)
         time.sleep(0.02)  # long enough for another to take the next
-        return plain(self, data, shape)
+        return plain(self, data, shape, *dtype)
 
     monkeypatch.setattr(HyperChunkCodec, "decode", noted)
     with open_compressed(path, device="cpu", workers=2) as slide:

@@ -246,6 +246,11 @@ def out_of_range(values: NDArray[np.int32]) -> FormatError:
     return FormatError(f"a latent chunk holds values from {values.min()} to {values.max()}; {limits}")
 
 
+def beyond(latents: NDArray[np.int16], dtype: "np.dtype[np.signedinteger]") -> FormatError:
+    """The error for latents that a narrower type does not hold."""
+    return FormatError(f"holds values from {latents.min()} to {latents.max()}, beyond {dtype}")
+
+
 def _integers(values: Array) -> NDArray[np.int64]:
     """Integers that are held in floats of either library, as numpy integers."""
     as_numpy: NDArray[Any] = values if isinstance(values, np.ndarray) else values.cpu().numpy()

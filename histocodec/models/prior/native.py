@@ -7,6 +7,7 @@ layers look for it. Latents have their channels last in memory.
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from histocodec.kernels.instructions import ready
 from histocodec.kernels.layers import EXTRA_ROWS, SUMS_BYTES
 from histocodec.kernels.pack import Packer, aligned, padded
 from histocodec.models.config import GROUPS, HyperConfig
-from histocodec.models.prior.exact import out_of_range
+from histocodec.models.prior.exact import beyond, out_of_range
 from histocodec.models.prior.fast import FastChunk, FastPrior, Integers, Product
 from histocodec.models.prior.graph import (
     ACTIVATION_BITS,
@@ -96,6 +97,7 @@ class NativePrior(FastPrior):
             heads = [[self._head(k, group, at, base) for at in range(0, self.slot, BLOCK)] for group in range(GROUPS)]
             self.steps.append(Step(*(np.array(n, np.int64) for n in ([neighbours, mix], contexts, heads, shifts))))
         self.parameters = packer.finish()
+        self.layout = lru_cache(maxsize=64)(self._layout)
         self.memories: deque[NDArray[np.uint8]] = deque(maxlen=MOST_KEPT)
 
     def _shift(self, name: str, bits: int) -> int:
@@ -171,6 +173,32 @@ class NativePrior(FastPrior):
         by_group[:, :, : sorted_indices.shape[2]] = sorted_indices
         return self._packer.row(by_group.reshape(-1), np.int32), by_group[0].nbytes
 
+    def _layout(self, shape: tuple[int, int, int], extent: tuple[int, int, int]) -> NDArray[np.int64]:
+        """Where the parts of a chunk's working memory begin, and where the last one ends."""
+        _, rows, columns = shape
+        positions, side, room = rows * columns, GROUPS * self.slot, padded(columns // 2, CELLS)
+        quads = padded(extent[0], BLOCK)
+        sizes = [
+            SUMS_BYTES,
+            CELLS * CODES,
+            CELLS * CODES,
+            (positions + EXTRA_ROWS) * (self.context + self.width),
+            (rows + 2) * (columns + 2) * self.context,
+            (positions + 2 * EXTRA_ROWS) * self.context,
+            (positions // 16 + EXTRA_ROWS) * self.inputs,
+            (rows // 4 + 2) * (columns // 4 + 2) * self.width,
+            (positions // 16 + EXTRA_ROWS) * self.width,
+            (rows // 2 + 2) * (columns // 2 + 2) * self.width,
+            (positions // 4 + EXTRA_ROWS) * self.width,
+            (positions + EXTRA_ROWS) * (side + SEEN_GAP),
+            (rows + 2) * (columns + 2) * (2 * side + LATENTS_GAP),
+            ((GROUPS - 1) * extent[0] + quads) * extent[1] * room * 4,
+        ]
+        assert len(sizes) == END
+        layout = np.concatenate([[0], np.cumsum([padded(size) for size in sizes])]).astype(np.int64)
+        layout.setflags(write=False)
+        return layout
+
     def chunk(self, quality: int, shape: tuple[int, int, int], extent: tuple[int, int, int]) -> "NativeChunk":
         """See `FastPrior.chunk`."""
         return NativeChunk(self, quality, shape, extent)
@@ -184,28 +212,8 @@ class NativeChunk(FastChunk):
     def __init__(
         self, prior: NativePrior, quality: int, shape: tuple[int, int, int], extent: tuple[int, int, int]
     ) -> None:
-        _, rows, columns = shape
         self.prior, self.quality, self.shape, self.extent = prior, quality, shape, extent
-        positions, side, room = rows * columns, GROUPS * prior.slot, padded(columns // 2, CELLS)
-        quads = padded(extent[0], BLOCK)
-        sizes = [
-            SUMS_BYTES,
-            CELLS * CODES,
-            CELLS * CODES,
-            (positions + EXTRA_ROWS) * (prior.context + prior.width),
-            (rows + 2) * (columns + 2) * prior.context,
-            (positions + 2 * EXTRA_ROWS) * prior.context,
-            (positions // 16 + EXTRA_ROWS) * prior.inputs,
-            (rows // 4 + 2) * (columns // 4 + 2) * prior.width,
-            (positions // 16 + EXTRA_ROWS) * prior.width,
-            (rows // 2 + 2) * (columns // 2 + 2) * prior.width,
-            (positions // 4 + EXTRA_ROWS) * prior.width,
-            (positions + EXTRA_ROWS) * (side + SEEN_GAP),
-            (rows + 2) * (columns + 2) * (2 * side + LATENTS_GAP),
-            ((GROUPS - 1) * extent[0] + quads) * extent[1] * room * 4,
-        ]
-        assert len(sizes) == END
-        self._layout = np.concatenate([[0], np.cumsum([padded(size) for size in sizes])]).astype(np.int64)
+        self._layout = prior.layout(shape, extent)
         try:  # of a chunk that is done
             self._memory = prior.memories.pop()
         except IndexError:
@@ -216,10 +224,14 @@ class NativeChunk(FastChunk):
     @property
     def latents(self) -> NDArray[np.int16]:
         """The latents placed so far, (C, h, w), channels last in memory."""
+        return self._collected(np.dtype(np.int16))[0]
+
+    def _collected(self, dtype: "np.dtype[np.signedinteger]") -> tuple[NDArray[Any], bool]:
+        """`latents` in another type, and whether that holds them."""
         channels, rows, columns = self.shape
-        y = np.zeros((rows, columns, channels), np.int16)
-        collect(self._memory, self._layout, self.prior.slot, self.extent[0], y)
-        return y.transpose(2, 0, 1)
+        y = np.zeros((rows, columns, channels), dtype)
+        fit = collect(self._memory, self._layout, self.prior.slot, self.extent[0], y)
+        return y.transpose(2, 0, 1), bool(fit)
 
     def begin(self, z: NDArray[np.int64]) -> None:
         """See `FastChunk.begin`."""
@@ -254,8 +266,9 @@ class NativeChunk(FastChunk):
         if not place(values, k, *self.extent, *size, prior.slot, prior.compress, self._memory, self._layout):
             raise out_of_range(values)
 
-    def read(self, decoder: RansDecoder) -> NDArray[np.int16]:
-        """Decodes all steps after `begin`: the latents (C, h, w). Raises FormatError where the stream is broken."""
+    def read(self, decoder: RansDecoder, dtype: "np.dtype[np.signedinteger]") -> NDArray[np.signedinteger]:
+        """Decodes all steps after `begin`: the latents (C, h, w). Raises FormatError where the stream is broken, or
+        `dtype` does not hold a latent."""
         prior, (_, rows, columns) = self.prior, self.shape
         tables, (data, cursors, states) = decoder.tables, decoder.state
         for k in range(GROUPS):
@@ -268,6 +281,8 @@ class NativeChunk(FastChunk):
             if status == BAD_LATENT:
                 raise out_of_range(cursors[2:].astype(np.int32))
             decoder.check(status)
-        latents = self.latents
+        latents, fit = self._collected(dtype)
+        if not fit:
+            raise beyond(self.latents, dtype)
         prior.memories.append(self._memory)
         return latents

@@ -221,9 +221,10 @@ def place(
 
 
 @jit
-def collect(memory: Row, layout: Row, slot: int, quads: int, y: Row) -> None:
-    """The latents placed so far, of which the first `quads` may be other than 0 → y (rows, columns, channels) int16,
-    where there are zeros."""
+def collect(memory: Row, layout: Row, slot: int, quads: int, y: Row) -> bool:
+    """The latents placed so far, of which the first `quads` may be other than 0 → y (rows, columns, channels), int8 or
+    int16, where there are zeros; False where it does not hold them."""
+    lost = np.int16(0)
     halves, per = memory.view(np.int16), GROUPS * slot + LATENTS_GAP // 2
     for row in range(y.shape[0]):
         for column in range(y.shape[1]):
@@ -240,3 +241,9 @@ def collect(memory: Row, layout: Row, slot: int, quads: int, y: Row) -> None:
                 out[4 * quad + 1] = b[quad]
                 out[4 * quad + 2] = c[quad]
                 out[4 * quad + 3] = d[quad]
+            for quad in range(quads):
+                at = 4 * quad
+                lost |= (
+                    (out[at] ^ a[quad]) | (out[at + 1] ^ b[quad]) | (out[at + 2] ^ c[quad]) | (out[at + 3] ^ d[quad])
+                )
+    return bool(lost == 0)
