@@ -20,8 +20,9 @@ BESIDE = tuple(i for i in range(2, BLOCK - 1) if i != BLOCK // 2)  # where steps
 
 @dataclass(frozen=True)
 class Squares:
-    """Sums over smooth places: the squared steps of the error, from one pixel to the next, at the edges of blocks and
-    beside them, in grey values², and how many steps each is a sum of. Those of several images add up."""
+    """Sums over the edges between two smooth blocks: the squared steps of the error, from one pixel to the next, at the
+    edge and within the two blocks, in grey values², and how many steps each is a sum of. Those of several images add
+    up."""
 
     edge: float
     edges: int
@@ -68,12 +69,13 @@ def _along_rows(error: NDArray[np.float32], smooth: NDArray[np.bool_]) -> Square
     shows = smooth.repeat(BLOCK, axis=0)  # (H, W/16)
     steps = np.square(np.diff(error, axis=1)).mean(axis=2)  # (H, W - 1); column i leads to pixel i + 1
     at_edges, both = steps[:, BLOCK - 1 :: BLOCK], shows[:, 1:] & shows[:, :-1]
-    inside = np.stack([steps[:, i - 1 :: BLOCK] for i in BESIDE], axis=2)  # (H, W/16, steps)
+    within = np.stack([steps[:, i - 1 :: BLOCK] for i in BESIDE]).sum(axis=0)  # (H, W/16)
+    # Of the same blocks: one that borders on a busy one has errors that an edge between two smooth ones has not.
     return Squares(
         float(at_edges[both].sum(dtype=np.float64)),
         int(both.sum()),
-        float(inside[shows].sum(dtype=np.float64)),
-        int(shows.sum()) * len(BESIDE),
+        float((within[:, 1:] + within[:, :-1])[both].sum(dtype=np.float64)),
+        2 * int(both.sum()) * len(BESIDE),
     )
 
 

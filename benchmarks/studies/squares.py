@@ -77,10 +77,8 @@ def table(found: Sequence[Coded]) -> str:
         rows = [row for row in found if (row.codec, row.rate) == (codec, rate)]
         bpp, fidelity = (sum(values) / len(rows) for values in zip(*((r.bpp, r.psnr) for r in rows), strict=True))
         all_squares = total(row.squares for row in rows)
-        lines.append(
-            f"| {codec} | {rate:g} | {bpp:.4f} | {fidelity:.2f} dB | {100 * all_squares.excess:+.1f} % "
-            f"| {all_squares.height:.2f} |"
-        )
+        shown = f"{100 * all_squares.excess:+.1f} % | {all_squares.height:.2f}" if all_squares.edges else "– | –"
+        lines.append(f"| {codec} | {rate:g} | {bpp:.4f} | {fidelity:.2f} dB | {shown} |")
     return "\n".join(lines)
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from histocodec.benchmarks.measure.squares import BLOCK, squares, total
-from histocodec.benchmarks.studies.squares import compare, table
+from histocodec.benchmarks.measure.squares import BLOCK, Squares, squares, total
+from histocodec.benchmarks.studies.squares import Coded, compare, table
 from histocodec.errors import UsageError
 from histocodec.slide import Pixels
 from histocodec.sources.synthetic import synthetic_slide
@@ -51,6 +51,15 @@ def test_squares_count_in_smooth_places_alone() -> None:
     assert math.isnan(found.height)
 
 
+def test_a_smooth_block_beside_busy_ones_does_not_count() -> None:
+    image = np.random.default_rng(2).integers(0, 200, (48, 80, 3)).astype(np.uint8)
+    image[16:32, 16:32] = 230  # smooth, and alone
+    image[16:32, 48:80] = 230  # two
+    noisy = image + np.random.default_rng(3).integers(0, 5, image.shape).astype(np.uint8)
+    found = squares(image, noisy)
+    assert (found.edges, found.besides) == (16, 2 * 16 * 12)
+
+
 def test_a_tall_image_has_the_squares_of_a_wide_one() -> None:
     wide, drawn = glass(), with_squares(glass(), 3)
     tall = squares(wide.swapaxes(0, 1), drawn.swapaxes(0, 1))
@@ -65,6 +74,15 @@ def test_images_add_up() -> None:
 def test_images_of_two_sizes_are_not_compared() -> None:
     with pytest.raises(UsageError, match="same"):
         squares(glass(), glass(64))
+
+
+def test_a_table_has_no_figure_where_nothing_is_smooth() -> None:
+    rows = [Coded("a.png", "one", 0.1, 0.09, 30.0, Squares(0.0, 0, 0.0, 0))]
+    rows += [Coded("a.png", "other", 0.1, 0.09, 31.0, Squares(8.0, 2, 6.0, 2))]
+    assert table(rows).splitlines()[2:] == [
+        "| one | 0.1 | 0.0900 | 30.00 dB | – | – |",
+        "| other | 0.1 | 0.0900 | 31.00 dB | +15.5 % | 1.00 |",
+    ]
 
 
 def test_codecs_are_compared_in_the_same_bytes(tmp_path: Path) -> None:
