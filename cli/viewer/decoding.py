@@ -22,7 +22,7 @@ from histocodec.slide import Pixels, Slide
 T = TypeVar("T")
 
 NOTHING = Region(0, 0, 0, 0)
-TOGETHER = 8  # reads that are decoded together at most …
+TOGETHER = 4  # reads that are decoded together at most …
 TOGETHER_PIXELS = 1 << 22  # … and their pixels, beyond the first's
 
 

@@ -63,6 +63,7 @@ class OmeZarrPixels(MadeStore):
     def __init__(self, slide: Slide, chunk: int, version: NgffVersion) -> None:
         self.name = f"view of {slide.name}"
         self._slide, self._chunk, self._version = slide, chunk, version
+        self._shared = slide.container.attributes.chunk_side if isinstance(slide, CompressedSlide) else chunk
         layout = _version_5 if version == "0.5" else _version_4
         self._metadata = {key: json.dumps(value).encode() for key, value in layout(slide, chunk).items()}
         self._key = re.compile(r"(\d+)/c/0/(\d+)/(\d+)" if version == "0.5" else r"(\d+)/0/(\d+)/(\d+)")
@@ -83,9 +84,13 @@ class OmeZarrPixels(MadeStore):
                 data[number] = chunk_bytes(pixels)
         return data
 
-    def is_chunk(self, key: str) -> bool:
-        """Whether the object is pixels, which take their time."""
-        return self.region_of(key) is not None
+    def group_of(self, key: str) -> tuple[int, int, int] | None:
+        """What chunks have in common that are best decoded together: the level, and the chunk of the container that
+        their first pixel lies in; None for what is not pixels."""
+        if (place := self.region_of(key)) is None:
+            return None
+        level, region = place
+        return level, region.y // self._shared, region.x // self._shared
 
     def size(self, key: str) -> int | None:
         """See `Store`."""
@@ -107,7 +112,7 @@ class OmeZarrPixels(MadeStore):
         """See `Store`."""
         from histocodec.formats.decode.together import TogetherView  # here: it needs zarr
 
-        return TogetherView(self, self.is_chunk, self.read_together)
+        return TogetherView(self, self.group_of, self.read_together)
 
     def region_of(self, key: str) -> tuple[int, Region] | None:
         """Level and pixels of a chunk; None where there is no such chunk."""

@@ -253,7 +253,6 @@ class CompressedSlide(OpenSlideFace):
         level, size = level_and_size("read_batch", where, named)
         self._checked_level(level)  # even without any location
         pixels = np.empty((len(locations), size[1], size[0], 3), np.uint8)
-        pixels[...] = self.background or WHITE
         # Neighbours together, so that they share what is decoded; all at once, their chunks would be many objects.
         side = self.container.attributes.chunk_side * self.levels[level].downsample
         order = sorted(range(len(locations)), key=lambda i: (locations[i][1] // side, locations[i][0] // side))
@@ -270,25 +269,26 @@ class CompressedSlide(OpenSlideFace):
         """
         self._checked_level(level)
         pixels = [np.empty((region.height, region.width, 3), np.uint8) for region in regions]
-        for part in pixels:
-            part[...] = self.background or WHITE
         self._read_regions(regions, level, pixels)
         return pixels
 
     def _read_regions(self, regions: Sequence[Region], level: int, pixels: Sequence[Pixels]) -> None:
-        """Writes the pixels of regions of a level to the arrays `pixels`, which hold the background colour."""
+        """Writes the pixels of regions of a level to the arrays `pixels`."""
         attributes, decoder = self.container.attributes, self.decoder
         insides = [region.intersect(self.levels[level].region) for region in regions]
         readers: dict[ChunkKey, list[int]] = {}  # the numbers of the regions that need a chunk
         large: set[int] = set()
         for i, inside in enumerate(insides):
+            if inside != regions[i]:  # only where it will be seen: it is slow
+                pixels[i][...] = self.background or WHITE
             keys = decoder.reader.stored_in(level, inside)
             first = list(islice(keys, BATCH_CHUNKS + 1))
             if len(first) > BATCH_CHUNKS:
                 large.add(i)
                 decoder.copy(level, inside, pixels[i][inside.within(regions[i])])
                 continue
-            pixels[i][inside.within(regions[i])] = decoder.reader.stats.background
+            if decoder.reader.has_background(level, inside):
+                pixels[i][inside.within(regions[i])] = decoder.reader.stats.background
             for key in first:
                 readers.setdefault(key, []).append(i)
         crowded = decoder.crowded(insides, readers)
