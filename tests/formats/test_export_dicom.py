@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import openslide
 import pytest
@@ -24,6 +25,8 @@ from tests.support.pictures import assert_regions_are_crops
 from tests.support.slides import whole
 
 pydicom = pytest.importorskip("pydicom")
+if not getattr(getattr(imagecodecs, "HTJ2K", None), "available", False):
+    pytest.skip("HTJ2K needs imagecodecs 2026.1.1 or later", allow_module_level=True)
 
 FILES = ["label.dcm", "level-0.dcm", "level-1.dcm", "overview.dcm"]
 CODINGS = [("jpeg", 90), ("jpeg2000", None), ("jpeg2000", 45), ("htj2k", None), ("htj2k", 45)]

@@ -47,7 +47,7 @@ def created(
     dtype: str = "int8",
     side: int = 8,
     shape: tuple[int, ...] = (CHANNELS, 20, 13),
-) -> zarr.Array[Any]:
+) -> "zarr.Array[Any]":
     sharding = ShardingCodec(chunk_shape=(shape[0], side, side), codecs=[codec, Crc32cCodec()])
     return zarr.create_array(
         path,

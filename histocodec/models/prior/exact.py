@@ -135,7 +135,7 @@ class IntegerOps:
 
     def join(self, a: Array, b: Array) -> Array:
         """See `Ops.join`."""
-        return self.prior.xp.concat((a, b), 1)
+        return self.prior.xp.concatenate((a, b), 1)
 
     def fold(self, x: Array) -> Array:
         """See `Ops.fold`."""
