@@ -144,7 +144,7 @@ class Guard:
         if named and "text/html" in headers.get("accept", ""):
             # To the same page without the token in its address, which is shown, kept in the history and copied.
             rest = urlencode([(key, value) for key, value in query if key != "token"])
-            place = scope["raw_path"].decode("latin-1") if scope.get("raw_path") else scope["path"]
+            place = scope["raw_path"].decode("latin-1").partition("?")[0] if scope.get("raw_path") else scope["path"]
             target = "/" + place.lstrip("/") + (f"?{rest}" if rest else "")
             return Response(status_code=303, headers={"Location": target, "Set-Cookie": self._set_cookie()})
         return None
