@@ -116,14 +116,17 @@ class OpenSlideFace(openslide.AbstractSlide):
         closed; all errors are `OpenSlideError`s, too."""
         with openslide_errors():
             region = self._region_at(location, level, size)
-            rgba = np.zeros((region.height, region.width, 4), np.uint8)
             inside = region.intersect(self.levels[level].region)
-            if not inside.empty:
-                part = inside.within(region)
-                rgba[(*part, slice(3))] = self.read(inside, level)
-                rgba[(*part, 3)] = 255
+            if inside == region and not inside.empty:
+                image = Image.fromarray(self.read(inside, level)).convert("RGBA")
+            else:
+                rgba = np.zeros((region.height, region.width, 4), np.uint8)
+                if not inside.empty:
+                    part = inside.within(region)
+                    rgba[(*part, slice(3))] = self.read(inside, level)
+                    rgba[(*part, 3)] = 255
+                image = Image.fromarray(rgba)
             profile = self.icc_profile
-        image = Image.fromarray(rgba)
         if profile is not None:
             image.info["icc_profile"] = profile
         return image

@@ -66,3 +66,25 @@ def test_workers_that_began_without_torch_use_one_core_each_once_it_is_there(mon
     assert workers.run(torch.get_num_threads) == 1
     assert torch.get_num_threads() == before
     workers.close()
+
+
+LOADED = """
+import sys, histocodec
+with histocodec.open(sys.argv[1], device="cpu") as slide:
+    slide.read_region((0, 0), 0, (256, 256))
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+# What a local read does without; each takes as long to import as many regions to decode.
+NOT_LOADED = (
+    "asyncio", "click", "filelock", "http", "imagecodecs", "jsonschema", "numba", "numcodecs", "obstore", "rich",
+    "scipy", "ssl", "starlette", "tifffile", "torch", "triton", "wsidicom", "zarr",
+)  # fmt: skip
+
+
+def test_a_read_loads_what_it_needs_alone(container: Path) -> None:
+    arguments = [sys.executable, "-c", LOADED, str(container)]
+    subprocess.run(arguments, capture_output=True, check=True)  # compiles what is not there
+    loaded = subprocess.run(arguments, capture_output=True, check=True, text=True).stdout.split()
+    assert "numpy" in loaded
+    assert not {*NOT_LOADED} & {*loaded}
