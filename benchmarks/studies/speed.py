@@ -125,8 +125,10 @@ def measure_speed(
     threads: Sequence[int],
     repeat: int,
     effort: float | None = None,
+    encoding: bool = True,
 ) -> Measured:
-    """Measure everything for pixels (H, W, 3) uint8 in memory. A GPU is timed with the largest number of threads only.
+    """Measure everything for pixels (H, W, 3) uint8 in memory, or all but `encoding`. A GPU is timed with the largest
+    number of threads only.
 
     `model` must be installed under its id.
     """
@@ -150,6 +152,8 @@ def measure_speed(
         jobs = [job for ours in codecs for job in our_jobs(ours)]
         jobs += [gpu_job(ours) for ours in codecs if ours.device != "cpu"]
         jobs += [job for count in threads for job in peer_jobs(PEER, pixels, theirs, count)]
+        if not encoding:
+            jobs = [job for job in jobs if job.what != "encode"]
         jobs.sort(key=lambda job: (job.what not in COMPARED, job.what, job.threads))  # rivals side by side
         timings = timed(jobs, repeat)
         say("measuring memory")
@@ -193,7 +197,14 @@ def ratios(timings: Sequence[Timing]) -> list[Ratio]:
 
 
 def speed_of_slide(
-    path: Path, *, model: Model, threads: int, device: str, effort: float | None = None, repeat: int = REPEAT
+    path: Path,
+    *,
+    model: Model,
+    threads: int,
+    device: str,
+    effort: float | None = None,
+    repeat: int = REPEAT,
+    encoding: bool = True,
 ) -> SpeedResult:
     """Measure a square full of tissue, on one thread and on `threads`.
 
@@ -217,6 +228,7 @@ def speed_of_slide(
         threads=sorted({1, threads}),
         repeat=repeat,
         effort=effort,
+        encoding=encoding,
     )
     return SpeedResult(machine, model, path.name, str(region), measured)
 
@@ -255,10 +267,19 @@ def speed_lines(result: SpeedResult) -> list[str]:
 @click.option("--effort", type=click.FloatRange(0, 9), help="Search effort, as in `histocodec encode`.")
 @click.option("--threads", type=click.IntRange(min=1), help="Besides one thread.  [default: one a core]")
 @click.option("--repeat", type=click.IntRange(min=1), default=REPEAT, show_default=True, help="Rounds that are timed.")
+@click.option("--no-encode", is_flag=True, help="Time decoding alone.")
 @click.option("--device", default="auto", metavar="auto|cpu|cuda", show_default=True, help="Where networks run.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def main(
-    slide: Path, *, model: str, effort: float | None, threads: int | None, repeat: int, device: str, as_json: bool
+    slide: Path,
+    *,
+    model: str,
+    effort: float | None,
+    threads: int | None,
+    repeat: int,
+    no_encode: bool,
+    device: str,
+    as_json: bool,
 ) -> None:
     """Time a square of tissue of SLIDE, beside OpenJPEG at the same PSNR."""
     with installed(model) as weights:
@@ -269,6 +290,7 @@ def main(
             device=device,
             effort=effort,
             repeat=repeat,
+            encoding=not no_encode,
         )
     if as_json:
         print_json(result)
