@@ -38,7 +38,7 @@ LARGE = 256  # chunks: a slide on which the first part is worth a second or two 
 STEP = 0.08  # standard deviations, and octaves of them, along each direction; half of it the second time
 MOST_STEPS = 2.0  # how far a parabola may lead
 LEAST_SHARE = 0.1  # of a step: nearer to the middle, a parabola's lowest point is not tried
-PASSES = 2  # over all directions at most, with an effort of 2 and above
+PASSES, MOST_PASSES = 2, 3  # over all directions, for each level of effort, and at most
 QUALITY_STEP = 4  # makes a slide fainter by a seventh
 CURVE_OFFSETS = (-9, 0, 9)  # qualities around the given one, by which rate over distortion is known
 LEAST_GAIN = 1e-4  # relative bits
@@ -132,9 +132,7 @@ def search_statistics(
             if found >= least - LEAST_GAIN_OF_QUALITY:
                 break
             best, best_y, least = OperatingPoint(stats, quality), y, found
-    count = min(round(len(DIRECTIONS) * effort), PASSES * len(DIRECTIONS))
-    if effort and not count:
-        count = 1
+    count = min(round(PASSES * len(DIRECTIONS) * effort), MOST_PASSES * len(DIRECTIONS))
     return _moved_along(best, best_y, least, count, analysed, relative, align)
 
 
