@@ -154,7 +154,13 @@ def _moved_along(
 
     changes: dict[int, Analysed] = {}  # of y, for a move of 1 along each direction
 
+    # Background that is decoded exactly hangs on how its y is rounded: then every candidate is analysed.
+    extrapolates = align(start.stats, start.quality) is start.stats
+
     def cost(moves: Numbers) -> float:
+        if not extrapolates:
+            point = at(moves)
+            return relative(point, analysed(point.stats))
         y = start_y
         for n in np.flatnonzero(moves):
             share = np.float32(moves[n])
@@ -169,7 +175,7 @@ def _moved_along(
             there = at(size * unit)
             if np.allclose(there.stats.mean, start.stats.mean) and np.allclose(there.stats.std, start.stats.std):
                 continue  # aligning undoes it
-            y = analysed(there.stats)
+            y = analysed(there.stats) if extrapolates else start_y
             changes[n] = [(new - old) / np.float32(size) for new, old in zip(y, start_y, strict=True)]
         tried = {0.0: lowest, **{step: cost(best + step * size * unit) for step in (1.0, -1.0)}}
         bend = tried[1.0] + tried[-1.0] - 2 * lowest
