@@ -19,9 +19,9 @@ import click
 import numpy as np
 import openslide
 
-import histocodec
 from histocodec.benchmarks.studies.run_command import run_command
 from histocodec.errors import UsageError
+from histocodec.formats.decode.slide import open_compressed
 
 SIDE = 256  # pixels of a patch
 TURNS = 3
@@ -52,7 +52,7 @@ def reader(kind: str, path: Path, cache_bytes: int) -> tuple[Read, Sizes]:
     if kind == "openslide":
         source = openslide.OpenSlide(path)
         return lambda x, y: source.read_region((x, y), 0, (SIDE, SIDE)), Sizes(*source.dimensions)
-    slide = histocodec.open(path, device="cpu", workers=1, cache_bytes=cache_bytes)
+    slide = open_compressed(path, device="cpu", workers=1, cache_bytes=cache_bytes)
     return lambda x, y: slide.read_array(x, y, SIDE, SIDE), Sizes(*slide.dimensions)
 
 
@@ -98,7 +98,7 @@ def cold(path: Path, places: list[tuple[int, int]]) -> float:
     """The shortest milliseconds of reading a patch with nothing cached but what opening a slide has read."""
     best = float("inf")
     for x, y in places * (COLD_READS // len(places)):
-        with histocodec.open(path, device="cpu") as slide:
+        with open_compressed(path, device="cpu") as slide:
             slide.read_array(0, 0, 1, 1)  # makes the decoder; the corner is seldom where the patches are
             began = time.perf_counter()
             slide.read_array(x, y, SIDE, SIDE)
@@ -118,7 +118,7 @@ def first(path: Path, x: int, y: int) -> float:
 
 def busiest_chunk(path: Path) -> tuple[int, int]:
     """The corner of the chunk of level 0 with the most bytes that has a neighbour on the right and below."""
-    with histocodec.open(path, device="cpu") as slide:
+    with open_compressed(path, device="cpu") as slide:
         sizes = np.array(slide.container.maps(0).size)[:-1, :-1]  # type: ignore[attr-defined]  # of version 2
         row, column = np.unravel_index(int(sizes.argmax()), sizes.shape)
         side = slide.container.attributes.chunk_side
@@ -133,7 +133,7 @@ def busiest_chunk(path: Path) -> tuple[int, int]:
 @click.option("--cache", default=16, show_default=True, help="MiB that each process keeps of the container.")
 def main(source: Path, container: Path, *, seconds: float, processes: int, cache: int) -> None:
     """Read patches of level 0 of CONTAINER, and of SOURCE, from which it was encoded, with OpenSlide."""
-    with openslide.OpenSlide(source) as one, histocodec.open(container, device="cpu") as other:
+    with openslide.OpenSlide(source) as one, open_compressed(container, device="cpu") as other:
         if one.dimensions != other.dimensions:
             raise UsageError(f"{container}: has {other.dimensions} pixels, {source} has {one.dimensions}")
     cache_bytes = cache << 20
@@ -149,7 +149,7 @@ def main(source: Path, container: Path, *, seconds: float, processes: int, cache
             f"{name}, {count} processes: {ours:.0f} patches/s, OpenSlide {theirs:.0f}, ratio {ours / theirs:.2f}"
         )
     x, y = busiest_chunk(container)
-    with histocodec.open(container, device="cpu") as slide:
+    with open_compressed(container, device="cpu") as slide:
         side = slide.container.attributes.chunk_side
     inside, corner = (side - SIDE) // 2, side - SIDE // 2
     click.echo(f"cold, in one chunk: {cold(container, [(x + inside, y + inside)]):.2f} ms")
