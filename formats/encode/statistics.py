@@ -5,9 +5,8 @@ mean and deviation: what counts is the bits and the error. The search has two pa
 
 1. The slide is taken for a fainter one at a lower quality, or for a stronger one at a higher: mean and deviations move
    towards the background in proportion, or away from it, as long as a sample of the tissue costs less at equal error.
-2. Means, and deviations relative to each other, move along one direction after the other: both ways, then to where a
-   parabola through the costs is lowest. What a small move does to y is measured once for each direction; the y of every
-   other move is extrapolated from that, since analysing is dear.
+2. Mean and deviations change at random, these relative to each other, in steps that grow with success and shrink with
+   failure (a (1+1) evolution strategy; Schumer and Steiglitz 1968).
 """
 
 import math
@@ -35,30 +34,15 @@ LEAST_PIECES, PIECES_OF_A_CHUNK = 6, 0.4  # on slides so small that 12 would be 
 STRIP = 3  # pieces that are coded side by side, as one: what lies between kernels takes a third of the time
 FEW_CHUNKS = 6  # up to so many are tried whole
 LARGE = 256  # chunks: a slide on which the first part is worth a second or two without effort, too
-STEP = 0.08  # standard deviations, and octaves of them, along each direction; half of it the second time
-MOST_STEPS = 2.0  # how far a parabola may lead
-LEAST_SHARE = 0.1  # of a step: nearer to the middle, a parabola's lowest point is not tried
-PASSES, MOST_PASSES = 2, 3  # over all directions, for each level of effort, and at most
+TRIES, MOST_TRIES = 12, 24  # random directions for each level of effort, and at most; each is tried both ways
+FIRST_STEP, LEAST_STEP, MOST_STEP = 0.05, 0.004, 0.15  # standard deviations, and octaves of them
+GROWTH, SHRINKAGE = 1.3, 0.85  # of the step, so that one success balances about two failures
 QUALITY_STEP = 4  # makes a slide fainter by a seventh
 CURVE_OFFSETS = (-9, 0, 9)  # qualities around the given one, by which rate over distortion is known
 LEAST_GAIN = 1e-4  # relative bits
 LEAST_GAIN_OF_QUALITY = 0.01  # the same for another quality, which is judged less surely
 
 Numbers = NDArray[np.float64]
-Analysed = list[NDArray[np.float32]]  # y of each chunk or strip of the sample
-
-# Moves of the three means and of the three deviations: first all means alike, and contrasts between colours.
-DIRECTIONS: Numbers = np.array(
-    [
-        [1, 1, 1, 0, 0, 0],
-        [0, 0, 0, 2, -1, -1],
-        [0, 0, 0, 0, 1, -1],
-        [1, -1, 0, 0, 0, 0],
-        [1, 1, -2, 0, 0, 0],
-    ],
-    np.float64,
-)
-DIRECTIONS /= np.linalg.norm(DIRECTIONS, axis=1, keepdims=True)
 
 
 @dataclass(frozen=True)
@@ -99,99 +83,47 @@ def search_statistics(
     if not sample:
         return best
 
-    def analysed(stats: ChannelStats) -> Analysed:
-        stride = transform.weights.config.stride
-        return list(workers.map(lambda piece: transform.analyse(pad_pixels(piece, stride), Margin(), stats), sample))
+    stride = transform.weights.config.stride
 
-    def cost(point: OperatingPoint, y: Analysed) -> _Cost:
-        windows = [Window(each, Margin(), piece) for each, piece in zip(y, sample, strict=True)]
-        plain = Quantiser(transform, codec, point.stats, lambda: windows[0], effort=0)
-        bits, errors = zip(*workers.map(lambda window: plain.rounded_cost(window, point.quality), windows), strict=True)
+    def cost(point: OperatingPoint) -> _Cost:
+        def window(piece: Pixels) -> Window:
+            return Window(transform.analyse(pad_pixels(piece, stride), Margin(), point.stats), Margin(), piece)
+
+        plain = Quantiser(transform, codec, point.stats, lambda: window(sample[0]), effort=0)
+        pairs = workers.map(lambda piece: plain.rounded_cost(window(piece), point.quality), sample)
+        bits, errors = zip(*pairs, strict=True)
         return _Cost(sum(bits), sum(errors))
 
-    first_y, costs = analysed(start.stats), []
-    for quality in sorted({min(max(0, start.quality + offset), QUALITIES - 1) for offset in CURVE_OFFSETS}):
-        stats = align(start.stats, quality)
-        costs.append(cost(OperatingPoint(stats, quality), first_y if stats is start.stats else analysed(stats)))
-    curve = _curve(costs)
+    qualities = sorted({min(max(0, start.quality + offset), QUALITIES - 1) for offset in CURVE_OFFSETS})
+    curve = _curve([cost(OperatingPoint(align(start.stats, quality), quality)) for quality in qualities])
     if len(curve) < 2:
         return best
 
-    def relative(point: OperatingPoint, y: Analysed) -> float:
-        """The logarithm of this point's bits over those that `start` needs for the same error."""
-        costs = cost(point, y)
-        return math.log(costs.bits) - _log_bits(curve, costs.error)
+    def improves(stats: ChannelStats, quality: int, gain: float = LEAST_GAIN) -> bool:
+        """Makes them the best point if they save `gain` of the bits that `start` needs for the same error."""
+        nonlocal best, least
+        candidate = OperatingPoint(align(stats, quality), quality)
+        costs = cost(candidate)
+        relative = math.log(costs.bits) - _log_bits(curve, costs.error)
+        if relative >= least - gain:
+            return False
+        best, least = candidate, relative
+        return True
 
-    best_y = first_y
     for step in (-QUALITY_STEP, QUALITY_STEP):
         for quality in range(start.quality + step, -1 if step < 0 else QUALITIES, step):
             factor = transform.weights.hyper.fainter_by(start.quality, quality)
-            stats = align(start.stats.fainter(scope.background, factor), quality)
-            y = analysed(stats)
-            found = relative(OperatingPoint(stats, quality), y)
-            if found >= least - LEAST_GAIN_OF_QUALITY:
+            if not improves(start.stats.fainter(scope.background, factor), quality, LEAST_GAIN_OF_QUALITY):
                 break
-            best, best_y, least = OperatingPoint(stats, quality), y, found
-    count = min(round(PASSES * len(DIRECTIONS) * effort), MOST_PASSES * len(DIRECTIONS))
-    return _moved_along(best, best_y, least, count, analysed, relative, align)
-
-
-def _moved_along(
-    start: OperatingPoint,
-    start_y: Analysed,
-    least: float,
-    count: int,
-    analysed: Callable[[ChannelStats], Analysed],
-    relative: Callable[[OperatingPoint, Analysed], float],
-    align: Callable[[ChannelStats, int], ChannelStats],
-) -> OperatingPoint:
-    """`start`, or a point that `count` directions, one after the other, lead to and that costs less. Its own cost is
-    `least`, its y `start_y`."""
-
-    def at(moves: Numbers) -> OperatingPoint:
-        move = moves @ DIRECTIONS
-        return OperatingPoint(align(_moved(start.stats, move[:3], move[3:]), start.quality), start.quality)
-
-    changes: dict[int, Analysed] = {}  # of y, for a move of 1 along each direction
-
-    # Background that is decoded exactly hangs on how its y is rounded: then every candidate is analysed.
-    extrapolates = align(start.stats, start.quality) is start.stats
-
-    def cost(moves: Numbers) -> float:
-        if not extrapolates:
-            point = at(moves)
-            return relative(point, analysed(point.stats))
-        y = start_y
-        for n in np.flatnonzero(moves):
-            share = np.float32(moves[n])
-            y = [each + share * change for each, change in zip(y, changes[int(n)], strict=True)]
-        return relative(at(moves), y)
-
-    best, lowest = np.zeros(len(DIRECTIONS)), least
-    for turn in range(count):
-        n, size = turn % len(DIRECTIONS), STEP / 2 ** (turn // len(DIRECTIONS))
-        unit = np.eye(len(DIRECTIONS))[n]
-        if n not in changes:
-            there = at(size * unit)
-            if np.allclose(there.stats.mean, start.stats.mean) and np.allclose(there.stats.std, start.stats.std):
-                continue  # aligning undoes it
-            y = analysed(there.stats) if extrapolates else start_y
-            changes[n] = [(new - old) / np.float32(size) for new, old in zip(y, start_y, strict=True)]
-        tried = {0.0: lowest, **{step: cost(best + step * size * unit) for step in (1.0, -1.0)}}
-        bend = tried[1.0] + tried[-1.0] - 2 * lowest
-        step = (
-            (tried[-1.0] - tried[1.0]) / (2 * bend) if bend > 0 else math.copysign(math.inf, tried[-1.0] - tried[1.0])
-        )
-        step = min(max(step, -MOST_STEPS), MOST_STEPS)
-        if min(abs(step - known) for known in tried) > LEAST_SHARE:
-            tried[step] = cost(best + step * size * unit)
-        chosen = min(tried, key=lambda step: tried[step])
-        if tried[chosen] < lowest - LEAST_GAIN:
-            best, lowest = best + chosen * size * unit, tried[chosen]
-    found = at(best)
-    if not best.any() or relative(found, analysed(found.stats)) > least - LEAST_GAIN:
-        return start
-    return found
+    rng, size = np.random.default_rng(0), FIRST_STEP
+    for _ in range(min(round(TRIES * effort), MOST_TRIES)):
+        shift, stretch = rng.normal(0, size, 3), rng.normal(0, size, 3)
+        before = best
+        if any(improves(_moved(before.stats, sign * shift, sign * stretch), before.quality) for sign in (1, -1)):
+            size = min(MOST_STEP, size * GROWTH)
+        else:
+            size = max(LEAST_STEP, size * SHRINKAGE)
+    return best
 
 
 def _sample(scope: Scope) -> list[Pixels]:
