@@ -5,12 +5,12 @@ Each object has one function, which takes the address of int64s: room for the ke
 but the C library, so it can be loaded on its own, at any address.
 
 Kernels that call each other are compiled into one another: numba types a `Kernel` by `KernelType` and an `Intrinsic` as
-its own intrinsics.
+its own intrinsics. Most of the time goes into numba's own Python, not into LLVM. So what several kernels call is
+translated once in a process, and branches that a kernel's `CONSTANT` decides are gone before anything else looks at
+them.
 """
 
-import ctypes
-import os
-import re
+import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,22 +23,31 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils, compiler, datamodel, event
+from numba.core import compiler, datamodel, event, untyped_passes
+from numba.core import ir as numba_ir
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.compiler_machinery import FunctionPass, register_pass
 from numba.core.registry import cpu_target
-from numba.core.runtime import nrtdynmod, rtsys
+from numba.core.runtime import rtsys
 from numba.extending import intrinsic, typeof_impl
 from numba.np import numpy_support
-from numba.np.arrayobj import populate_array
 
+from histocodec.kernels.entry import define_entry, define_memory, refers_elsewhere, result_of
 from histocodec.kernels.intrinsics import Intrinsic
-from histocodec.kernels.objects import SYMBOL, Kind, Result, Stored, store, stored, writable_folder
+from histocodec.kernels.objects import (
+    CONSTANT,
+    SYMBOL,
+    Kind,
+    Known,
+    Stored,
+    store,
+    stored,
+    writable_folder,
+)
 
 SAID = "histocodec: compiling kernels for this processor, once; `histocodec warm` does that ahead"
 WAIT_SECONDS = 120.0  # for another process that compiles; after that, both do
-HEADER_BYTES = 64  # before the arrays that a kernel allocates; numba's header has 40
-I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
-POINTER = I8.as_pointer()
+I64 = ir.IntType(64)
 
 
 class Kernel(Protocol):
@@ -71,7 +80,7 @@ class KernelType(types.Callable, types.Dummy):  # type: ignore[misc]  # numba ha
         """The signature of a call; compiles the kernel for it."""
         if kws:
             args = tuple(Signature.from_callable(self.kernel.function).bind(*args, **kws).args)
-        return _builds[-1].compiled(self.kernel, tuple(types.unliteral(arg) for arg in args)).signature
+        return _builds[-1].compiled(self.kernel, _argument_types(self.kernel, args)).signature
 
     def get_call_signatures(self) -> tuple[list[Any], bool]:
         """None that would be known before a call."""
@@ -85,6 +94,15 @@ class KernelType(types.Callable, types.Dummy):  # type: ignore[misc]  # numba ha
 datamodel.register_default(KernelType)(datamodel.models.OpaqueModel)
 
 
+def _argument_types(kernel: Kernel, args: Any) -> Any:
+    """The types of a call's arguments: no literals, but for CONSTANT."""
+    names = Signature.from_callable(kernel.function).parameters
+    return tuple(
+        arg if name == CONSTANT and isinstance(arg, types.IntegerLiteral) else types.unliteral(arg)
+        for name, arg in zip(names, args, strict=True)
+    )
+
+
 @cache
 def _introduce(kernels: type[Kernel]) -> None:
     """Has numba know the class of kernels."""
@@ -93,13 +111,17 @@ def _introduce(kernels: type[Kernel]) -> None:
 
 @typeof_impl.register(Intrinsic)  # type: ignore[untyped-decorator]  # numba is not followed
 def _typeof_intrinsic(described: Intrinsic, context: Any) -> Any:
+    return _type_of_intrinsic(described)
+
+
+@cache
+def _type_of_intrinsic(described: Intrinsic) -> Any:
     typing = cpu_target.typing_context
     made = _intrinsic(described)
     typing.refresh()  # which makes numba know it
     return typing.resolve_value_type(made)
 
 
-@cache
 def _intrinsic(described: Intrinsic) -> Any:
     """An intrinsic of numba's."""
 
@@ -129,33 +151,95 @@ def _intrinsic(described: Intrinsic) -> Any:
     return intrinsic(typed)
 
 
-class Build:
-    """What numba makes of a kernel and all that it calls: in one library of code, so that LLVM optimises it once; or,
-    without one, a library for each, for functions that numba itself calls."""
+@register_pass(mutates_CFG=False, analysis_only=False)
+class _KnownArguments(FunctionPass):  # type: ignore[misc]
+    """Puts the value in place of an argument that is known, so that numba prunes the branches that it decides."""
 
-    def __init__(self, library: Any = None) -> None:
-        self.library = library
+    _name = "histocodec_known_arguments"
+
+    def __init__(self) -> None:
+        FunctionPass.__init__(self)
+
+    def run_pass(self, state: Any) -> bool:
+        """Whether it changed anything."""
+        changed = False
+        for block in state.func_ir.blocks.values():
+            for statement in block.find_insts(numba_ir.Assign):
+                kind = state.args[statement.value.index] if isinstance(statement.value, numba_ir.Arg) else None
+                if isinstance(kind, types.IntegerLiteral):
+                    known = numba_ir.Const(kind.literal_value, statement.loc)
+                    state.func_ir._definitions[statement.target.name] = [known]
+                    statement.value = known
+                    changed = True
+        return changed
+
+
+class _Compiler(compiler.CompilerBase):  # type: ignore[misc]
+    """numba's compiler with `_KnownArguments`."""
+
+    def define_pipelines(self) -> list[Any]:
+        """See `CompilerBase`."""
+        passes = compiler.DefaultPassBuilder.define_nopython_pipeline(self.state)
+        passes.add_pass_after(_KnownArguments, untyped_passes.IRProcessing)
+        passes.finalize()
+        return [passes]
+
+
+class Build:
+    """What numba makes of kernels and of all that they call. With `apart`, each has a library of code, as functions
+    need that numba itself calls; else a module that is neither optimised nor loaded, for `linked`."""
+
+    def __init__(self, *, apart: bool) -> None:
+        self._apart = apart
         self._results: dict[tuple[Kernel, Any], Any] = {}
+        self._called: dict[Any, dict[Any, None]] = {}  # by what calls them
+        self._under_way: list[Any] = []
 
     def compiled(self, kernel: Kernel, argument_types: Any) -> Any:
         """numba's result for a kernel, whose code is not loaded."""
         key = (kernel, argument_types)
+        if self._under_way:
+            self._called[self._under_way[-1]][key] = None
         if key not in self._results:
             flags = compiler.Flags()
             flags.nrt = True
             flags.error_model = "numpy"
             flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
             typing, target = cpu_target.typing_context, cpu_target.target_context
-            result = compiler.compile_extra(
-                typing, target, kernel.function, argument_types, None, flags, {}, library=self.library
-            )
-            libraries = [result.library] if self.library is None else []
-            target.insert_user_function((self, *key), result.fndesc, libraries)
+            library = None if self._apart else target.codegen().create_library(kernel.name)
+            self._called[key] = {}
+            self._under_way.append(key)
+            try:
+                result = compiler.compile_extra(
+                    typing, target, kernel.function, argument_types, None, flags, {}, library=library,
+                    pipeline_class=_Compiler,
+                )  # fmt: skip
+            finally:
+                self._under_way.pop()
+            target.insert_user_function((self, *key), result.fndesc, [result.library] if self._apart else [])
             self._results[key] = result
         return self._results[key]
 
+    def linked(self, kernel: Kernel, argument_types: Any, library: Any) -> None:
+        """Puts the code of a kernel, which was compiled, and of all that it calls into one library, which LLVM can then
+        optimise as a whole."""
+        needed: dict[Any, None] = {}
+        waiting, runtime = [(kernel, argument_types)], {}
+        while waiting:
+            key = waiting.pop()
+            if key not in needed:
+                needed[key] = None
+                module = self._results[key].library
+                library._final_module.link_in(module._final_module, preserve=True)
+                runtime.update(dict.fromkeys(module._linking_libraries))
+                waiting += self._called[key]
+        for other in runtime:
+            if other is not rtsys.library:
+                library._final_module.link_in(other._get_module_for_linking(), preserve=True)
 
-_builds = [Build()]  # the last is the one that goes on; numba compiles one function at a time
+
+_OBJECTS = Build(apart=False)
+_builds = [Build(apart=True)]  # the last is the one that goes on; numba compiles one function at a time
 
 
 # Objects.
@@ -234,6 +318,8 @@ def _type_of(kind: Kind) -> Any:
     """numba's type of a kind of argument."""
     if kind is int:
         return types.int64
+    if isinstance(kind, Known):
+        return types.literal(kind.value)
     if kind is float:
         return types.float64
     if kind is bool:
@@ -246,36 +332,47 @@ def _type_of(kind: Kind) -> Any:
     return types.Tuple([_type_of(member) for member in kind])
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Has Python not look for garbage while numba builds up what it needs, which takes a tenth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 @global_compiler_lock  # type: ignore[untyped-decorator]
+@_uncollected()
 def _object(kernel: Kernel, argument_types: tuple[Any, ...]) -> Stored:
     """The object of a kernel, or none where only numba can run it: it returns an array, say."""
     typing, target = cpu_target.typing_context, cpu_target.target_context
     typing.refresh()
     target.refresh()
-    library = target.codegen().create_library(kernel.name)
-    _builds.append(Build(library))
+    _builds.append(_OBJECTS)
     try:
-        compiled = _builds[-1].compiled(kernel, argument_types)
+        compiled = _OBJECTS.compiled(kernel, argument_types)
     finally:
         _builds.pop()
-    result = _result_of(compiled.fndesc.restype)
+    result = result_of(compiled.fndesc.restype)
     if result is None:
         return Stored(b"", "nothing")
+    library = target.codegen().create_library(kernel.name)
     module = target.create_module(f"{kernel.name}.entry")
-    _define_entry(target, module, compiled.fndesc)
-    _define_memory(module)
-    library.add_ir_module(module)
+    define_entry(target, module, compiled.fndesc)
+    define_memory(module)
     # As `library.finalize`, which would also give this code, and what stands for the runtime, to all that numba runs.
-    for other in dict.fromkeys(library._linking_libraries):
-        if other is not rtsys.library:
-            library._final_module.link_in(other._get_module_for_linking(), preserve=True)
+    _OBJECTS.linked(kernel, argument_types, library)
+    library.add_ir_module(module)
     for function in library._final_module.functions:
         if not function.is_declaration and function.name != SYMBOL:
             # Not internal: LLVM would inline whatever is called once, and so run out of registers in the inner loops.
             function.linkage = "linkonce_odr"
     library._optimize_final_module()
     text = str(library._final_module)
-    if _refers_elsewhere(text):
+    if refers_elsewhere(text):
         return Stored(b"", "nothing")
     return Stored(_machine().emit_object(llvm.parse_assembly(text)), result)
 
@@ -287,147 +384,3 @@ def _machine() -> Any:
     options: dict[str, Any] = {"opt": 3}
     codegen._customize_tm_options(options)
     return llvm.Target.from_default_triple().create_target_machine(**options)
-
-
-def _result_of(kind: Any) -> Result | None:
-    """How a result is written; None for what only numba can return."""
-    if isinstance(kind, types.NoneType):
-        return "nothing"
-    if isinstance(kind, types.Boolean):
-        return "bool"
-    if isinstance(kind, types.Integer):
-        return "int"
-    if isinstance(kind, types.Float):
-        return "float"
-    if isinstance(kind, types.BaseTuple):
-        parts = [_result_of(member) for member in kind]
-        return parts if all(isinstance(part, str) and part != "nothing" for part in parts) else None
-    return None
-
-
-def _define_entry(target: Any, module: ir.Module, described: Any) -> None:
-    """The function that the object is called by."""
-    entry = ir.Function(module, ir.FunctionType(I64, [I64]), SYMBOL)
-    builder = ir.IRBuilder(entry.append_basic_block("entry"))
-    memory = builder.inttoptr(entry.args[0], I64.as_pointer())
-    returned, count = described.restype, 0
-    results = list(returned) if isinstance(returned, types.BaseTuple) else [returned]
-    if isinstance(returned, types.NoneType):
-        results = []
-
-    def place() -> Any:
-        nonlocal count
-        count += 1
-        return builder.gep(memory, [ir.Constant(I64, count - 1)])
-
-    rooms = [place() for _ in results]
-    arguments = [_argument(target, builder, kind, lambda: builder.load(place())) for kind in described.argtypes]
-    kernel = ir.Function(
-        module, target.call_conv.get_function_type(returned, described.argtypes), described.llvm_func_name
-    )
-    status, value = target.call_conv.call_function(builder, kernel, returned, described.argtypes, arguments)
-    with builder.if_then(status.is_error, likely=False):
-        builder.ret(ir.Constant(I64, 1))
-    parts = cgutils.unpack_tuple(builder, value) if isinstance(returned, types.BaseTuple) else [value]
-    for kind, part, room in zip(results, parts, rooms, strict=False):
-        builder.store(_as_integer(builder, kind, part), room)
-    builder.ret(ir.Constant(I64, 0))
-
-
-def _argument(target: Any, builder: ir.IRBuilder, kind: Any, take: Callable[[], Any]) -> Any:
-    """An argument, made of the integers that `take` gives one after the other."""
-    if isinstance(kind, types.BaseTuple):
-        return target.make_tuple(builder, kind, [_argument(target, builder, member, take) for member in kind])
-    if isinstance(kind, types.Array):
-        made = target.make_array(kind)(target, builder)
-        fields = builder.inttoptr(builder.add(take(), ir.Constant(I64, object.__basicsize__)), I64.as_pointer())
-
-        def field(number: int) -> Any:
-            return builder.load(builder.gep(fields, [ir.Constant(I64, number)]))
-
-        def members(number: int) -> list[Any]:
-            first = builder.inttoptr(field(number), I64.as_pointer())
-            return [builder.load(builder.gep(first, [ir.Constant(I64, n)])) for n in range(kind.ndim)]
-
-        data = builder.inttoptr(field(0), made.data.type)  # see `jit.arrays_lie_as_expected`
-        shape = members(2)
-        itemsize = target.get_abi_sizeof(target.get_data_type(kind.dtype))
-        strides = [ir.Constant(I64, itemsize)]
-        for size in reversed(shape[1:]):
-            strides.insert(0, builder.mul(strides[0], size))
-        if kind.layout != "C":
-            strides = members(3)
-        populate_array(made, data=data, shape=shape, strides=strides, itemsize=itemsize, meminfo=None)
-        return made._getvalue()
-    value, wanted = take(), target.get_value_type(kind)
-    if isinstance(kind, types.Boolean):
-        return builder.icmp_signed("!=", value, ir.Constant(I64, 0))
-    if isinstance(kind, types.Float):
-        if wanted == ir.FloatType():
-            value = builder.trunc(value, I32)
-        return builder.bitcast(value, wanted)
-    return value if wanted == I64 else builder.trunc(value, wanted)
-
-
-def _as_integer(builder: ir.IRBuilder, kind: Any, value: Any) -> Any:
-    """A number as an int64: integers by value, floating-point numbers by the bits of a float64."""
-    if isinstance(kind, types.Float):
-        if value.type == ir.FloatType():
-            value = builder.fpext(value, ir.DoubleType())
-        return builder.bitcast(value, I64)
-    if value.type == I64:
-        return value
-    signed = isinstance(kind, types.Integer) and kind.signed
-    return (builder.sext if signed else builder.zext)(value, I64)
-
-
-# Memory. numba's code counts references to arrays, and asks numba's runtime for those that a kernel allocates. These
-# stand for it. Arrays that were passed have no header and are not counted.
-
-
-def _define_memory(module: ir.Module) -> None:
-    """The functions of numba's runtime that kernels use, by means of the C library."""
-    allocate = ir.Function(module, ir.FunctionType(POINTER, [I64]), "malloc")
-    free = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER]), "free")
-    header, nothing = nrtdynmod._meminfo_struct_type, ir.Constant(POINTER, None)
-
-    def define(name: str, result: ir.Type, *arguments: ir.Type) -> tuple[ir.IRBuilder, Any]:
-        function = ir.Function(module, ir.FunctionType(result, arguments), name)
-        function.attributes.add("alwaysinline")
-        return ir.IRBuilder(function.append_basic_block("entry")), function.args
-
-    for name in ("NRT_MemInfo_alloc_aligned", "NRT_MemInfo_alloc_safe_aligned"):
-        builder, (size, alignment) = define(name, POINTER, I64, I32)
-        boundary, room = builder.zext(alignment, I64), ir.Constant(I64, HEADER_BYTES)
-        memory = builder.call(allocate, [builder.add(builder.add(size, boundary), room)])
-        with builder.if_then(builder.icmp_unsigned("==", memory, nothing), likely=False):
-            builder.ret(nothing)
-        first = builder.add(builder.ptrtoint(memory, I64), room)
-        data = builder.sub(builder.add(first, boundary), builder.urem(first, boundary))
-        fields = builder.bitcast(memory, header.as_pointer())
-        for number, value in ((0, ir.Constant(I64, 1)), (3, builder.inttoptr(data, POINTER)), (4, size)):
-            place = builder.gep(fields, [ir.Constant(I32, 0), ir.Constant(I32, number)])
-            builder.store(value, place)
-        builder.ret(memory)
-    builder, (memory,) = define("NRT_MemInfo_data_fast", POINTER, POINTER)
-    place = builder.gep(builder.bitcast(memory, header.as_pointer()), [ir.Constant(I32, 0), ir.Constant(I32, 3)])
-    builder.ret(builder.load(place))
-    for name, change in (("NRT_incref", 1), ("NRT_decref", -1)):
-        builder, (memory,) = define(name, ir.VoidType(), POINTER)
-        with builder.if_then(builder.icmp_unsigned("!=", memory, nothing)):
-            counter = builder.bitcast(memory, I64.as_pointer())
-            count = builder.add(builder.load(counter), ir.Constant(I64, change))
-            builder.store(count, counter)
-            if change < 0:
-                with builder.if_then(builder.icmp_unsigned("==", count, ir.Constant(I64, 0))):
-                    builder.call(free, [memory])
-        builder.ret_void()
-
-
-def _refers_elsewhere(text: str) -> bool:
-    """Whether LLVM's code calls what is neither in it nor in the C library: a function of numba's or Python's."""
-    declared = re.findall(r"^declare [^\n]*?@\"?([\w.$]+)", text, re.MULTILINE)
-    called = set(re.findall(r"@\"?([\w.$]+)", re.sub(r"^declare [^\n]*$", "", text, flags=re.MULTILINE)))
-    library = ctypes.CDLL(None) if os.name == "posix" else ctypes.cdll.msvcrt
-    external = (name for name in declared if name in called and not name.startswith("llvm."))
-    return not all(hasattr(library, name) for name in external)

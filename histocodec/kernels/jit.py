@@ -18,6 +18,8 @@ compiled (`compile`). Calls do not hold the GIL.
 - A kernel may use other kernels, intrinsics (`products`), functions of numpy and math, and constants: numbers, tuples
   and arrays. These are part of what is compiled: a kernel is compiled anew when its code, that of a kernel it calls, a
   constant or a file of this package has changed, and not when it was only installed anew.
+- Its first parameter may be `instructions`, an int. That is a constant, too: each value is compiled by itself, when it
+  is first needed, without the branches for others, and so are the kernels that it is passed on to by that name.
 - It may write to its arrays; read-only ones are not protected. No index is checked. It returns a status instead of
   raising.
 - It may allocate arrays, with `np.empty` and `np.zeros`, but not return them: one that does is left to numba's own
@@ -37,7 +39,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from histocodec.forks import Lock
-from histocodec.kernels.objects import Code, Kind, digest_of, load, stored
+from histocodec.kernels.objects import CONSTANT, Code, Kind, Known, digest_of, load, stored
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -60,6 +62,7 @@ class Kernel:
         self.function = function
         self.name = f"{function.__module__}.{function.__qualname__}"
         self.codes: dict[tuple[object, ...], Code | None] = {}  # by types of arguments; None: left to numba
+        self._has_constant = function.__code__.co_varnames[:1] == (CONSTANT,) and function.__code__.co_argcount > 0
         self._lock = Lock()
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
@@ -79,6 +82,8 @@ class Kernel:
                 values.append(argument)
             elif not _lay_out(argument, key, values):
                 return self.dispatcher(*arguments)
+        if self._has_constant:
+            key.append(arguments[0])
         types = tuple(key)
         try:
             code = self.codes[types]
@@ -109,6 +114,8 @@ class Kernel:
         with self._lock:
             if types not in self.codes:
                 kinds = [_kind(argument) for argument in arguments]
+                if self._has_constant and kinds[0] is int:
+                    kinds[0] = Known(arguments[0])
                 self.codes[types] = None if None in kinds or not arrays_lie_as_expected() else self._found(kinds)
             return self.codes[types]
 
@@ -187,6 +194,8 @@ def _described(kind: Kind) -> str:
     """A kind in words that are the same in every process."""
     if isinstance(kind, type):
         return kind.__name__
+    if isinstance(kind, Known):
+        return f"{CONSTANT} {kind.value}"
     if len(kind) == 3 and isinstance(kind[0], np.dtype):
         return f"{kind[0].name}[{kind[1]}{'' if kind[2] else ' strided'}]"
     return f"({', '.join(_described(member) for member in kind)})"

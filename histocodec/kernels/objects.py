@@ -36,10 +36,18 @@ from histocodec.kernels.processor import identity
 MAGIC = b"histocodec kernel 1\n"
 SYMBOL = "histocodec_kernel"  # the function in each object
 MAX_BYTES = 64 << 20  # of a file; the largest has less than one of them
-Kind = Any  # what an argument is: a type of numbers, (dtype, dimensions, C-contiguous) of an array, a tuple of kinds
+CONSTANT = "instructions"  # the parameter that each of its values is compiled for by itself
+Kind = Any  # what an argument is: a type, (dtype, dimensions, C-contiguous) of an array, a tuple of kinds, or `Known`
 Result = Any  # "nothing", "int", "bool", "float", or a list of these
 
 _Entry = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
+
+
+@dataclass(frozen=True)
+class Known:
+    """The kind of an int that is part of the code."""
+
+    value: int
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,28 @@ def test_numbers_keep_their_types() -> None:
 
 
 @jit
+def chosen(instructions: int, x: int) -> int:
+    return x + (10 if instructions == 1 else 20)
+
+
+@jit
+def by_instructions(instructions: int, x: int) -> Any:
+    if instructions == 0:
+        return x.no_such_attribute  # type: ignore[attr-defined]  # which does not compile
+    if instructions <= 2:
+        return chosen(instructions, x) * instructions
+    return chosen(instructions, x) + chosen(1, x)
+
+
+def test_instructions_are_compiled_in_without_the_branches_of_others() -> None:
+    assert [by_instructions(n, 1) for n in (1, 2, 3, 1)] == [11, 42, 32, 11]
+    assert [by_instructions(instructions=n, x=5) for n in (1, 2, 3)] == [15, 50, 40]
+    with pytest.raises(Exception, match="no_such_attribute"):
+        by_instructions(0, 1)
+    assert len(as_kernel(by_instructions).codes) == 3
+
+
+@jit
 def doubled(values: NDArray[np.int64]) -> NDArray[np.int64]:
     return values * 2
 
