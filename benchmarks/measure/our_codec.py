@@ -18,6 +18,7 @@ from histocodec.formats.container.read import open_container
 from histocodec.formats.container.shard import PAIR_BYTES, read_index
 from histocodec.formats.container.states import BACKGROUND
 from histocodec.formats.container.version1.layout import shard_key
+from histocodec.formats.decode.settings import configure
 from histocodec.formats.decode.slide import CompressedSlide, open_compressed
 from histocodec.formats.encode.encode import encode_slide
 from histocodec.formats.encode.options import EncodeOptions, EncodeProgress
@@ -25,7 +26,7 @@ from histocodec.formats.encode.report import EncodeReport
 from histocodec.geometry import ChunkKey, Region, ShardKey
 from histocodec.slide import Pixels
 from histocodec.sources import ArraySlide
-from histocodec.threads import Workers
+from histocodec.threads import SHARED_WORKERS, Workers
 
 COLD_SIDE = 256  # pixels of the region whose latency is measured
 COLD = "cold region"  # how the names of its timings begin
@@ -91,6 +92,7 @@ class OurCodec:
 
     def time_decode(self) -> Seconds:
         """Time opening, with the networks put together; then reading everything."""
+        self._start_threads()
         began = time.perf_counter()
         with self._opened() as slide:
             assert slide.decoder
@@ -154,7 +156,15 @@ class OurCodec:
         return ArraySlide(self.pixels, name="region")
 
     def _opened(self) -> CompressedSlide:
-        return open_compressed(self._container, device=self.device, workers=self.threads)
+        """The prepared container, opened as most programs do: with the threads of the process, which outlive it."""
+        self._start_threads()
+        return open_compressed(self._container, device=self.device)
+
+    def _start_threads(self) -> None:
+        """Has the process use `threads` threads, which have worked before: their first work is slower."""
+        if SHARED_WORKERS.count != self.threads:
+            configure(workers=self.threads)
+            self.read()
 
 
 def chunk_bytes(container: Container, level: int) -> int:
