@@ -175,7 +175,8 @@ def test_blocks_side_by_side_are_what_each_is_by_itself(tmp_path: Path, monkeypa
             for x in (0, 512, 1024):
                 width, height = min(512, 1300 - x), min(512, 900 - y)
                 assert np.array_equal(slide.read_array(x, y, width, height), whole[y : y + height, x : x + width])
-    assert around[4:] == [(0, 0, 1), (0, 1, 1), (0, 2, 1), (1, 0, 1), (1, 1, 1), (1, 2, 1)]
+    every = {(row, column, 1) for row in (0, 1) for column in (0, 1, 2)}
+    assert {(0, 0, 1), (0, 1, 1)} <= set(around[4:]) <= every  # those at the edge are small enough to read directly
 
 
 def test_a_gradient_passes_the_rounding() -> None:

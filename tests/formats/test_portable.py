@@ -44,11 +44,15 @@ def run_without(code: str, *arguments: str | Path) -> str:
     return done.stdout
 
 
+APART = ("histocodec.formats.decode.gpu", "histocodec.formats.clients.wsidata_reader", "histocodec.__main__")
+
+
 @pytest.mark.slow
 def test_everything_imports() -> None:
-    """But the kernels for NVIDIA GPUs, which need Triton, and are imported where there is such a GPU only."""
+    """But the kernels for NVIDIA GPUs, which need Triton, and are imported where there is such a GPU only, and the
+    reader for wsidata, which needs that."""
     names = [name for name in modules() if not name.startswith("histocodec.codec.gpu.")]
-    names = [name for name in names if name not in ("histocodec.formats.decode.gpu", "histocodec.__main__")]
+    names = [name for name in names if name not in APART]
     code = "from importlib import import_module\nfor name in sys.argv[1:]: import_module(name)\nprint('imported')"
     assert run_without(code, *names) == "imported\n"
 
