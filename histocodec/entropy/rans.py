@@ -58,6 +58,7 @@ _MESSAGES = {
 }
 
 Row = NDArray[Any]  # for the kernels, whose types numba infers
+Whole = int | np.integer[Any]
 
 
 # The kernels. numba checks no bounds: the validation in TableSet, the check of each table number, and the two
@@ -116,6 +117,39 @@ def _encode(entries: Row, bounds: Row, freq: Row, cdf: Row, states: Row, words: 
 
 
 @jit
+def read_rare(
+    slot: Whole, t: Whole, data: Row, position: Whole, tail: Whole, mode: Row, low: Row, size: Row, freq: Row, cdf: Row,
+    coarse: Row,
+) -> tuple[int, Whole, np.int64, Whole, Whole]:  # fmt: skip
+    """The symbol at `slot` of table `t` that is not its most likely one; an escape ends before `tail`. Returns the
+    status, the symbol, its frequency, how far into its slots `slot` is, and where escapes now end."""
+    base = np.int64(mode[t, 3])
+    s = np.int64(coarse[t, slot >> COARSE_SHIFT])
+    while slot >= np.int64(cdf[base + s]) + freq[base + s]:
+        s += 1
+    f, above, value = np.int64(freq[base + s]), np.int64(slot - cdf[base + s]), np.int64(low[t] + s)
+    if s == size[t]:
+        u, shift = np.int64(0), 0
+        while True:
+            if tail <= position:
+                return NO_ESCAPE, value, f, above, tail
+            tail -= 1
+            byte = np.int64(data[tail])
+            u |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                break
+            if shift == 7 * MAX_ESCAPE_BYTES:
+                return BAD_ESCAPE, value, f, above, tail
+        if byte == 0 and shift > 7:
+            return BAD_ESCAPE, value, f, above, tail
+        value = value + (u >> 1) if u & 1 == 0 else np.int64(low[t] - 1 - (u >> 1))
+        if value < -(1 << 31) or value >= 1 << 31:
+            return BAD_ESCAPE, value, f, above, tail
+    return OK, value, f, above, tail
+
+
+@jit
 def _decode(
     data: Row, cursors: Row, states: Row, tables: Row,
     mode: Row, low: Row, size: Row, freq: Row, cdf: Row, coarse: Row, out: Row,
@@ -136,32 +170,9 @@ def _decode(
         if above >= 0 and above < f:  # most symbols are the most likely one
             out[i] = mode[t, 2]
         else:
-            base = np.int64(mode[t, 3])
-            s = np.int64(coarse[t, slot >> COARSE_SHIFT])
-            while slot >= np.int64(cdf[base + s]) + freq[base + s]:
-                s += 1
-            f = np.int64(freq[base + s])
-            above = slot - cdf[base + s]
-            value = low[t] + s
-            if s == size[t]:
-                u = np.int64(0)
-                shift = 0
-                while True:
-                    if tail <= position:
-                        return NO_ESCAPE
-                    tail -= 1
-                    byte = np.int64(data[tail])
-                    u |= (byte & 127) << shift
-                    shift += 7
-                    if byte < 128:
-                        break
-                    if shift == 7 * MAX_ESCAPE_BYTES:
-                        return BAD_ESCAPE
-                if byte == 0 and shift > 7:
-                    return BAD_ESCAPE
-                value = value + (u >> 1) if u & 1 == 0 else low[t] - 1 - (u >> 1)
-                if value < -(1 << 31) or value >= 1 << 31:
-                    return BAD_ESCAPE
+            status, value, f, above, tail = read_rare(slot, t, data, position, tail, mode, low, size, freq, cdf, coarse)
+            if status != OK:
+                return status
             out[i] = value
         rest = f * np.int64(x >> PRECISION) + above
         if rest < LOWER:

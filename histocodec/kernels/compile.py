@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from inspect import Parameter, Signature
+from operator import attrgetter
 from typing import Any, Protocol
 
 import llvmlite.binding as llvm
@@ -48,6 +49,8 @@ from histocodec.kernels.objects import (
 SAID = "histocodec: compiling kernels for this processor, once; `histocodec warm` does that ahead"
 WAIT_SECONDS = 120.0  # for another process that compiles; after that, both do
 I64 = ir.IntType(64)
+
+code_of = attrgetter("library")  # numba's name for the machine code of what it compiled
 
 
 class Kernel(Protocol):
@@ -216,7 +219,7 @@ class Build:
                 )  # fmt: skip
             finally:
                 self._under_way.pop()
-            target.insert_user_function((self, *key), result.fndesc, [result.library] if self._apart else [])
+            target.insert_user_function((self, *key), result.fndesc, [code_of(result)] if self._apart else [])
             self._results[key] = result
         return self._results[key]
 
@@ -229,12 +232,12 @@ class Build:
             key = waiting.pop()
             if key not in needed:
                 needed[key] = None
-                module = self._results[key].library
+                module = code_of(self._results[key])
                 library._final_module.link_in(module._final_module, preserve=True)
                 runtime.update(dict.fromkeys(module._linking_libraries))
                 waiting += self._called[key]
         for other in runtime:
-            if other is not rtsys.library:
+            if other is not code_of(rtsys):
                 library._final_module.link_in(other._get_module_for_linking(), preserve=True)
 
 

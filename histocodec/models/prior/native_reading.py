@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.entropy.rans import BAD_ESCAPE, BAD_TABLE, LOWER, MAX_ESCAPE_BYTES, NO_ESCAPE, NO_WORD, OK
-from histocodec.entropy.tables import COARSE_SHIFT, PRECISION, TOTAL
+from histocodec.entropy.rans import BAD_TABLE, LOWER, NO_WORD, OK, read_rare
+from histocodec.entropy.tables import PRECISION, TOTAL
 from histocodec.kernels.distributions import TABLE_BITS
 from histocodec.kernels.jit import jit
 from histocodec.models.config import GROUPS
@@ -46,30 +46,11 @@ def read_step(
                 if above >= 0 and above < f:
                     value += mode[t, 2]
                 else:
-                    base = np.int64(mode[t, 3])
-                    s = np.int64(coarse[t, slot_of >> COARSE_SHIFT])
-                    while slot_of >= np.int64(cdf[base + s]) + freq[base + s]:
-                        s += 1
-                    f, above = np.int64(freq[base + s]), slot_of - cdf[base + s]
-                    symbol = low[t] + s
-                    if s == size[t]:
-                        u, shift = np.int64(0), 0
-                        while True:
-                            if tail <= position:
-                                return NO_ESCAPE
-                            tail -= 1
-                            byte = np.int64(data[tail])
-                            u |= (byte & 127) << shift
-                            shift += 7
-                            if byte < 128:
-                                break
-                            if shift == 7 * MAX_ESCAPE_BYTES:
-                                return BAD_ESCAPE
-                        if byte == 0 and shift > 7:
-                            return BAD_ESCAPE
-                        symbol = symbol + (u >> 1) if u & 1 == 0 else low[t] - 1 - (u >> 1)
-                        if symbol < -(1 << 31) or symbol >= 1 << 31:
-                            return BAD_ESCAPE
+                    status, symbol, f, above, tail = read_rare(
+                        slot_of, t, data, position, tail, mode, low, size, freq, cdf, coarse
+                    )
+                    if status != OK:
+                        return status
                     value += symbol
                 rest = f * (x >> PRECISION) + above
                 if rest < LOWER:
