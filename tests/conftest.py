@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from histocodec.formats.decode.cache import SHARED_CACHE
+from histocodec.threads import SHARED_WORKERS
+
 pytest.register_assert_rewrite("tests.support")
 
 from tests.support.tiny import tiny_model  # noqa: E402  # after its asserts are told to explain themselves
@@ -20,6 +23,17 @@ def fixed_time() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOURCE_DATE_EPOCH", str(EPOCH))
         yield
+
+
+@pytest.fixture(autouse=True)
+def settings() -> Iterator[None]:
+    """The threads and the cache that all slides share are, after each test, what they were before it."""
+    workers, limit = SHARED_WORKERS._chosen, SHARED_CACHE.limit
+    yield
+    if SHARED_WORKERS._chosen != workers:
+        SHARED_WORKERS.resize(workers)
+    if SHARED_CACHE.limit != limit:
+        SHARED_CACHE.resize(limit)
 
 
 @pytest.fixture(scope="session")

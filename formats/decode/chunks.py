@@ -186,16 +186,17 @@ class ChunkReader:
         """Whether the latents of a chunk are in the cache."""
         return self._cache.get(key) is not None
 
-    def decode_ahead(self, areas: Iterable[tuple[int, Region]]) -> None:
-        """Has all workers decode what the windows of (level, area in latents) need. For fewer windows than workers,
-        each of which one thread would decode; does nothing where the latents do not fit into half of the cache."""
+    def decode_ahead(self, areas: Iterable[tuple[int, Region]], *, here: bool = False) -> None:
+        """Reads together what the windows of (level, area in latents) need, and has all workers decode it, or this
+        thread if `here`. For a few windows, each of which one thread would read and decode; does nothing where the
+        latents do not fit into half of the cache."""
         windows = [(level, self.window_of(level, area)[0]) for level, area in areas]
         needed = dict.fromkeys(key for level, window in windows for key in self.chunks_in(level, window))
         missing = [key for key in needed if self.state(key) != BACKGROUND and not self.is_cached(key)]
         size = self.side**2 * self.weights.config.latent_channels
-        if self.workers.count > 1 and len(missing) > 1 and 2 * len(missing) * size <= self._cache.limit:
+        if len(missing) > 1 and 2 * len(missing) * size <= self._cache.limit:
             read = zip(missing, self._shards.chunk_bytes(missing), strict=True)
-            for _ in self.workers.map(lambda chunk: self.latents(*chunk), read):
+            for _ in (map if here else self.workers.map)(lambda chunk: self.latents(*chunk), read):
                 pass
 
     def _missing_bytes(self, keys: Iterable[ChunkKey]) -> dict[ChunkKey, bytes]:

@@ -104,13 +104,14 @@ class PixelDecoder:
             return decoded
 
         keys, enough = iter(keys), 2 * SIDE_BY_SIDE * self.workers.count
-        first = list(islice(keys, enough))
-        if len(first) < enough:  # all of them: their bytes are read together, too
-            self.reader.decode_ahead((key.level, self.reader.area_of(key)) for key in first if self._to_decode(key))
-        many = self.transform.exact and len(first) == enough
+        first = list(islice(keys, max(enough, FEW)))
+        only = self._here and self.workers.count == 1  # this thread is as good as the pool's
+        if len(first) < max(enough, FEW):  # all of them: their bytes are read together, too
+            areas = ((key.level, self.reader.area_of(key)) for key in first if self._to_decode(key))
+            self.reader.decode_ahead(areas, here=only)
+        many = self.transform.exact and len(first) >= enough
         runs = _runs(chain(first, keys), SIDE_BY_SIDE if many else 1)
-        alone = self._here and (len(first) == 1 or self.workers.count == 1)  # no need to wait for another thread
-        for run in map(decode, runs) if alone else self.workers.map(decode, runs):
+        for run in map(decode, runs) if only or (self._here and len(first) == 1) else self.workers.map(decode, runs):
             yield from run
 
     def read(self, level: int, region: Region, pixels: Pixels) -> None:
@@ -236,7 +237,8 @@ class PixelDecoder:
     def read_direct(self, level: int, region: Region) -> Pixels:
         """The pixels (h, w, 3) uint8 of a region within the level, where the synthesis is exact. All workers decode the
         latents where several chunks are needed; one thread, the calling one if it may, the pixels."""
-        self.reader.decode_ahead([(level, self.reader.latents_of(region))])
+        if self.workers.count > 1:
+            self.reader.decode_ahead([(level, self.reader.latents_of(region))])
         if self._here:
             return self.read_direct_here(level, region)
         return self.workers.run(lambda: self.read_direct_here(level, region))

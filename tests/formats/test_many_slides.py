@@ -4,7 +4,6 @@ import gc
 import os
 import pickle
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,21 +13,13 @@ import pytest
 
 import histocodec
 from histocodec.errors import UsageError
-from histocodec.formats.decode.cache import CACHE_BYTES, SHARED_CACHE
+from histocodec.formats.decode.cache import SHARED_CACHE
 from histocodec.formats.decode.slide import CompressedSlide, open_compressed
 from histocodec.threads import SHARED_WORKERS, default_workers
 from tests.support.slides import whole
 
 SLIDES = 200
 LIMIT = 4 << 20  # bytes: about five chunks' pixels
-
-
-@pytest.fixture(autouse=True)
-def settings() -> Iterator[None]:
-    """The process's settings as they were."""
-    yield
-    SHARED_WORKERS.resize(None)
-    SHARED_CACHE.resize(CACHE_BYTES)
 
 
 def worker_threads() -> set[threading.Thread]:

@@ -106,6 +106,20 @@ def test_a_cold_region_takes_at_most_six_requests(
     assert not any("/model/" in request.path for request in web.requests)  # it is installed
 
 
+@pytest.mark.parametrize("width", [300, 1200])  # read directly, and by whole chunks
+def test_requests_are_as_many_whatever_the_number_of_threads(
+    web: WebServer, width: int, tiny_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HISTOCODEC_MODELS", str(tiny_file.parent))
+    counts = set()
+    for workers in (1, 2, 5):
+        web.requests.clear()
+        with histocodec.open(f"{web.url}/some%20slides/wide.hc.zarr", device="cpu", workers=workers) as slide:
+            slide.read_array(100, 0, width, 40)
+        counts.add(len(web.requests))
+    assert len(counts) == 1 and counts.pop() <= 6
+
+
 def test_the_profile_is_read_when_it_is_asked_for(folder: Path, tiny_file: Path) -> None:
     with serving(folder) as server, histocodec.open(f"{server.url}/a.zarr", device="cpu") as slide:
         slide.read_array(0, 0, 64, 64)
