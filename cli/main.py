@@ -17,7 +17,7 @@ from histocodec.text import printable
 
 COMMANDS = (
     "encode", "decode", "export", "info", "verify", "seal", "pack", "unpack", "models", "embed", "index", "search",
-    "umap", "train", "bench", "demo", "warm", "serve",
+    "umap", "cohort", "train", "bench", "demo", "warm", "serve",
 )  # fmt: skip
 DEBUG_VARIABLE = "HISTOCODEC_DEBUG"  # set to anything, errors come with a traceback
 FAILED, USAGE, UNSUPPORTED, INTERRUPTED = 1, 2, 4, 130

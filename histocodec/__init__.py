@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 if TYPE_CHECKING:
     from histocodec.errors import (
+        BusyError,
         FormatError,
         HistocodecError,
         MissingModelError,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArraySlide",
+    "BusyError",
     "CompressedSlide",
     "EncodeOptions",
     "EncodeProgress",
@@ -74,6 +76,7 @@ __all__ = [
 
 _HOMES = {
     "ArraySlide": "histocodec.sources.array",
+    "BusyError": "histocodec.errors",
     "CompressedSlide": "histocodec.formats.decode.slide",
     "EncodeOptions": "histocodec.formats.encode.options",
     "EncodeProgress": "histocodec.formats.encode.options",

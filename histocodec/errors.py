@@ -49,3 +49,7 @@ class StoreError(HistocodecError):
 
 class OutputError(HistocodecError):
     """The output cannot be written: it exists already, the disk is full, or the folder is read-only."""
+
+
+class BusyError(OutputError):
+    """Another process writes there just now: an encode to the same place, a run of the same cohort."""

@@ -1,4 +1,4 @@
-"""Optional dependencies: the extras `bench`, `dicom`, `remote`, `search`, `serve` and `umap` of pyproject.toml."""
+"""Optional dependencies: the extras of pyproject.toml that users install."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from histocodec.errors import UnsupportedError
 
 
 @contextmanager
-def requires_extra(name: Literal["bench", "dicom", "remote", "search", "serve", "umap"]) -> Iterator[None]:
+def requires_extra(name: Literal["bench", "cohort", "dicom", "remote", "search", "serve", "umap"]) -> Iterator[None]:
     """Wrap the imports of packages that only the extra `name` installs. Make those imports where they are used, so
     that everything else runs without them.
 

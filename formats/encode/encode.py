@@ -59,8 +59,12 @@ def encode_slide(
     options: EncodeOptions | None = None,
     *,
     progress: Callable[[EncodeProgress], None] | None = None,
+    created: int | None = None,
 ) -> EncodeReport:
     """Encodes `slide` into a new container at `dst`, a path or URL, which is complete or absent.
+
+    `created`, in seconds since 1970, is the time that the container names as its own; without it, that of
+    SOURCE_DATE_EPOCH or the present.
 
     An interrupt, a full disk or, after the first shard, an unreadable source leaves `<dst>.partial` and
     `<dst>.journal`, from which `EncodeOptions(resume=True)` continues. Raises UsageError, SourceError, OutputError,
@@ -86,7 +90,9 @@ def encode_slide(
     fingerprint = _fingerprint(levelled, options, weights)
     with (
         closing(Workers(options.workers)) as workers,
-        Journal.start(place, fingerprint, resume=options.resume, overwrite=options.overwrite, url=url) as journal,
+        Journal.start(
+            place, fingerprint, resume=options.resume, overwrite=options.overwrite, url=url, created=created
+        ) as journal,
     ):
         try:
             if options.on_error == "background":

@@ -84,8 +84,10 @@ class Journal:
         resume: bool = False,
         overwrite: bool = False,
         url: str | None = None,
+        created: int | None = None,
     ) -> "Journal":
         """Claims `dst` for this encode. With `url`, `dst` is only where the container grows, and `commit` sends it.
+        `created`, in seconds since 1970, takes the place of the present time.
 
         With `resume`, an interrupted encode continues if its fingerprint is the same; UsageError names the field that
         differs. Without an interrupted encode, or with `overwrite`, it starts anew. Raises OutputError where `dst` is
@@ -108,7 +110,7 @@ class Journal:
                         "--overwrite starts anew"
                     )
             _remove(partial_path(dst))
-            journal = cls(dst, file, {}, [], Unreadable(), _now(), url)
+            journal = cls(dst, file, {}, [], Unreadable(), _time_text(created), url)
             _truncate(file, 0)
             journal._write({"journal": JOURNAL_VERSION, "created": journal.created, "fingerprint": fingerprint})
             journal._make_partial()
@@ -239,13 +241,18 @@ class Journal:
             raise OutputError(f"{journal_path(self.dst)}: cannot be written: {exc.strerror or exc}") from exc
 
 
-def _now() -> str:
-    """The time in UTC, or that of SOURCE_DATE_EPOCH, with which the same encode gives the same bytes on any day. Raises
-    UsageError where the variable is no time."""
+def creation_time() -> int:
+    """Seconds since 1970: of SOURCE_DATE_EPOCH, with which the same encode gives the same bytes on any day, or the
+    present. Raises UsageError where the variable is no time."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
     if epoch and not (epoch.isdecimal() and int(epoch) <= LATEST):
         raise UsageError(f"SOURCE_DATE_EPOCH is {epoch[:40]!r}; a number of seconds from 0 to {LATEST} is allowed")
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(epoch) if epoch else time.time()))
+    return int(epoch) if epoch else int(time.time())
+
+
+def _time_text(created: int | None) -> str:
+    """A time in UTC, by default `creation_time`."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(creation_time() if created is None else created))
 
 
 def partial_path(dst: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import IO
 
 from filelock import SoftFileLock, Timeout, lock_descriptor
 
-from histocodec.errors import OutputError
+from histocodec.errors import BusyError, OutputError
 
 PATIENCE = 3.0  # seconds; filelock watches a lock file that was cut short for 2 s before it takes it over
 
@@ -21,12 +21,13 @@ PATIENCE = 3.0  # seconds; filelock watches a lock file that was cut short for 2
 class LockedFile:
     """A file that is open for reading and writing, and locked against every other `LockedFile` of the same path.
 
-    It is made where it does not exist, with its folder. Raises OutputError where another process, or another
-    `LockedFile` of this one, holds it, or where it cannot be written.
+    It is made where it does not exist, with its folder. Raises BusyError, with the words `busy`, where another process,
+    or another `LockedFile` of this one, holds it, and OutputError where it cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, busy: str | None = None) -> None:
         self.path = path
+        self._busy = busy or f"{path}: another encode is writing to this place; wait for it, or give another path"
         self.file: IO[bytes]
         self._lock_file: SoftFileLock | None = None
         try:
@@ -69,10 +70,9 @@ class LockedFile:
 
     def _lock(self) -> None:
         lock_path = lock_file_path(self.path)
-        busy = f"{self.path}: another encode is writing to this place; wait for it, or give another path"
         try:
             if not lock_descriptor(self.file.fileno(), blocking=False):
-                raise OutputError(busy)
+                raise BusyError(self._busy)
             if not lock_path.exists():
                 return
         except OSError:
@@ -81,7 +81,7 @@ class LockedFile:
         try:
             self._lock_file.acquire()
         except Timeout as exc:
-            raise OutputError(f"{busy}. {exc} Remove this file if that encode has ended.") from exc
+            raise BusyError(f"{self._busy}. {exc} Remove this file if that process has ended.") from exc
 
 
 def lock_file_path(path: Path) -> Path:

@@ -23,6 +23,7 @@ FLOORS = (
     ("formats.clients", "formats.export"),
     ("formats.encode",),
     ("formats.embed", "formats.seal"),
+    ("formats.cohort",),
     ("benchmarks.peers",),
     ("benchmarks.measure",),
     ("benchmarks.studies",),

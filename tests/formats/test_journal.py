@@ -225,7 +225,7 @@ def test_two_encoders_do_not_share_a_target(dst: Path) -> None:
             "except Exception as exc: print(type(exc).__name__)"
         )
         done = subprocess.run([sys.executable, "-c", code, str(dst)], capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == "OutputError"
+        assert done.stdout.strip() == "BusyError"
     Journal.start(dst, FINGERPRINT, resume=True).close()
 
 
@@ -312,7 +312,7 @@ def test_a_lock_file_of_another_host_holds_until_it_is_removed(dst: Path, monkey
     killed(dst, "elsewhere")
     without_locks(monkeypatch)
     with pytest.raises(
-        OutputError, match=r"a\.zarr\.journal\.lock.* on elsewhere.*Remove this file if that encode has"
+        OutputError, match=r"a\.zarr\.journal\.lock.* on elsewhere.*Remove this file if that process has"
     ):
         Journal.start(dst, {}, resume=True)
     lock.lock_file_path(journal_path(dst)).unlink()
