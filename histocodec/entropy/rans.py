@@ -258,12 +258,12 @@ class RansDecoder:
         self._states = self._data[:front].view("<u4").astype(np.uint32)  # (lanes,)
         if (self._states < LOWER).any():
             raise FormatError(f"an entropy-coded stream has a lane state below {LOWER}")
-        self._cursors = np.array([front, len(self._data) - 1, 0], np.int64)
+        self._cursors = np.array([front, len(self._data) - 1, 0, 0], np.int64)
 
     @property
     def state(self) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint32]]:
-        """What a kernel needs that reads a segment itself: the bytes; the next word, the end of the escapes and a
-        number of the kernel's own; and the lanes' states. It moves the two last."""
+        """What a kernel needs that reads a segment itself: the bytes; the next word, the end of the escapes and two
+        numbers of the kernel's own; and the lanes' states. It moves the two last."""
         return self._data, self._cursors, self._states
 
     def read(self, tables: NDArray[np.uint16]) -> NDArray[np.int32]:

@@ -41,7 +41,7 @@ from histocodec.models.prior.native_kernels import (
     place,
     step,
 )
-from histocodec.models.prior.native_reading import BAD_LATENT, read_step
+from histocodec.models.prior.native_reading import BAD_LATENT, look_ups, read_step
 
 FIELDS = 6  # of a layer: weight, bias, shift, quads of inputs, groups of outputs, bytes of one quality's bias
 BLOCK = 32  # channels of a group whose heads are computed together
@@ -97,7 +97,9 @@ class NativePrior(FastPrior):
             heads = [[self._head(k, group, at, base) for at in range(0, self.slot, BLOCK)] for group in range(GROUPS)]
             self.steps.append(Step(*(np.array(n, np.int64) for n in ([neighbours, mix], contexts, heads, shifts))))
         self.parameters = packer.finish()
-        self.layout = lru_cache(maxsize=64)(self._layout)
+        self.layout, self.places = lru_cache(maxsize=64)(self._layout), lru_cache(maxsize=64)(self._places)
+        positive = 128 + self.compress[1:].astype(np.int64)
+        self.lifted = np.concatenate([256 - positive[::-1], [128], positive]).astype(np.uint8)  # of -1023 … 1023
         self.memories: deque[NDArray[np.uint8]] = deque(maxlen=MOST_KEPT)
 
     def _shift(self, name: str, bits: int) -> int:
@@ -193,11 +195,21 @@ class NativePrior(FastPrior):
             (positions + EXTRA_ROWS) * (side + SEEN_GAP),
             (rows + 2) * (columns + 2) * (2 * side + LATENTS_GAP),
             ((GROUPS - 1) * extent[0] + quads) * extent[1] * room * 4,
+            4 * extent[1] * extent[2] + 4,
         ]
         assert len(sizes) == END
         layout = np.concatenate([[0], np.cumsum([padded(size) for size in sizes])]).astype(np.int64)
         layout.setflags(write=False)
         return layout
+
+    def _places(self, shape: tuple[int, int, int], extent: tuple[int, int, int]) -> NDArray[np.int32]:
+        """Where the latents of each cell lie among LATENTS and SEEN, in bytes from those of the first: (2, cells)."""
+        row, column = (axis.ravel() for axis in np.mgrid[: extent[1], : extent[2]])
+        latents = 2 * (row * (shape[2] + 2) + column) * (2 * GROUPS * self.slot + LATENTS_GAP)
+        places = np.stack([latents, (row * (shape[2] // 2) + column) * (GROUPS * self.slot + SEEN_GAP)])
+        places = places.astype(np.int32)
+        places.setflags(write=False)
+        return places
 
     def chunk(self, quality: int, shape: tuple[int, int, int], extent: tuple[int, int, int]) -> "NativeChunk":
         """See `FastPrior.chunk`."""
@@ -271,11 +283,12 @@ class NativeChunk(FastChunk):
         `dtype` does not hold a latent."""
         prior, (_, rows, columns) = self.prior, self.shape
         tables, (data, cursors, states) = decoder.tables, decoder.state
+        looked_up, places = look_ups(tables), prior.places(self.shape, self.extent)
         for k in range(GROUPS):
             self._prepare(k)
             status = read_step(
-                k, *self.extent, rows, columns, prior.slot, data, cursors, states, tables.mode,
-                tables.low, tables.size, tables.freq, tables.cdf, tables.coarse, prior.compress, self._memory,
+                k, *self.extent, rows, columns, prior.slot, data, cursors, states, looked_up, tables.mode,
+                tables.low, tables.size, tables.freq, tables.cdf, tables.coarse, prior.lifted, places, self._memory,
                 self._layout,
             )  # fmt: skip
             if status == BAD_LATENT:

@@ -24,10 +24,13 @@ Row = NDArray[Any]
 # Parts of the working memory: sums of a tile; codes of 16 cells before they are transposed, and what is predicted for
 # them; what `mix` sees; the context with a border; what `mix` gives; z; `h_s` at a quarter and at half of the side,
 # with a border and without; the latents' bytes (4 positions, cells, 4 steps, quads); the latents with a border, int16
-# (rows, columns, 4 groups, quads); the codes of a step (4 positions, quads, cells) int32. Cells of the latents are a
-# little more apart than they need to be: with powers of two, all cells would share a few sets of the first-level cache.
-SUMS, FLAT, PREDICTED, MIXED, CONTEXT, OUT, HYPER, SMALL, SMALL_OUT, HALF, HALF_OUT, SEEN, LATENTS, STEP = range(14)
-END = 14
+# (rows, columns, 4 groups, quads); the codes of a step (4 positions, quads, cells) int32, which the values that are
+# read replace; which cells of a row of these are not 0, int32. Cells of the latents are a little more apart than they
+# need to be: with powers of two, all cells would share a few sets of the first-level cache.
+SUMS, FLAT, PREDICTED, MIXED, CONTEXT, OUT, HYPER, SMALL, SMALL_OUT, HALF, HALF_OUT, SEEN, LATENTS, STEP, LISTED = (
+    range(15)
+)
+END = 15
 CELLS = 16  # that are done together
 SEEN_GAP, LATENTS_GAP = 64, 32  # bytes between cells, and between positions
 
