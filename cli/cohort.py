@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from histocodec.cli.cohort_run import INCOMPLETE, MAX_LISTED, embed_command, run_command, verify_command
+from histocodec.cli.cohort_search import index_command, tune_command
 from histocodec.cli.options import (
     Location,
     device_option,
@@ -170,6 +171,8 @@ def report_command(ledger: Path, *, out: Path, below: float, pictures: int, devi
 
 command.add_command(verify_command)
 command.add_command(embed_command)
+command.add_command(index_command)
+command.add_command(tune_command)
 
 
 def _plan_facts(report: "PlanReport") -> list[tuple[str, str]]:

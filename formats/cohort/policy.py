@@ -50,7 +50,7 @@ class Rule:
     def fits(self, labels: Labels) -> bool:
         """Whether a slide with these labels is meant."""
         return all(
-            name in labels and any(fnmatchcase(labels[name].lower(), value.lower()) for value in values)
+            name in labels and any(_is_like(labels[name].lower(), value.lower()) for value in values)
             for name, values in self.when.items()
         )
 
@@ -92,6 +92,10 @@ class Policy:
         """The labels that rules and pattern ask for."""
         named = {word for _, word, _, _ in Formatter().parse(self.pattern) if word}
         return {name for rule in self.rules for name in rule.when} | (named - {*PATTERN_WORDS})
+
+
+def _is_like(label: str, value: str) -> bool:
+    return label == value or fnmatchcase(label, value.replace("[", "[[]"))
 
 
 def merged(options: Mapping[str, object], more: Mapping[str, object]) -> dict[str, object]:

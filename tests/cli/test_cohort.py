@@ -51,6 +51,23 @@ def test_a_cohort_from_plan_to_containers(slides: Path, tiny_file: Path, schedul
     report = said(capsys, "cohort", "run", ledger, "--scheduler", scheduler, "--device", "cpu", "--threads", "1")
     assert (report["done"], report["failed"], report["left"]) == (2, 0, 0)
     assert said(capsys, *plan(slides, tiny_file))["known"] == 2
+    place = ("--scheduler", scheduler)
+    assert said(capsys, "cohort", "verify", ledger, *place, "--quick")["done"] == 2
+    assert said(capsys, "cohort", "embed", ledger, *place)["done"] == 2
+    assert said(capsys, "cohort", "index", ledger, slides.parent / "index")["slides"] == 2
+    written = said(capsys, "cohort", "report", ledger, "--out", slides.parent / "report", "--below", "99")
+    assert (written["done"], written["below"]) == (2, 2)
+    assert Path(str(written["page"])).is_file()
+
+
+def test_a_quality_is_proposed_as_lines_of_a_policy(slides: Path, tiny_file: Path, capsys: Captured) -> None:
+    arguments = ["cohort", "tune", str(slides), "--psnr", "25", "--model", str(tiny_file), "--device", "cpu"]
+    assert run(arguments) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("[encode]\nquality = ")
+    assert "2 slides looked at" in printed.err
+    code, line = failure(capsys, *arguments[:3])
+    assert code == 2 and "--psnr" in line
 
 
 def test_the_exit_code_tells_of_slides_that_failed(
