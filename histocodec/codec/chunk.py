@@ -13,24 +13,26 @@ A cell is 2 × 2 latents, a quad four channels. The context of `hyper` codes eac
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from histocodec.entropy import RansDecoder, RansEncoder
+from histocodec.entropy.cost import near_bits
 from histocodec.errors import FormatError, UsageError
 from histocodec.kernels.instructions import runs_natively
 from histocodec.models.config import GROUPS, QUALITIES, HyperConfig
-from histocodec.models.prior.exact import RELUCTANCE, IntegerPrior, beyond
-from histocodec.models.prior.fast import FastPrior, float_product, int8_product
+from histocodec.models.prior.exact import RELUCTANCE, IntegerChunk, IntegerPrior, beyond
+from histocodec.models.prior.fast import FastChunk, FastPrior, float_product, int8_product
 from histocodec.models.prior.graph import HYPER_CLIP, MEAN_BITS, PHASE_MASK, POSITIONS
 from histocodec.models.prior.native import NativeChunk, NativePrior
 from histocodec.models.weights import ModelWeights
 
 HEADER_BYTES = 4
 INT16: "np.dtype[np.signedinteger]" = np.dtype(np.int16)
+AnyChunk = FastChunk | IntegerChunk  # on its way through the prior
 MAX_SIDE = 510  # a chunk's side in latents: 255 cells
 
 
@@ -112,7 +114,7 @@ class ChunkCodec(ABC):
         self._checked_shape(latents.shape)
         if not 0 <= quality < QUALITIES:
             raise UsageError(f"quality {quality}; 0 to {QUALITIES - 1} are allowed")
-        header = ChunkHeader(quality, *_extent(latents))
+        header = ChunkHeader(quality, *extent_of(latents))
         if header.empty:
             return header.pack()
         encoder = RansEncoder(self.weights.tables)
@@ -121,10 +123,15 @@ class ChunkCodec(ABC):
         return header.pack() + encoder.finish()
 
     def segments(
-        self, latents: NDArray[np.integer[Any]], quality: int, *, z: NDArray[np.int64] | None = None
+        self,
+        latents: NDArray[np.integer[Any]],
+        quality: int,
+        *,
+        z: NDArray[np.int64] | None = None,
+        extent: tuple[int, int, int] | None = None,
     ) -> Iterator[Segment]:
-        """The segments that `encode` would write; none for a chunk that is 0."""
-        header = ChunkHeader(quality, *_extent(latents))
+        """The segments that `encode` would write, or would with a larger `extent`; none for a chunk that is 0."""
+        header = ChunkHeader(quality, *(extent or extent_of(latents)))
         if not header.empty:
             yield from self._segments(latents, header, z)
 
@@ -191,12 +198,35 @@ class HyperChunkCodec(ChunkCodec):
     ) -> NDArray[np.int64]:
         """The z (Cz, n/4, n/4) that `encode` takes by default. `reluctance` is how strongly a z prefers the value that
         its table expects; with 0, z is exactly what `h_a` gives."""
-        shape, header = self._checked_shape(latents.shape), ChunkHeader(quality, *_extent(latents))
+        shape, header = self._checked_shape(latents.shape), ChunkHeader(quality, *extent_of(latents))
         return self.prior.chunk(quality, shape, header.extent).hyper_latents(latents, reluctance=reluctance)
 
     def _segments(
         self, latents: NDArray[np.integer[Any]], header: ChunkHeader, z: NDArray[np.int64] | None
     ) -> Iterator[Segment]:
+        chunk, z = self._begun(latents, header, z)
+        coded = self._coded_part(header)
+        tables, whole_mean = self._coded_hyper_parameters(header.quality, coded[1].stop * coded[2].stop)
+        yield Segment(z[coded].astype(np.int32).ravel(), tables, whole_mean, header.extent)
+        for k in range(GROUPS):
+            tables, whole_mean = chunk.parameters(k)
+            values = _step(latents, k, header)
+            yield Segment(values, tables, whole_mean, header.extent)
+            chunk.place(k, values)
+
+    @cached_property
+    def near_bits(self) -> NDArray[np.float32]:
+        """What near symbols cost with each frequency table (`entropy.cost`)."""
+        return near_bits(self.weights.tables)
+
+    def begun(self, latents: NDArray[np.integer[Any]], quality: int, z: NDArray[np.int64]) -> AnyChunk:
+        """The prior of a chunk with the latents (C, n, n), which are not all 0, and z, ready for the first step."""
+        return self._begun(latents, ChunkHeader(quality, *extent_of(latents)), z)[0]
+
+    def _begun(
+        self, latents: NDArray[np.integer[Any]], header: ChunkHeader, z: NDArray[np.int64] | None
+    ) -> tuple[AnyChunk, NDArray[np.int64]]:
+        """See `begun`; and z as it is coded, 0 beyond the extent."""
         shape = self._checked_shape(latents.shape)
         chunk = self.prior.chunk(header.quality, shape, header.extent)
         coded = self._coded_part(header)
@@ -205,14 +235,8 @@ class HyperChunkCodec(ChunkCodec):
         if given.shape != z.shape or np.abs(given).max() > HYPER_CLIP:
             raise UsageError(f"z of shape {given.shape}; {z.shape}, each within ±{HYPER_CLIP}, is needed")
         z[coded] = given[coded]
-        tables, whole_mean = self._coded_hyper_parameters(header.quality, coded[1].stop * coded[2].stop)
-        yield Segment(z[coded].astype(np.int32).ravel(), tables, whole_mean, header.extent)
         chunk.begin(z)
-        for k in range(GROUPS):
-            tables, whole_mean = chunk.parameters(k)
-            values = _step(latents, k, header)
-            yield Segment(values, tables, whole_mean, header.extent)
-            chunk.place(k, values)
+        return chunk, z
 
     def _read(
         self, decoder: RansDecoder, header: ChunkHeader, shape: tuple[int, int, int],
@@ -311,7 +335,7 @@ def _corner(header: ChunkHeader) -> tuple[slice, slice, slice]:
     return slice(GROUPS * header.quads), slice(2 * header.cell_rows), slice(2 * header.cell_columns)
 
 
-def _extent(latents: NDArray[np.integer[Any]]) -> tuple[int, int, int]:
+def extent_of(latents: NDArray[np.integer[Any]]) -> tuple[int, int, int]:
     """Channel quads, cell rows and cell columns up to the last latent that is not 0."""
     nonzero = latents != 0
     ends = []

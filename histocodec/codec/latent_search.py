@@ -15,19 +15,17 @@ secant method).
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from histocodec.codec.chunk import HyperChunkCodec, pad_latents
+from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.codec.gains import dequantise, quantise
-from histocodec.codec.hyper_latent_search import sum_neighbours
-from histocodec.codec.latent_search_kernels import NEVER, choose, keep, observe, price
+from histocodec.codec.latent_prices import Pricer, Prices
+from histocodec.codec.latent_search_kernels import choose, damp, observe, ranges, take_back
 from histocodec.codec.transform import Transform
 from histocodec.codec.window import Window, pad_pixels
-from histocodec.kernels.jit import jit
 from histocodec.models.transforms.native_gradient import NativeGradient, unshuffled_target
 from histocodec.normalise import ChannelStats
 from histocodec.slide import Colour, Pixels
@@ -35,7 +33,7 @@ from histocodec.slide import Colour, Pixels
 LEAST_PROMISE = 1.5  # bits that a move must promise to save
 SLACK = 1.0  # bits by which a position may become dearer and keep its moves; moves around it cost that much
 DAMPING_RANGE = (0.3, 10.0)
-DAMPED, RELIEVED = 1.2, 0.8  # factors of the damping where the moves of a step were undone, and where they were kept
+DAMPED, RELIEVED = 1.1, 0.8  # factors of the damping where the moves of a step were undone, and where they were kept
 CURVATURE_CHANGE = (0.2, 5.0)  # by which factor one step may change a channel's curvature
 PRIOR_MOVES = 20.0  # the measured curvature of a channel counts as much as this many moves
 QUALITIES_BELOW = 12  # the exchange of squared error for bits is measured over these many qualities below …
@@ -47,6 +45,7 @@ PROBES = 2  # random fields from which the curvature is estimated
 
 Latents = NDArray[np.signedinteger]
 Floats = NDArray[np.float64]
+Floats32 = NDArray[np.float32]
 ErrorOf = Callable[..., tuple[Floats, NDArray[np.float32] | None]]  # `_error`, of a window's latents
 
 
@@ -58,17 +57,6 @@ class SearchTerms:
     curvature: NDArray[np.float32]  # (C,) second derivative of the squared error in a latent of each channel
     weight: float  # bits that one unit of squared error is worth
     gradient: NativeGradient | None  # what computes errors and derivatives on a CPU that has the instructions
-
-
-@dataclass(frozen=True)
-class _Prices:
-    """What a chunk's latents cost, as the prior has them: table, whole mean and bits of each, (C, h, w), and the bits
-    at each position, (h, w)."""
-
-    tables: NDArray[np.uint16]
-    means: NDArray[np.int16]
-    bits: NDArray[np.float32]
-    by_position: Floats
 
 
 class LatentSearch:
@@ -93,54 +81,73 @@ class LatentSearch:
 
     def search(self, rounded: Latents, window: Window, terms: SearchTerms, steps: int) -> Latents:
         """The cheapest latents (C, h, w) of a chunk that `steps` steps find. `rounded` (C, h', w') are the latents of
-        the whole window; those around the chunk stay as they are."""
-        latents, inner, limits = rounded.astype(np.int16), window.inner, np.iinfo(rounded.dtype)
-        quality, curvature, weight = terms.quality, terms.curvature, np.float32(terms.weight)
-        scaled_y = window.y[inner] * self.weights.gain(quality)[:, None, None]
-        z = self.codec.hyper_latents(pad_latents(rounded[inner]), quality)  # a new one would hide what moves do
-        current = latents[inner].copy()
+        the whole window, of which those of the chunk are not all 0; those around the chunk stay as they are."""
+        latents = np.array(rounded.transpose(1, 2, 0), np.int16, order="C")  # (h', w', C), as all arrays from here on
+        inner, limits = (window.inner[1], window.inner[2]), np.iinfo(rounded.dtype)
+        gain, tables = self.weights.gain(terms.quality), self.weights.tables
+        scaled_y = np.ascontiguousarray(window.y[window.inner].transpose(1, 2, 0)) * gain
         flat = _flat(window.pixels, self.weights.config.stride)
-        error_of = self._errors(window, terms)
+        curvature, weight = terms.curvature, np.float32(terms.weight)
+        damping, moved = np.ones(flat.shape, np.float32), np.empty(flat.shape, np.bool_)
+        worth = np.zeros(-(-len(gain) // 8) * 8, np.uint8)
+        current = latents[inner].copy()
+        pricer, error_of = Pricer(self.codec, current, terms.quality), self._errors(window, terms)
+        prices, trial_prices = Prices.room(current.shape), Prices.room(current.shape)
+        pricer(current, prices)
         error, slope = error_of(latents)
         assert slope is not None
-        damping = np.ones(scaled_y.shape[1:], np.float32)
-        prices = self._prices(current, quality, z)
         cost = first_cost = prices.by_position + terms.weight * error
-        moves, tables = np.empty(current.shape, np.int8), self.weights.tables
         for remaining in reversed(range(steps)):
+            trial = np.empty_like(current)
             if not choose(
-                current, prices.bits, prices.tables, prices.means, scaled_y, slope, weight, curvature, damping, flat,
-                np.float32(LEAST_PROMISE), tables.low, tables.size, tables.offset, tables.cost, moves,
+                current, prices.bits, prices.codes, scaled_y, slope, weight, curvature, damping, flat,
+                np.float32(LEAST_PROMISE), limits.min, limits.max, tables.low, tables.size, tables.offset, tables.cost,
+                pricer.channels, worth, trial, moved,
             ):  # fmt: skip
                 break
-            trial = (current + moves).clip(limits.min, limits.max).astype(np.int16)
             latents[inner] = trial
             trial_error, trial_slope = error_of(latents, gradient=remaining > 0)
-            trial_prices = self._prices(trial, quality, z)
+            pricer(trial, trial_prices)
             trial_cost = trial_prices.by_position + terms.weight * trial_error
-            moved = moves.any(axis=0)
             accepted = (trial_cost < cost + SLACK) | ~moved
             if trial_slope is not None:
-                foretold, expected = np.zeros(damping.shape), np.zeros(damping.shape)
-                counts, changes = np.zeros(len(moves)), np.zeros(len(moves))
-                observe(moves, slope, trial_slope, curvature, expected, foretold, counts, changes)
+                foretold, expected = np.zeros(flat.shape), np.zeros(flat.shape)
+                counts, changes = np.zeros(len(gain)), np.zeros(len(gain))
+                observe(
+                    current, trial, moved, slope, trial_slope, curvature, pricer.channels, expected, foretold, counts,
+                    changes,
+                )  # fmt: skip
                 damping = _updated_damping(damping, 2 * (trial_error - error - foretold), expected, accepted)
                 curvature = _updated_curvature(curvature, changes, counts)
-                keep(accepted, slope, trial_slope)
-                keep(accepted, prices.tables, trial_prices.tables)
-                keep(accepted, prices.means, trial_prices.means)
-                keep(accepted, prices.bits, trial_prices.bits)
-            keep(accepted, current, trial)
+                take_back(accepted, slope, trial_slope)
+                take_back(accepted, prices.codes, trial_prices.codes)
+                take_back(accepted, prices.bits, trial_prices.bits)
+                slope, prices, trial_prices = trial_slope, trial_prices, prices
+            take_back(accepted, current, trial)
+            current = trial
             cost, error = np.where(accepted, trial_cost, cost), np.where(accepted, trial_error, error)
-        return current.astype(rounded.dtype) if cost.sum() < first_cost.sum() else rounded[inner]
+        pricer.done()
+        if cost.sum() >= first_cost.sum():
+            return rounded[window.inner]
+        return np.ascontiguousarray(current.transpose(2, 0, 1), rounded.dtype)
 
     def _errors(self, window: Window, terms: SearchTerms) -> "ErrorOf":
         """What computes the squared error of the chunk's pixels at each position (h, w), and the derivative of its sum
-        in each of the chunk's latents (C, h, w), of latents of the whole window."""
+        in each of the chunk's latents (h, w, C), of latents of the whole window (h', w', C)."""
+        error_of: ErrorOf
         if terms.gradient is None:
-            return partial(self._error, window=window, quality=terms.quality, stats=self.stats)
-        target = unshuffled_target(window.pixels, self.weights.config.stride)
-        return partial(terms.gradient, margin=window.margin, target=target, mean=self.stats.mean, std=self.stats.std)
+            error_of = partial(self._error, window=window, quality=terms.quality, stats=self.stats)
+        else:
+            target = unshuffled_target(window.pixels, self.weights.config.stride)
+            error_of = partial(
+                terms.gradient, margin=window.margin, target=target, mean=self.stats.mean, std=self.stats.std
+            )
+
+        def channels_last(latents: Latents, *, gradient: bool = True) -> tuple[Floats, Floats32 | None]:
+            error, slope = error_of(latents.transpose(2, 0, 1), gradient=gradient)
+            return error, None if slope is None else np.ascontiguousarray(slope.transpose(1, 2, 0))
+
+        return channels_last
 
     def _curvature(self, example: Window, quality: int) -> NDArray[np.float32]:
         """Twice the diagonal of JᵀJ, with J the derivative of the pixels in the latents, averaged over the example's
@@ -185,9 +192,18 @@ class LatentSearch:
             before, after = (self.transform.analyse_colour(self.background, s) for s in (self.stats, stats))
             y = y + (after - before)[:, None, None]
         latents = quantise(y, self.weights.gain(quality), np.dtype(np.int16))
-        z = self.codec.hyper_latents(pad_latents(latents[window.inner]), quality)
-        bits = self._bits(latents[window.inner], quality, z)
+        bits = self._bits(latents[window.inner], quality)
         return bits, self._error(latents, window=window, quality=quality, stats=stats, gradient=False)[0]
+
+    def _bits(self, latents: Latents, quality: int) -> Floats:
+        """The bits of the latents (C, h, w) of a chunk at each position (h, w), without those of z."""
+        last = np.array(latents.transpose(1, 2, 0), np.int16, order="C")
+        prices = Prices.room(last.shape)
+        if last.any():
+            pricer = Pricer(self.codec, last, quality)
+            pricer(last, prices)
+            pricer.done()
+        return prices.by_position
 
     def _error(
         self, latents: Latents, *, window: Window, quality: int, stats: ChannelStats, gradient: bool = True
@@ -206,47 +222,15 @@ class LatentSearch:
         scaled = dequantise(latents, self.weights.inverse_gain(quality))
         return torch.from_numpy(scaled)[None].to(self.transform.device)
 
-    def _bits(self, latents: Latents, quality: int, z: NDArray[np.int64]) -> Floats:
-        """The bits of these latents at each position (h, w), without those of z."""
-        return self._prices(latents, quality, z).by_position
-
-    def _prices(self, latents: Latents, quality: int, z: NDArray[np.int64]) -> _Prices:
-        shape, tables = latents.shape, self.weights.tables
-        prices = _Prices(
-            np.zeros(shape, np.uint16), np.zeros(shape, np.int16), np.full(shape, NEVER), np.zeros(shape[1:])
-        )
-        segments = self.codec.segments(pad_latents(latents), quality, z=z)
-        for step, segment in enumerate(islice(segments, 1, None)):  # the first is that of z, which stays
-            price(
-                segment.values, segment.tables, segment.whole_mean, step, segment.extent[1], segment.extent[2],
-                tables.low, tables.size, tables.offset, tables.cost, prices.tables, prices.means, prices.bits,
-                prices.by_position,
-            )  # fmt: skip
-        return prices
-
 
 def _flat(pixels: Pixels, stride: int) -> NDArray[np.bool_]:
     """The positions (h, w) of pixels (H, W, 3) that are featureless, as background is: no colour varies there by more
     than `FLAT_RANGE`. Rounding already gives them the right colour (`Transform.aligned`)."""
-    return _colour_ranges(pad_pixels(pixels, stride), stride) <= FLAT_RANGE
-
-
-@jit
-def _colour_ranges(pixels: Pixels, stride: int) -> NDArray[np.uint8]:
-    """The largest range of any colour in each square of `stride` pixels: (H, W, 3) → (H / stride, W / stride)."""
-    rows, columns = pixels.shape[0] // stride, pixels.shape[1] // stride
-    ranges = np.empty((rows, columns), np.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            square = pixels[stride * row : stride * (row + 1), stride * column : stride * (column + 1)]
-            low, high = np.full(3, 255), np.zeros(3, np.int64)
-            for i in range(stride):
-                for j in range(stride):
-                    for colour in range(3):
-                        value = np.int64(square[i, j, colour])
-                        low[colour], high[colour] = min(low[colour], value), max(high[colour], value)
-            ranges[row, column] = (high - low).max()
-    return ranges
+    padded = np.ascontiguousarray(pad_pixels(pixels, stride))
+    low, high = np.empty((2, 3 * padded.shape[1]), np.uint8)
+    found = np.empty((padded.shape[0] // stride, padded.shape[1] // stride), np.uint8)
+    ranges(padded, stride, low, high, found)
+    return found <= FLAT_RANGE
 
 
 def _updated_damping(
@@ -255,10 +239,9 @@ def _updated_damping(
     """The damping (h, w) after a step: the geometric mean of the old one and of what the step showed around each
     position, namely how its moves bent the error relative to what the curvature of each move alone would have. Then
     less where the moves were accepted, to go on boldly; more where they were not."""
-    bend, expected_bend = sum_neighbours(bend), sum_neighbours(expected_bend)
-    observed = (bend.clip(min=0) / np.where(expected_bend > 0, expected_bend, 1)).clip(*DAMPING_RANGE)
-    damping = np.where(expected_bend > 0, np.sqrt(damping * observed), damping)
-    return np.asarray((damping * np.where(accepted, RELIEVED, DAMPED)).clip(*DAMPING_RANGE), np.float32)
+    updated = np.empty_like(damping)
+    damp(damping, bend, expected_bend, accepted, *DAMPING_RANGE, DAMPED, RELIEVED, updated)
+    return updated
 
 
 def _updated_curvature(curvature: NDArray[np.float32], changes: Floats, counts: Floats) -> NDArray[np.float32]:

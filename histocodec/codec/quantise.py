@@ -15,8 +15,8 @@ from histocodec.fidelity import squared_error
 from histocodec.normalise import ChannelStats
 from histocodec.slide import Colour
 
-STEPS_PER_EFFORT = 10
-HYPER_LATENT_EFFORT = 2  # from which z is searched, too: 0.1 % of the bits, for as long as four or five steps take
+STEPS_PER_EFFORT = 9
+HYPER_LATENT_EFFORT = 2  # from which z is searched, too: 0.1 % of the bits, for as long as many steps take
 
 
 class Quantiser:

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from histocodec.entropy.tables import COST_UNIT, ESCAPE_BITS, TableSet
 from histocodec.kernels.jit import jit
 
+NEAR = 16  # symbols from -NEAR to NEAR - 1 have their bits side by side in `near_bits`
+
 Row = NDArray[Any]  # for the kernels, whose types numba infers
 
 
@@ -16,6 +18,14 @@ def symbol_bits(symbols: NDArray[np.integer[Any]], tables: NDArray[np.integer[An
     estimated by that of ESCAPE and `ESCAPE_BITS`."""
     t = table_set
     return _all_bits(symbols, tables, t.low, t.size, t.offset, t.cost)
+
+
+def near_bits(table_set: TableSet) -> NDArray[np.float32]:
+    """The code length of the symbols -NEAR … NEAR - 1 with each table, (T, 2 · NEAR) float32 bits: what `symbol_bits`
+    gives, for one look-up instead of four."""
+    symbols, tables = np.arange(-NEAR, NEAR), np.arange(len(table_set))
+    bits = symbol_bits(np.tile(symbols, len(tables)), np.repeat(tables, len(symbols)), table_set)
+    return bits.reshape(len(tables), len(symbols))
 
 
 @jit

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histocodec.entropy import RansDecoder
+from histocodec.entropy.tables import TableSet
 from histocodec.kernels.distributions import CODES, LAST_SCALE, TABLE_BITS
 from histocodec.kernels.instructions import ready
 from histocodec.kernels.layers import EXTRA_ROWS, SUMS_BYTES
@@ -41,6 +42,7 @@ from histocodec.models.prior.native_kernels import (
     place,
     step,
 )
+from histocodec.models.prior.native_pricing import price_step, start_again
 from histocodec.models.prior.native_reading import BAD_LATENT, look_ups, read_step
 
 FIELDS = 6  # of a layer: weight, bias, shift, quads of inputs, groups of outputs, bytes of one quality's bias
@@ -278,6 +280,27 @@ class NativeChunk(FastChunk):
         if not place(values, k, *self.extent, *size, prior.slot, prior.compress, self._memory, self._layout):
             raise out_of_range(values)
 
+    def price(
+        self, latents: NDArray[np.int16], tables: TableSet, near: NDArray[np.float32], codes: Integers,
+        bits: NDArray[np.float32], by_position: NDArray[np.float64],
+    ) -> None:  # fmt: skip
+        """What the latents (h, w, C) of a chunk cost after `begin`, which lie within its shape and extent: writes the
+        code and the bits of each within the extent, (h, w, C), and the bits at each position, (h, w). It may be called
+        again and again. `near` are the `near_bits` of the tables."""
+        prior, (_, rows, columns) = self.prior, self.shape
+        by_position[:] = 0
+        start_again(self._memory, self._layout)
+        for k in range(GROUPS):
+            self._prepare(k)
+            price_step(
+                latents, k, *self.extent, rows, columns, prior.slot, prior.compress, self._memory, self._layout,
+                near, tables.low, tables.size, tables.offset, tables.cost, codes, bits, by_position,
+            )  # fmt: skip
+
+    def done(self) -> None:
+        """Gives the working memory to the next chunk. Nothing else may be called after it."""
+        self.prior.memories.append(self._memory)
+
     def read(self, decoder: RansDecoder, dtype: "np.dtype[np.signedinteger]") -> NDArray[np.signedinteger]:
         """Decodes all steps after `begin`: the latents (C, h, w). Raises FormatError where the stream is broken, or
         `dtype` does not hold a latent."""
@@ -297,5 +320,5 @@ class NativeChunk(FastChunk):
         latents, fit = self._collected(dtype)
         if not fit:
             raise beyond(self.latents, dtype)
-        prior.memories.append(self._memory)
+        self.done()
         return latents

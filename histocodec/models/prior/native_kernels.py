@@ -64,6 +64,14 @@ def _dense_up(
 
 
 @jit
+def forget(memory: Row, layout: Row) -> None:
+    """Has the context see no latents."""
+    words = memory.view(np.uint64)
+    for n in range(layout[SEEN] // 8, layout[SEEN + 1] // 8):
+        words[n] = np.uint64(0x8080808080808080)  # zeros, 128 too high
+
+
+@jit
 def hyper(
     instructions: int, parameters: Row, layers: Row, quality: int, rows: int, columns: int, width: int, inputs: int,
     memory: Row, layout: Row, stride: int, first: int,
@@ -79,9 +87,7 @@ def hyper(
         tiles_on(acc)
     for part in (SMALL, HALF, LATENTS):
         clear(base + layout[part], layout[part + 1] - layout[part])
-    words = memory.view(np.uint64)
-    for n in range(layout[SEEN] // 8, layout[SEEN + 1] // 8):
-        words[n] = np.uint64(0x8080808080808080)  # zeros, 128 too high
+    forget(memory, layout)
     r, c = rows // 4, columns // 4
     for row in range(r):
         _dense_up(

@@ -40,7 +40,7 @@ class NativeSynthesis:
         self.config = config
         self.instructions = ready(instructions)
         packer = Packer(self.instructions)
-        self._scale = packer.row(arrays["g_s.scale"], np.float32)
+        self.scale = packer.row(arrays["g_s.scale"], np.float32)
         layers = {layer.name: layer for layer in synthesis_layers(config)}
 
         def parameters(name: str, columns: NDArray[np.intp] | None = None, inputs: int = 0) -> list[int]:
@@ -110,7 +110,7 @@ class NativeSynthesis:
         images = [np.empty((shape[0], each, 3), np.uint8) for each in widths]
         outs = np.array([image.ctypes.data for image in images], np.int64)
         synthesise(
-            self.instructions, self._channels_last(latents), self._scale,
+            self.instructions, self._channels_last(latents), self.scale,
             self.parameters, self.zeros, self.blocks, len(self.config.synthesis16), self.wide, plan.ranges,
             plan.memory, self._scratch(plan.bytes), np.ascontiguousarray(mean, np.float32),
             np.ascontiguousarray(std, np.float32), outs, across,

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histocodec.kernels.epilogues import ACTIVATE, ADD, PUT, stream_bytes, wide_bytes
+from histocodec.kernels.errors import enter_integers, squared_errors
 from histocodec.kernels.instructions import AMX
 from histocodec.kernels.jit import jit
 from histocodec.kernels.layers import EXTRA_ROWS, address, clear, dense, fill
 from histocodec.kernels.products import depthwise_row, tiles_off, tiles_on
-from histocodec.models.transforms.integer import ENTRY_BITS, WIDE
 from histocodec.models.transforms.native_kernels import wide_input
 
 # Of a block: rows and columns that it takes, those that it gives, where its activations are kept after `expand` and
@@ -80,40 +80,24 @@ def _block(
 
 
 @jit
-def _errors(
-    floats: Row, at: int, target: Row, row: int, per: int, mean: Row, std: Row, error: Row
-) -> None:  # fmt: skip
-    """Adds the squared errors of one row of unshuffled pixels, (w, 192) at `at`, to `error`, and writes the derivative
-    over them. `target` is (h, w, 192) int16, negative where there is no pixel."""
-    squares = np.empty(16, np.float32)  # sums of their own, so that LLVM adds vectors
-    for p in range(target.shape[1]):
-        squares[:] = 0
-        for colour in range(3):
-            spread, middle = std[colour], mean[colour]
-            doubled = spread + spread
-            for n in range(64 * colour, 64 * colour + 64, 16):
-                values, wanted = floats[at + 192 * p + n : at + 192 * p + n + 16], target[row, p, n : n + 16]
-                for k in range(16):
-                    pixel = np.float32(wanted[k])
-                    difference = values[k] * spread + middle - pixel
-                    difference = difference if pixel >= 0 else np.float32(0)
-                    squares[k] += difference * difference
-                    values[k] = difference * doubled
+def _add_errors(floats: Row, at: int, row: int, per: int, error: Row) -> None:
+    """Adds the sums (w, 16) at `at`, of one row of unshuffled pixels, to `error`."""
+    for p in range(per * error.shape[1]):
         total = np.float32(0)
         for k in range(16):
-            total += squares[k]
+            total += floats[at + 16 * p + k]
         error[row // per, p // per] += total
 
 
 @jit
 def record(
-    instructions: int, latents: Row, inverse_gain: Row, scale: Row, parameters: Row, none_at: int, blocks: Row,
+    instructions: int, latents: Row, inverse_gain: Row, scale: int, parameters: Row, none_at: int, blocks: Row,
     blocks16: int, wide: Row, kept: Row, layout: Row, memory: Row, mean: Row, std: Row, target: Row, slope_unit: Row,
     slopes: Row, error: Row,
 ) -> None:  # fmt: skip
-    """A window of latents (C, h, w), integers → `error` at each latent's position, and with `slopes` (rows, columns,
-    192) uint8 the derivative in the unshuffled pixels; all activations stay in `memory`."""
-    channels, rows, columns = latents.shape
+    """A window of latents (h, w, C) int16, C in whole groups → `error` at each latent's position, and with `slopes`
+    (rows, columns, 192) uint8 the derivative in the unshuffled pixels; all activations stay in `memory`."""
+    rows, columns = latents.shape[:2]
     none: Any = np.int64(0)
     start, base = address(parameters), address(memory)
     floats = memory.view(np.float32)
@@ -133,20 +117,18 @@ def record(
             first = base + kept[n, 8] + row * kept[n, 9]
             clear(first, hidden)
             clear(first + (width + 1) * hidden, hidden)
-    unit, limit, last = np.float32(1 << ENTRY_BITS), np.float32(WIDE), kept[kept.shape[0] - 1]
+    last, latents_at, gains = kept[kept.shape[0] - 1], address(latents), address(inverse_gain)
     behind = 0
     for n in range(blocks.shape[0]):
         behind += 2 * blocks[n, 0] if n < blocks16 else blocks[n, 0]
     for entering in range(rows + (behind + 1) // 2):
         if entering < rows:
-            first = layout[1] // 4 + entering % kept16 * width16 * padded16
-            if padded16 > channels:
-                clear(base + 4 * first, columns * padded16 * 4)
-            for c in range(channels):
-                for column in range(columns):
-                    scaled = np.float32(latents[c, entering, column]) * inverse_gain[c]
-                    value = np.rint(scaled * scale[c] * unit) / unit
-                    floats[first + column * padded16 + c] = min(max(value, -limit), limit)
+            to_row = x16 + entering % kept16 * width16 * padded16 * 4
+            for c in range(0, padded16, 64):
+                enter_integers(
+                    instructions, latents_at + 2 * (entering * columns * padded16 + c), 2 * padded16, gains + 4 * c,
+                    start + scale + 4 * c, to_row + 4 * c, 4 * padded16, columns,
+                )  # fmt: skip
         row = entering
         for n in range(blocks16):
             row = _block(
@@ -180,10 +162,12 @@ def record(
                     count, start + wide[1, 0], start + wide[1, 1], start + wide[1, 2], np.int64(3), acc,
                     np.int64(PUT), planes, np.int64(768), np.int64(256), none, none,
                 )  # fmt: skip
-                _errors(floats, (planes - base) // 4, target, row8 - last[4], 2, mean, std, error)
-                if slopes.size:
-                    to = address(slopes) + (row8 - last[4]) * count * 192
-                    unit_bytes(instructions, planes, 192, count, address(slope_unit), to)
+                to = address(slopes) + (row8 - last[4]) * count * 192 if slopes.size else seen
+                squared_errors(
+                    instructions, planes, address(target) + (row8 - last[4]) * count * 384, address(mean), address(std),
+                    address(slope_unit), to, low, count,
+                )  # fmt: skip
+                _add_errors(floats, (low - base) // 4, row8 - last[4], 2, error)
     if instructions == AMX:
         tiles_off(acc)
 
@@ -248,15 +232,24 @@ def _block_back(
 
 
 @jit
+def _clear_around(row: int, first: int, end: int, width: int, size: int) -> None:
+    """Zeros in a row of `width` positions, of `size` bytes each, before `first` and from `end` on."""
+    if first > 0:
+        clear(row, first * size)
+    if end < width:
+        clear(row + end * size, (width - end) * size)
+
+
+@jit
 def pull_back(
     instructions: int, slopes: Row, inverse_gain: Row, parameters: Row, blocks: Row, blocks16: int, back: Row,
     ends: Row, kept: Row, spans: Row, layout: Row, memory: Row, columns: int, out: Row,
 ) -> None:  # fmt: skip
-    """What `record` left → the derivative in the chunk's latents, `out` (C, h, w). `ends` are weight, bias and factor
+    """What `record` left → the derivative in the chunk's latents, `out` (h, w, C). `ends` are weight, bias and factor
     of the transposed `tail`, what `up` sees in bytes, and weight, bias and factor of the transposed `up`."""
     none: Any = np.int64(0)
     start, base = address(parameters), address(memory)
-    floats, channels = memory.view(np.float32), out.shape[0]
+    floats = memory.view(np.float32)
     middle, g16, g8, seen, active, acc = (
         base + layout[0], base + layout[1], base + layout[2], base + layout[3], base + layout[4], base + layout[5],
     )  # fmt: skip
@@ -274,15 +267,17 @@ def pull_back(
     for n in range(blocks.shape[0]):
         delay += 2 * blocks[n, 0] if n < blocks16 else blocks[n, 0]
     for entering in range(2 * last[0], max(2 * last[1], 2 * last[5]) + delay + 2):
-        clear(g8 + entering % ring8 * width8 * padded8 * 4, width8 * padded8 * 4)
+        here8 = g8 + entering % ring8 * width8 * padded8 * 4
         if chunk[4] <= entering < chunk[5]:
             count = chunk[7] - chunk[6]
+            _clear_around(here8, chunk[6], chunk[7], width8, 4 * padded8)
             dense(
                 instructions, address(slopes) + (entering - chunk[4]) * count * 192, none, none, none, none,
                 np.int64(192), np.int64(48), count, start + ends[0], start + ends[1], start + ends[2], padded8 // 64,
-                acc, np.int64(PUT), g8 + (entering % ring8 * width8 + chunk[6]) * padded8 * 4, padded8 * 4,
-                np.int64(256), none, none,
+                acc, np.int64(PUT), here8 + chunk[6] * padded8 * 4, padded8 * 4, np.int64(256), none, none,
             )  # fmt: skip
+        else:
+            clear(here8, width8 * padded8 * 4)
         row8 = entering
         for m in range(blocks.shape[0] - blocks16):
             n = blocks.shape[0] - 1 - m
@@ -296,8 +291,10 @@ def pull_back(
         if row < last[0]:
             continue
         here = g16 + row % ring16 * width16 * padded16 * 4
-        clear(here, width16 * padded16 * 4)
-        if row < last[1]:
+        if row >= last[1]:
+            clear(here, width16 * padded16 * 4)
+        else:
+            _clear_around(here, last[2], last[3], width16, 4 * padded16)
             count = last[3] - last[2]
             for second in range(2):
                 at = g8 + ((2 * row + second) % ring8 * width8 + 2 * last[2]) * padded8 * 4
@@ -307,7 +304,8 @@ def pull_back(
                     dense(
                         instructions, seen + part * padded8, none, none, none, none, 2 * padded8, padded8 // 4, count,
                         start + ends[at_part], start + ends[at_part + 1], start + ends[at_part + 2], padded16 // 64,
-                        acc, np.int64(ADD), here + last[2] * padded16 * 4, padded16 * 4, np.int64(256), none, none,
+                        acc, np.int64(ADD if second + part else PUT), here + last[2] * padded16 * 4, padded16 * 4,
+                        np.int64(256), none, none,
                     )  # fmt: skip
         for m in range(blocks16):
             n = blocks16 - 1 - m
@@ -317,8 +315,10 @@ def pull_back(
             )  # fmt: skip
         if last[4] <= row < last[5]:
             first = (g16 - base) // 4 + (row % ring16 * width16 + last[6]) * padded16
-            for c in range(channels):
-                for column in range(last[7] - last[6]):
-                    out[c, row - last[4], column] = floats[first + column * padded16 + c] * inverse_gain[c]
+            for column in range(last[7] - last[6]):
+                at16 = first + column * padded16
+                slope, stream = out[row - last[4], column], floats[at16 : at16 + padded16]
+                for c in range(padded16):
+                    slope[c] = stream[c] * inverse_gain[c]
     if instructions == AMX:
         tiles_off(acc)
