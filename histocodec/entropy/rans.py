@@ -150,7 +150,7 @@ def read_rare(
 
 
 @jit
-def _decode(
+def decode_segment(
     data: Row, cursors: Row, states: Row, tables: Row,
     mode: Row, low: Row, size: Row, freq: Row, cdf: Row, coarse: Row, out: Row,
 ) -> int:  # fmt: skip
@@ -198,7 +198,7 @@ class RansEncoder:
 
     def __init__(self, table_set: TableSet) -> None:
         self._tables = table_set
-        self._segments: list[tuple[NDArray[np.int32], NDArray[np.uint16]]] = []
+        self._segments: list[tuple[NDArray[np.int32], NDArray[np.uint16], NDArray[np.int64]]] = []
 
     def write(self, symbols: NDArray[np.integer[Any]], tables: NDArray[np.uint16]) -> None:
         """Add a segment: symbols (n,), any integers within int32, and the number (n,) uint16 of each one's table.
@@ -207,16 +207,20 @@ class RansEncoder:
             raise UsageError(f"symbols must be (n,) int32 or narrower, not {symbols.shape} {symbols.dtype}")
         if tables.shape != symbols.shape or tables.dtype != np.uint16:
             raise UsageError(f"tables must be {symbols.shape} uint16, not {tables.shape} {tables.dtype}")
-        self._segments.append((symbols.astype(np.int32), tables.copy()))
+        self.write_segments(symbols.astype(np.int32), tables.copy(), np.array([0, len(symbols)]))
+
+    def write_segments(self, symbols: NDArray[np.int32], tables: NDArray[np.uint16], bounds: NDArray[np.int64]) -> None:
+        """Add many segments at once, which lie end to end: segment i ends before bounds[i + 1]; bounds[0] is 0."""
+        self._segments.append((symbols, tables, bounds))
 
     def finish(self, *, lanes: int | None = None) -> bytes:
         """The stream of all segments so far. `lanes` overrides the number that suits the payload's size. Raises
         UsageError where a table does not exist, and for a number of lanes that is not 1, 2, 4, 8, 16 or 32."""
-        none = (np.empty(0, np.int32), np.empty(0, np.uint16))
-        parts = self._segments or [none]
-        symbols = _row(np.concatenate([part for part, _ in parts]), np.dtype(np.int32))
-        tables = _row(np.concatenate([part for _, part in parts]), np.dtype(np.uint16))
-        bounds = np.cumsum([0, *(len(part) for part, _ in parts)], dtype=np.int64)
+        parts = self._segments or [(np.empty(0, np.int32), np.empty(0, np.uint16), np.zeros(1, np.int64))]
+        symbols = _row(np.concatenate([part for part, _, _ in parts]), np.dtype(np.int32))
+        tables = _row(np.concatenate([part for _, part, _ in parts]), np.dtype(np.uint16))
+        lengths = np.concatenate([np.diff(ends) for _, _, ends in parts])
+        bounds = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
         entries = np.empty(len(symbols), np.int32)
         escapes = np.empty(MAX_ESCAPE_BYTES * len(symbols), np.uint8)  # touched only as far as needed
         t = self._tables
@@ -274,7 +278,7 @@ class RansDecoder:
         numbers = _row(tables, np.dtype(np.uint16))
         out = np.empty(len(numbers), np.int32)
         t = self.tables
-        status = _decode(
+        status = decode_segment(
             self._data, self._cursors, self._states, numbers,
             t.mode, t.low, t.size, t.freq, t.cdf, t.coarse, out,
         )  # fmt: skip

@@ -169,11 +169,11 @@ def test_threads_read_the_same() -> None:
 @pytest.mark.parametrize("view", [bytes, bytearray, memoryview])
 def test_any_buffer_is_read_without_compiling_again(view: Callable[[bytes], Any]) -> None:
     symbols, tables = drawn(100)
-    before = len(rans._decode.codes)  # type: ignore[attr-defined]  # of a Kernel
+    before = len(rans.decode_segment.codes)  # type: ignore[attr-defined]  # of a Kernel
     np.testing.assert_array_equal(decode(view(encode(symbols, tables, TABLES)), tables, TABLES), symbols)
     copy = pickle.loads(pickle.dumps(TABLES))
     np.testing.assert_array_equal(decode(encode(symbols, tables, copy), tables, copy), symbols)
-    assert len(rans._decode.codes) <= max(before, 1)  # type: ignore[attr-defined]  # as above
+    assert len(rans.decode_segment.codes) <= max(before, 1)  # type: ignore[attr-defined]  # as above
 
 
 def escaping() -> tuple[bytes, Segment]:

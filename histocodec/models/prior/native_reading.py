@@ -48,7 +48,7 @@ def read_step(
     data: Row, cursors: Row, states: Row, looked_up: Row, mode: Row, low: Row, size: Row, freq: Row, cdf: Row,
     coarse: Row, lifted: Row, places: Row, memory: Row, layout: Row,
 ) -> int:  # fmt: skip
-    """Reads the latents whose codes are in the working memory, as `rans._decode` and `place` do, and returns the
+    """Reads the latents whose codes are in the working memory, as `rans.decode_segment` and `place` do, and returns the
     status. Where that is BAD_LATENT, `cursors[2]` is the latent. `places` (2, cells) are where latents of position 0
     lie in the two buffers, in bytes."""
     codes, listed = memory.view(np.int32), memory[layout[LISTED] :].view(np.int32)
