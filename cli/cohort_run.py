@@ -192,11 +192,14 @@ def _run(
         overwrite=overwrite, detail=detail or {},
     )  # fmt: skip
     with progress_bar(ledger.name) as bar:
-        said = time.monotonic()
+        said, told = time.monotonic(), False
 
         def show(progress: Progress) -> None:
-            nonlocal said
+            nonlocal said, told
             bar(progress.area, progress.total, _progress_note(progress))
+            if progress.workers == 0 and not told:
+                told = True
+                say(f"{place}: has no workers yet; start some: dask worker {place} --nthreads 1")
             if not sys.stderr.isatty() and time.monotonic() - said > SILENCE:
                 said = time.monotonic()
                 say(f"{ledger.name}: {_progress_note(progress)}")

@@ -86,6 +86,7 @@ class Progress:
 
     slides: int
     total: int
+    workers: int | None = None  # tasks that can run at a time; None before that is known
     began: float = field(default_factory=time.perf_counter)
     done: int = 0
     adopted: int = 0
@@ -222,6 +223,7 @@ class _Driver:
         room = max(LEAST_AHEAD, AHEAD * self._worker_slots()) - len(self._running)
         rows = [self._ready.popleft() for _ in range(min(room, len(self._ready)))]
         if not rows:
+            self._worker_slots()
             return
         self._ledger.start(self._request.kind, [row.number for row in rows])
         for row in rows:
@@ -252,6 +254,9 @@ class _Driver:
         if now - self._slots_seen > 10 or not self._slots:
             with suppress(Exception):
                 self._slots, self._slots_seen = sum(self._client.nthreads().values()), now
+                if self._state.workers != self._slots:
+                    self._state.workers = self._slots
+                    self._progress(self._state)
         return self._slots
 
     def _next(self) -> list["Future[Any]"]:
