@@ -81,6 +81,7 @@ class FailingStore:
 
     target: tuple[str, int]
     every: int
+    delay: float = 0.0  # seconds that each write takes
     url: str = ""
     writes: int = 0
     failed: int = 0
@@ -97,9 +98,9 @@ class FailingStore:
 
 
 @contextmanager
-def failing_store(target: tuple[str, int], every: int) -> Iterator[FailingStore]:
+def failing_store(target: tuple[str, int], every: int, delay: float = 0.0) -> Iterator[FailingStore]:
     """The proxy, on a free port of loopback."""
-    store = FailingStore(target, every)
+    store = FailingStore(target, every, delay)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -107,6 +108,8 @@ def failing_store(target: tuple[str, int], every: int) -> Iterator[FailingStore]
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             fault = store.fault() if self.command in ("PUT", "POST") else None
+            if self.command == "PUT":
+                time.sleep(store.delay)
             if fault in ("status 500", "refused"):
                 return self.send(500 if fault == "status 500" else 403, {}, b"")
             connection = HTTPConnection(*store.target, timeout=60)
@@ -202,6 +205,7 @@ def study(
     scheduler_kills: int = 0,
     run_kills: int = 0,
     every: int = FAIL_EVERY,
+    delay: float = 0.0,
     model: str | None = None,
     more: Sequence[Path] = (),
     seed: int = 0,
@@ -213,7 +217,7 @@ def study(
     chance = random.Random(seed)
     options: dict[str, object] = {"effort": 0, **({} if model is None else {"model": model})}
     with TemporaryDirectory(prefix="histocodec-faults-") as text, s3_server() as target, ExitStack() as stack:
-        store = stack.enter_context(failing_store(target, every))
+        store = stack.enter_context(failing_store(target, every, delay))
         folder = Path(text)
         environment = {
             **os.environ,

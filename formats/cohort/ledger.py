@@ -22,6 +22,7 @@ from histocodec.errors import FormatError, OutputError, UnsupportedError, UsageE
 
 APPLICATION_ID = 0x68636C67  # "hclg", in the header of the file
 LEDGER_VERSION = 1
+LIKELY_SIDE = 20_000  # pixels of a slide whose size is not known yet
 BUSY_SECONDS = 30.0  # to wait for a reader that holds the file
 
 Kind = Literal["encode", "verify", "embed"]
@@ -109,7 +110,7 @@ class Row:
     @property
     def area(self) -> int:
         """The pixels of level 0; a guess where the plan could not read them, so that progress counts the slide."""
-        return (self.width or 20_000) * (self.height or 20_000)
+        return (self.width or LIKELY_SIDE) * (self.height or LIKELY_SIDE)
 
 
 JSON_COLUMNS = {"parts": list, "labels": dict, "options": dict, "detail": dict}
@@ -185,9 +186,11 @@ class Ledger:
         with _as_our_errors(self.path):
             return dict(self._connection.execute("SELECT source, result FROM slides").fetchall())
 
-    def rows(self, kind: Kind = "encode", states: Sequence[State] = STATES) -> Iterator[Row]:
-        """The slides in one of these states of a kind of work, by number. Of other work than encoding, only slides
-        whose work was begun by `begin` are there."""
+    def rows(
+        self, kind: Kind = "encode", states: Sequence[State] = STATES, *, number: int | None = None
+    ) -> Iterator[Row]:
+        """The slides in one of these states of a kind of work, by number; with `number`, this one alone. Of other work
+        than encoding, only slides whose work was begun by `begin` are there."""
         names = [name for name in COLUMNS if kind == "encode" or name not in WORK_COLUMNS]
         columns, tables = [f"slides.{name}" for name in names], "slides"
         if kind != "encode":
@@ -196,10 +199,24 @@ class Ledger:
             tables = f"slides JOIN work ON work.number = slides.number AND work.kind = '{kind}'"
         table = "slides" if kind == "encode" else "work"
         marks = ", ".join("?" * len(states))
-        query = f"SELECT {', '.join(columns)} FROM {tables} WHERE {table}.state IN ({marks}) ORDER BY slides.number"
+        query = f"SELECT {', '.join(columns)} FROM {tables} WHERE {table}.state IN ({marks}) "
+        query += "ORDER BY slides.number" if number is None else f"AND slides.number = {number:d}"
         with _as_our_errors(self.path):
             for values in self._connection.execute(query, tuple(states)):
                 yield _row(dict(zip(names, values, strict=True)), self.path)
+
+    def pending(self, kind: Kind = "encode") -> tuple[list[int], int]:
+        """The numbers of the slides that are planned, and their pixels of level 0 together, as `Row.area` has them."""
+        state = "slides.state" if kind == "encode" else "work.state"
+        joined = "" if kind == "encode" else f" JOIN work ON work.number = slides.number AND work.kind = '{kind}'"
+        area = f"COALESCE(NULLIF(width, 0), {LIKELY_SIDE}) * COALESCE(NULLIF(height, 0), {LIKELY_SIDE})"
+        query = f"SELECT slides.number, {area} FROM slides{joined} WHERE {state} = 'planned' ORDER BY slides.number"
+        numbers, total = [], 0
+        with _as_our_errors(self.path):
+            for number, pixels in self._connection.execute(query):
+                numbers.append(number)
+                total += pixels
+        return numbers, total
 
     def counts(self, kind: Kind = "encode") -> dict[str, int]:
         """How many slides are in each state of a kind of work."""

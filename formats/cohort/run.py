@@ -125,10 +125,10 @@ def run(
         number = opened.open_run(request.kind, holder, str(place), VERSION)
         ended = "interrupted"
         try:
-            rows = list(opened.rows(request.kind, ("planned",)))
-            state = Progress(len(rows), sum(row.area for row in rows))
+            numbers, area = opened.pending(request.kind)
+            state = Progress(len(numbers), area)
             try:
-                _drive(opened, place, request, number, deque(rows), state, progress or (lambda state: None))
+                _drive(opened, place, request, number, deque(numbers), state, progress or (lambda state: None))
                 ended = "done"
             except HistocodecError:
                 ended = "lost"
@@ -147,21 +147,21 @@ def _drive(
     place: Place,
     request: Request,
     number: int,
-    rows: deque[Row],
+    numbers: deque[int],
     state: Progress,
     progress: Callable[[Progress], None],
 ) -> None:
     """Connects and works until nothing is left, again if the scheduler goes and returns."""
-    if not rows:
+    if not numbers:
         return
     for lost in itertools.count(1):
         with connected(place) as client:
-            driver = _Driver(client, ledger, place, request, f"{number}-{lost}", rows, state, progress)
+            driver = _Driver(client, ledger, place, request, f"{number}-{lost}", numbers, state, progress)
             try:
                 driver.work()
                 return
             except _SchedulerLost as exc:
-                rows = driver.unfinished()
+                numbers = driver.unfinished()
                 if lost > RETURNS or place.scheduler is None:
                     raise StoreError(
                         f"{place}: the scheduler was lost ({exc}); what was done is in the ledger, and running again "
@@ -181,16 +181,15 @@ class _Driver:
         place: Place,
         request: Request,
         name: str,
-        rows: deque[Row],
+        numbers: deque[int],
         state: Progress,
         progress: Callable[[Progress], None],
     ) -> None:
         self._client, self._ledger, self._place, self._request = client, ledger, place, request
-        self._name, self._ready, self._state, self._progress = name, rows, state, progress
-        self._waiting: list[tuple[float, int, Row]] = []  # a heap: when to try again
+        self._name, self._ready, self._state, self._progress = name, numbers, state, progress
+        self._waiting: list[tuple[float, int]] = []  # a heap: when to try again
         self._running: dict[Future[Any], Row] = {}
         self._finished: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
-        self._attempts = {row.number: row.attempts for row in rows}
         self._counter = itertools.count()
         self._slots, self._slots_seen = 0, -1.0
 
@@ -206,9 +205,10 @@ class _Driver:
             if self._client.status not in ("running", "newly-created"):
                 raise _SchedulerLost(f"the connection is {self._client.status}")
 
-    def unfinished(self) -> deque[Row]:
-        """What is left to do."""
-        return deque([*self._running.values(), *self._ready, *(row for _, _, row in self._waiting)])
+    def unfinished(self) -> deque[int]:
+        """The numbers of the slides that are left to do."""
+        running = (row.number for row in self._running.values())
+        return deque([*running, *self._ready, *(number for _, number in self._waiting)])
 
     def cancel(self) -> None:
         """Takes back what the scheduler still has. A task that runs already runs on to its end."""
@@ -219,9 +219,14 @@ class _Driver:
     def _submit(self) -> None:
         now = time.monotonic()
         while self._waiting and self._waiting[0][0] <= now:
-            self._ready.append(heapq.heappop(self._waiting)[2])
+            self._ready.append(heapq.heappop(self._waiting)[1])
         room = max(LEAST_AHEAD, AHEAD * self._worker_slots()) - len(self._running)
-        rows = [self._ready.popleft() for _ in range(min(room, len(self._ready)))]
+        numbers = [self._ready.popleft() for _ in range(min(room, len(self._ready)))]
+        rows = [
+            row
+            for number in numbers
+            for row in self._ledger.rows(self._request.kind, ("planned", "running"), number=number)
+        ]
         if not rows:
             self._worker_slots()
             return
@@ -298,7 +303,7 @@ class _Driver:
                     changes.append((row.number, {"state": "planned"}))
                     self._put_back(row, self._request.delay)
                     continue
-                attempts = self._attempts[row.number] = self._attempts[row.number] + 1
+                attempts = row.attempts + 1
                 change = {name: value for name, value in result.items() if name not in COLUMNS_NOT_STORED}
                 change["attempts"] = attempts
                 if result["state"] == "done":
@@ -315,7 +320,7 @@ class _Driver:
             self._ledger.finish(self._request.kind, changes)
 
     def _put_back(self, row: Row, delay: float) -> None:
-        heapq.heappush(self._waiting, (time.monotonic() + delay, next(self._counter), row))
+        heapq.heappush(self._waiting, (time.monotonic() + delay, row.number))
 
     def _count(self, row: Row, result: Json) -> None:
         state = self._state
