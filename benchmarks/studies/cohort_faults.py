@@ -26,6 +26,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.request import Request, urlopen
 
 import click
 
@@ -170,6 +171,8 @@ def s3_server() -> Iterator[tuple[str, int]]:
     server.start()
     try:
         host, port = server.get_host_and_port()
+        with urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")):  # all servers of a process share
+            pass
         client = boto3.client(
             "s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1", aws_access_key_id="a",
             aws_secret_access_key="b",

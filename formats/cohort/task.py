@@ -7,6 +7,7 @@ error is a result, whose kind says whether trying again may help.
 import os
 import socket
 import time
+from calendar import timegm
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -240,7 +241,14 @@ def facts_of(container: Container, result: str) -> Json:
         "source_sha256": attributes.source.sha256,
         "result_sha256": sha256,
         "digest": digest,
+        "created": _created(container),
     }
+
+
+def _created(container: Container) -> int:
+    """The time that a container names as its own, in seconds since 1970: one that was adopted may be older than the
+    plan."""
+    return timegm(time.strptime(container.attributes.provenance.created, "%Y-%m-%dT%H:%M:%SZ"))
 
 
 def _stored(container: Container, result: str, digest: str) -> tuple[str, int]:

@@ -53,11 +53,11 @@ def ledger(slides: Path, tmp_path: Path, tiny_file: Path) -> Path:
     return planned(slides, tmp_path / "out", tiny_file, tmp_path / "ledger")
 
 
-def encoded_alone(source: Path, target: Path, tiny_file: Path) -> Path:
+def encoded_alone(source: Path, target: Path, tiny_file: Path, *, created: int = CREATED) -> Path:
     """What `histocodec encode --source-sha256` makes of a slide."""
     options = EncodeOptions(model=str(tiny_file), effort=0, device="cpu", workers=1, source_sha256=True)
     with open_slide(source) as slide:
-        encode_slide(slide, target, options, created=CREATED)
+        encode_slide(slide, target, options, created=created)
     return target
 
 
@@ -119,14 +119,15 @@ def test_a_slide_that_is_gone_is_not_tried_in_vain(slides: Path, ledger: Path, p
 
 def test_a_container_of_a_lost_worker_is_adopted(slides: Path, ledger: Path, place: Place, tiny_file: Path) -> None:
     row = rows(ledger)[0]
-    made = encoded_alone(Path(row.source), Path(row.result), tiny_file)
+    made = encoded_alone(Path(row.source), Path(row.result), tiny_file, created=CREATED - 100)
     before = made.stat()
     with Ledger.open(ledger) as opened:
         opened.start("encode", [row.number])  # as the client left it that was killed with the worker
     report = run(ledger, place, QUICK)
     assert (report.done, report.adopted) == (3, 1)
     assert (made.stat().st_ino, made.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    assert rows(ledger)[0].result_sha256 == sha256(made.read_bytes()).hexdigest()
+    row = rows(ledger)[0]
+    assert (row.result_sha256, row.created) == (sha256(made.read_bytes()).hexdigest(), CREATED - 100)
 
 
 @pytest.mark.parametrize("what", ["another slide", "other options", "no container", "no provenance"])
