@@ -25,6 +25,7 @@ from histocodec.slide import Mpp, Pixels, Slide, mpp_at
 from histocodec.sources.pyramid import with_pyramid
 
 TIFF_BUFFER = 64 << 20  # bytes of tiles that tifffile collects for its threads; its default is 512 MiB
+SUBSAMPLING = (2, 1)  # of JPEG, that is 4:2:2: Bio-Formats converts the colours of YCbCr in 4:4:4 twice, to pink
 FULL, REDUCED = 0, 1  # of the tag NewSubfileType; OpenSlide takes no other pages than reduced ones for levels
 
 
@@ -44,7 +45,7 @@ def write_pyramid(
     replaces what is there. A slide of one level gets derived ones. Memory does not grow with the slide, but for about
     200 bytes for each tile, which tifffile keeps until the level is complete.
 
-    `tile` is the side of a tile in pixels. `compression` is "jpeg", at `quality` and 4:4:4, or a lossless one that
+    `tile` is the side of a tile in pixels. `compression` is "jpeg", at `quality` and 4:2:2, or a lossless one that
     tifffile knows, such as "deflate". `mpp` stands in for a resolution that the slide does not state. `history` joins
     the description. Raises UsageError, OutputError, and SourceError or FormatError where the slide cannot be read.
     """
@@ -129,7 +130,7 @@ class _Pages:
             tile=(self.tile, self.tile),
             compression=self.compression,
             compressionargs={"level": self.quality} if jpeg else None,
-            subsampling=(1, 1) if jpeg else None,
+            subsampling=SUBSAMPLING if jpeg else None,
             predictor=None if jpeg else True,
             subfiletype=kind,
             subifds=subifds,

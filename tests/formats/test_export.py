@@ -84,6 +84,19 @@ def test_an_ome_tiff_has_its_levels_in_subifds_and_associated_images_as_series(
         assert file.pages[0].iccprofile == PROFILE
 
 
+@pytest.mark.parametrize("name", ["out.tif", "out.ome.tif"])
+def test_jpeg_in_a_tiff_halves_colour_across_as_bio_formats_needs(
+    tmp_path: Path, slide: CompressedSlide, name: str
+) -> None:
+    """Bio-Formats takes 4:4:4 for colours that its JPEG decoder did not convert, and converts them again."""
+    export(slide, tmp_path / name, codec="jpeg")
+    with tifffile.TiffFile(tmp_path / name) as file:
+        levels = file.series[0].levels
+        assert len(levels) == 2
+        for level in levels:
+            assert level.keyframe.tags["YCbCrSubSampling"].value == (2, 1)
+
+
 def test_the_xml_states_resolution_objective_and_what_the_pixels_went_through(ome_tiff: Path) -> None:
     root = Xml.fromstring(tifffile.tiffcomment(ome_tiff))
     pixels = root.find("ome:Image/ome:Pixels", OME)
