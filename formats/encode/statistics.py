@@ -11,7 +11,7 @@ mean and deviation: what counts is the bits and the error. The search has two pa
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +40,7 @@ GROWTH, SHRINKAGE = 1.3, 0.85  # of the step, so that one success balances about
 QUALITY_STEP = 4  # makes a slide fainter by a seventh
 CURVE_OFFSETS = (-9, 0, 9)  # qualities around the given one, by which rate over distortion is known
 LEAST_GAIN = 1e-4  # relative bits
+CLEAR_LOSS = 0.01  # of bits on a part of the sample, with which a candidate is given up before the rest is tried
 LEAST_GAIN_OF_QUALITY = 0.01  # the same for another quality, which is judged less surely
 
 Numbers = NDArray[np.float64]
@@ -76,7 +77,7 @@ def search_statistics(
     Every candidate is first passed through `align` with its quality. A slide without tissue keeps `start`, and so does
     one without effort unless it is large.
     """
-    best, least = start, 0.0
+    best = start
     if not effort and scope.level(0).region.area < LARGE * CHUNK_PIXELS**2:
         return best
     sample = _sample(scope)
@@ -85,29 +86,46 @@ def search_statistics(
 
     stride = transform.weights.config.stride
 
-    def cost(point: OperatingPoint) -> _Cost:
+    def costs(point: OperatingPoint) -> Iterator[_Cost]:
+        """What the first part of the sample takes, then the first two, and so on."""
+
         def window(piece: Pixels) -> Window:
             return Window(transform.analyse(pad_pixels(piece, stride), Margin(), point.stats), Margin(), piece)
 
         plain = Quantiser(transform, codec, point.stats, lambda: window(sample[0]), effort=0)
-        pairs = workers.map(lambda piece: plain.rounded_cost(window(piece), point.quality), sample)
-        bits, errors = zip(*pairs, strict=True)
-        return _Cost(sum(bits), sum(errors))
+        bits, error = 0.0, 0.0
+        for more_bits, more_error in workers.map(
+            lambda piece: plain.rounded_cost(window(piece), point.quality), sample
+        ):
+            bits, error = bits + more_bits, error + more_error
+            yield _Cost(bits, error)
 
     qualities = sorted({min(max(0, start.quality + offset), QUALITIES - 1) for offset in CURVE_OFFSETS})
-    curve = _curve([cost(OperatingPoint(align(start.stats, quality), quality)) for quality in qualities])
-    if len(curve) < 2:
+    of_qualities = [list(costs(OperatingPoint(align(start.stats, quality), quality))) for quality in qualities]
+    curves = [_curve(part) for part in zip(*of_qualities, strict=True)]
+    if len(curves[-1]) < 2:
         return best
+    least_of_parts = [0.0] * len(curves)  # relative bits of the best point
+
+    def relative(candidate: OperatingPoint) -> list[float] | None:
+        """The logarithm of its bits relative to what `start` needs for the same error, on the first part of the sample,
+        the first two, and so on; None where it loses clearly on one of these."""
+        found = []
+        for curve, so_far, now in zip(curves, least_of_parts, costs(candidate), strict=False):
+            found.append(math.log(now.bits) - _log_bits(curve, now.error) if len(curve) > 1 else so_far)
+            if found[-1] > so_far + CLEAR_LOSS:
+                return None
+        return found
 
     def improves(stats: ChannelStats, quality: int, gain: float = LEAST_GAIN) -> bool:
         """Makes them the best point if they save `gain` of the bits that `start` needs for the same error."""
-        nonlocal best, least
+        nonlocal best, least_of_parts
         candidate = OperatingPoint(align(stats, quality), quality)
-        costs = cost(candidate)
-        relative = math.log(costs.bits) - _log_bits(curve, costs.error)
-        if relative >= least - gain:
+        # With one thread, on it: there the next part of the sample does not begin before this one is judged.
+        parts = workers.run(lambda: relative(candidate)) if workers.count == 1 else relative(candidate)
+        if parts is None or parts[-1] >= least_of_parts[-1] - gain:
             return False
-        best, least = candidate, relative
+        best, least_of_parts = candidate, parts
         return True
 
     for step in (-QUALITY_STEP, QUALITY_STEP):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import histocodec
 from histocodec.codec.chunk import HyperChunkCodec
 from histocodec.codec.quantise import Quantiser
 from histocodec.codec.transform import Transform
-from histocodec.codec.window import PixelWindow
+from histocodec.codec.window import PixelWindow, Window
 from histocodec.formats.container.read import open_container
 from histocodec.formats.encode.options import EncodeOptions
 from histocodec.formats.encode.scope import Scope, draft_attributes
@@ -115,6 +116,29 @@ def test_without_effort_only_a_large_slide_is_taken_for_another(
     found = search_statistics(scope, start, transform(), codec, workers, effort=0)
     assert found.quality < QUALITY
     assert np.ptp(found.stats.std / start.stats.std) < 1e-6  # no directions
+
+
+def test_what_loses_clearly_on_one_part_of_the_sample_is_not_tried_on_the_others(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slide, codec = ArraySlide(synthetic_slide(900, 600, seed=2)), HyperChunkCodec(tiny_weights())
+    scope, start = scope_of(slide), OperatingPoint(tissue_stats(slide), QUALITY)
+    rounded_cost, tried = Quantiser.rounded_cost, []
+
+    def counting(self: Quantiser, window: Window, quality: int) -> tuple[float, float]:
+        tried.append(self.stats)
+        return rounded_cost(self, window, quality)
+
+    monkeypatch.setattr(Quantiser, "rounded_cost", counting)
+    found = search_statistics(scope, start, transform(), codec, workers, effort=0.5)
+    first, *others = [len(list(group)) for _, group in groupby(tried, id)]
+    assert first == 3 * 4  # chunks, at three qualities: what the others are compared with
+    assert min(others) < max(others) == 4
+    pair = Workers(2)
+    try:
+        assert search_statistics(scope, start, transform(), codec, pair, effort=0.5) == found
+    finally:
+        pair.close()
 
 
 def test_many_places_are_tried_instead_of_few_chunks(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
