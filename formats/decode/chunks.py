@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.codec.chunk import ChunkCodec, ChunkHeader, fast_chunk_codec, quality_of
+from histocodec.codec.chunk import ChunkCodec, fast_chunk_codec, quality_of
 from histocodec.codec.native import decodes_natively
 from histocodec.errors import FormatError
 from histocodec.formats.container.abstract_container import DecodableContainer
@@ -23,11 +23,8 @@ from histocodec.formats.container.states import BACKGROUND, chunks_where
 from histocodec.formats.decode.cache import SHARED_INDICES, Cache, CachePart, Underway
 from histocodec.geometry import ChunkKey, Grid, Margin, Region, ShardKey, ceil_div
 from histocodec.kernels.jit import jit
-from histocodec.models.config import GROUPS
 from histocodec.models.weights import ModelWeights
 from histocodec.threads import Workers
-
-TOGETHER = 16  # channels, a multiple of which is held
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,11 +171,9 @@ class ChunkReader:
         channels = self.weights.config.latent_channels
         dtype = np.dtype(self.container.attributes.levels[key.level].dtype)
         try:
-            y = self.codec.decode(data, (channels, self.side, self.side), dtype).transpose(1, 2, 0)
+            used = self.codec.decode_used(data, (channels, self.side, self.side), dtype)
         except FormatError as exc:
             raise FormatError(f"{self._name(key)}: {exc}") from exc
-        quads = ChunkHeader.unpack(data, (channels, self.side, self.side)).quads
-        used = y[:, :, : max(1, ceil_div(quads * GROUPS, TOGETHER)) * TOGETHER].copy(order="C")
         self._shards.check_latents(key, quality_of(data), used.transpose(2, 0, 1))
         return ChunkLatents(used, channels, quality_of(data))
 

@@ -23,16 +23,19 @@ from histocodec.entropy import RansDecoder, RansEncoder
 from histocodec.entropy.cost import near_bits
 from histocodec.errors import FormatError, UsageError
 from histocodec.kernels.instructions import runs_natively
+from histocodec.kernels.pack import padded
+from histocodec.kernels.symbols import TABLE_BITS
 from histocodec.models.config import GROUPS, QUALITIES, HyperConfig
 from histocodec.models.prior.exact import RELUCTANCE, IntegerChunk, IntegerPrior, beyond
 from histocodec.models.prior.fast import FastChunk, FastPrior, float_product, int8_product
 from histocodec.models.prior.graph import HYPER_CLIP, MEAN_BITS, PHASE_MASK, POSITIONS
-from histocodec.models.prior.native import NativeChunk, NativePrior
+from histocodec.models.prior.native import NativePrior
 from histocodec.models.weights import ModelWeights
 
 HEADER_BYTES = 4
 INT16: "np.dtype[np.signedinteger]" = np.dtype(np.int16)
 AnyChunk = FastChunk | IntegerChunk  # on its way through the prior
+TOGETHER = 16  # channels, of which `decode_used` gives a multiple
 MAX_SIDE = 510  # a chunk's side in latents: 255 cells
 
 
@@ -145,10 +148,29 @@ class ChunkCodec(ABC):
         header = ChunkHeader.unpack(data, full)
         if header.empty:
             return np.zeros(full, dtype)
-        decoder = RansDecoder(memoryview(data)[HEADER_BYTES:], self.weights.tables)
-        latents = self._read(decoder, header, full, dtype)
-        decoder.finish()
-        return latents
+        return self._read(data, header, full, dtype)
+
+    def decode_used(
+        self, data: bytes, shape: tuple[int, ...], dtype: "np.dtype[np.signedinteger]" = INT16
+    ) -> NDArray[np.signedinteger]:
+        """`decode` without the last channels that are 0, and with the channels last: (n, n, c), c a multiple of
+        TOGETHER above 0, or C."""
+        full = self._checked_shape(shape)
+        header = ChunkHeader.unpack(data, full)
+        if header.empty:
+            return np.zeros((*full[1:], _used(header, full[0])), dtype)
+        return self._read_used(data, header, full, dtype)
+
+    def _read_used(
+        self, data: bytes, header: ChunkHeader, shape: tuple[int, int, int], dtype: "np.dtype[np.signedinteger]"
+    ) -> NDArray[np.signedinteger]:
+        """As `decode_used`, for a chunk that is not 0."""
+        y = self._read(data, header, shape, dtype).transpose(1, 2, 0)
+        return y[:, :, : _used(header, shape[0])].copy(order="C")
+
+    def _decoder(self, data: bytes) -> RansDecoder:
+        """The decoder of a chunk's stream."""
+        return RansDecoder(memoryview(data)[HEADER_BYTES:], self.weights.tables)
 
     @abstractmethod
     def _segments(
@@ -158,9 +180,8 @@ class ChunkCodec(ABC):
 
     @abstractmethod
     def _read(
-        self, decoder: RansDecoder, header: ChunkHeader, shape: tuple[int, int, int],
-        dtype: "np.dtype[np.signedinteger]",
-    ) -> NDArray[np.signedinteger]:  # fmt: skip
+        self, data: bytes, header: ChunkHeader, shape: tuple[int, int, int], dtype: "np.dtype[np.signedinteger]"
+    ) -> NDArray[np.signedinteger]:
         """The latents (C, n, n) of a chunk that is not 0."""
 
     def _checked_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -192,6 +213,7 @@ class HyperChunkCodec(ChunkCodec):
         self.config = weights.hyper
         self.prior = prior or FastPrior(self.config, weights.arrays, float_product)
         self._coded_hyper_parameters = lru_cache(maxsize=256)(self._hyper_parameters)
+        self._hyper_codes = lru_cache(maxsize=256)(self._codes_of_hyper)
 
     def hyper_latents(
         self, latents: NDArray[np.integer[Any]], quality: int, *, reluctance: int = RELUCTANCE
@@ -239,9 +261,14 @@ class HyperChunkCodec(ChunkCodec):
         return chunk, z
 
     def _read(
-        self, decoder: RansDecoder, header: ChunkHeader, shape: tuple[int, int, int],
-        dtype: "np.dtype[np.signedinteger]",
-    ) -> NDArray[np.signedinteger]:  # fmt: skip
+        self, data: bytes, header: ChunkHeader, shape: tuple[int, int, int], dtype: "np.dtype[np.signedinteger]"
+    ) -> NDArray[np.signedinteger]:
+        if isinstance(self.prior, NativePrior):
+            used = self._read_used(data, header, shape, dtype)
+            y = np.zeros((*shape[1:], shape[0]), dtype)
+            y[:, :, : used.shape[2]] = used
+            return y.transpose(2, 0, 1)
+        decoder = self._decoder(data)
         chunk = self.prior.chunk(header.quality, shape, header.extent)
         coded = self._coded_part(header)
         tables, whole_mean = self._coded_hyper_parameters(header.quality, coded[1].stop * coded[2].stop)
@@ -251,12 +278,26 @@ class HyperChunkCodec(ChunkCodec):
             raise FormatError(f"a latent chunk holds z from {values.min()} to {values.max()}; beyond {HYPER_CLIP}")
         z[coded] = values.reshape(z[coded].shape)
         chunk.begin(z)
-        if isinstance(chunk, NativeChunk):
-            return chunk.read(decoder, dtype)
         for k in range(GROUPS):
             tables, whole_mean = chunk.parameters(k)
             chunk.place(k, decoder.read(tables) + whole_mean)
+        decoder.finish()
         return narrowed(chunk.latents, dtype)
+
+    def _read_used(
+        self, data: bytes, header: ChunkHeader, shape: tuple[int, int, int], dtype: "np.dtype[np.signedinteger]"
+    ) -> NDArray[np.signedinteger]:
+        if not isinstance(self.prior, NativePrior):
+            return super()._read_used(data, header, shape, dtype)
+        decoder = self._decoder(data)
+        _, rows, columns = self._coded_part(header)
+        codes = self._hyper_codes(header.quality, rows.stop * columns.stop)
+        y = np.zeros((*shape[1:], _used(header, shape[0])), dtype)
+        fits = self.prior.read(decoder, codes, header.quality, header.extent, y)
+        if not fits:
+            return narrowed(self._read_used(data, header, shape, INT16), dtype)  # which says what does not fit
+        decoder.finish()
+        return y
 
     def _coded_part(self, header: ChunkHeader) -> tuple[slice, slice, slice]:
         """The part of z that is coded, as an index. One z covers 2 × 2 cells."""
@@ -266,6 +307,11 @@ class HyperChunkCodec(ChunkCodec):
         """Table and whole mean of every z that is coded, (Cz·count,)."""
         tables, whole_mean = self._fixed_parameters("hyper", quality)
         return tables.repeat(count), whole_mean.repeat(count)
+
+    def _codes_of_hyper(self, quality: int, count: int) -> NDArray[np.int32]:
+        """Likewise their codes, as native kernels take them."""
+        tables, whole_mean = self._hyper_parameters(quality, count)
+        return (whole_mean << TABLE_BITS) + tables
 
 
 class VaeChunkCodec(ChunkCodec):
@@ -280,11 +326,12 @@ class VaeChunkCodec(ChunkCodec):
         yield Segment(values, tables, whole_mean, header.extent)
 
     def _read(
-        self, decoder: RansDecoder, header: ChunkHeader, shape: tuple[int, int, int],
-        dtype: "np.dtype[np.signedinteger]",
-    ) -> NDArray[np.signedinteger]:  # fmt: skip
+        self, data: bytes, header: ChunkHeader, shape: tuple[int, int, int], dtype: "np.dtype[np.signedinteger]"
+    ) -> NDArray[np.signedinteger]:
         tables, whole_mean = self._parameters(header)
+        decoder = self._decoder(data)
         values = decoder.read(tables) + whole_mean.astype(np.int64)
+        decoder.finish()
         limits = np.iinfo(np.int16)
         if values.min() < limits.min or values.max() > limits.max:
             raise FormatError(f"a latent chunk holds values from {values.min()} to {values.max()}, beyond int16")
@@ -333,6 +380,11 @@ def _product_when_needed(a: NDArray[np.int8], b: NDArray[np.int8]) -> NDArray[np
 def _corner(header: ChunkHeader) -> tuple[slice, slice, slice]:
     """The part of a chunk outside which all latents are 0, as an index."""
     return slice(GROUPS * header.quads), slice(2 * header.cell_rows), slice(2 * header.cell_columns)
+
+
+def _used(header: ChunkHeader, channels: int) -> int:
+    """How many channels `decode_used` gives."""
+    return min(channels, padded(max(1, GROUPS * header.quads), TOGETHER))
 
 
 def extent_of(latents: NDArray[np.integer[Any]]) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ from histocodec.kernels.vectors import Emitter
 CHANNELS = 32  # of one call
 TABLE_BITS = 9  # of a code
 SUMS, CODES = 8 * CHANNELS, 4 * CHANNELS  # bytes of one cell's sums and codes
-MEAN_BITS, LAST_SCALE, LINEAR_SHIFT, LINEAR_CLIP = 3, 47, 4, 1023  # as `histocodec.models.prior.graph` has them
+MEAN_BITS, LAST_SCALE, LINEAR_SHIFT = 3, 47, 4  # as `histocodec.models.prior.graph` has them
 
 
 def _emit_codes(
@@ -63,9 +63,6 @@ def _emit_predict(
             total = e.load(e.at(bias, 4 * n), e.integers)
             for tap, place in enumerate(places):
                 latent, weight = e.load(e.at(place, 2 * n), half), e.load(e.at(weights, 2 * (CHANNELS * tap + n)), half)
-                for bound, predicate in ((-LINEAR_CLIP, "<"), (LINEAR_CLIP, ">")):
-                    limit = splat(bound, I16, e.lanes)
-                    latent = builder.select(builder.icmp_signed(predicate, latent, limit), limit, latent)
                 pair = (builder.sext(x, e.integers) for x in (latent, weight))  # so LLVM multiplies 16 bits by 16
                 total = builder.add(total, builder.mul(*pair))
             e.store(total, e.at(to, 4 * n))
@@ -116,8 +113,8 @@ def codes(
 def predict(
     instructions: int, y: int, row_bytes: int, position_bytes: int, weights: int, bias: int, out: int, count: int
 ) -> None:
-    """bias (32,) int32 + a 3×3 layer (9, 32) int16 on latents of 32 channels, int16, for every other position of a row:
-    (count, 32) int32. `y` is where the first position's neighbours begin."""
+    """bias (32,) int32 + a 3×3 layer (9, 32) int16 on latents of 32 channels, int16 from -1023 to 1023, for every other
+    position of a row: (count, 32) int32. `y` is where the first position's neighbours begin."""
     if instructions <= AVX512_VNNI:
         predict_512(y, row_bytes, position_bytes, weights, bias, out, count)
     elif instructions <= AVX2:

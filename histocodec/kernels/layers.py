@@ -58,14 +58,22 @@ def dense(
             finish(instructions, then, acc, factor_n, to, out_stride, here, std + 4 * n, mean + 4 * n)
 
 
-def _emit_clear(builder: ir.IRBuilder, address: Any, size: Any) -> None:
+def _emit_lines(builder: ir.IRBuilder, address: Any, size: Any, value: int) -> None:
     e = Emitter(builder, "generic")
 
     def line(n: Any, _: Any) -> list[Any]:
-        e.store(splat(0, I8, 64), builder.add(address, e.times(n, 64)))
+        e.store(splat(value, I8, 64), builder.add(address, e.times(n, 64)))
         return []
 
     e.loop(builder.ashr(size, ir.Constant(I64, 6)), line)
+
+
+def _emit_clear(builder: ir.IRBuilder, address: Any, size: Any) -> None:
+    _emit_lines(builder, address, size, 0)
+
+
+def _emit_clear_raised(builder: ir.IRBuilder, address: Any, size: Any) -> None:
+    _emit_lines(builder, address, size, -128)
 
 
 def _emit_interleave(builder: ir.IRBuilder, planes: Any, out: Any, stride: Any, count: Any) -> None:
@@ -87,5 +95,6 @@ def _emit_interleave(builder: ir.IRBuilder, planes: Any, out: Any, stride: Any, 
 
 
 clear = native("clear", 2, _emit_clear)  # zeros, so many bytes, a multiple of 64 above 0
+clear_raised = native("clear_raised", 2, _emit_clear_raised)  # likewise zeros that are held 128 too high
 # (count, 3, 8, 8) uint8 → 8 rows of 8 · count pixels, `stride` bytes apart.
 interleave = native("interleave", 4, _emit_interleave)

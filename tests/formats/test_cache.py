@@ -185,14 +185,14 @@ def test_each_chunk_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     pixels = synthetic_slide(1024, 1024, seed=4)
     encode_slide(ArraySlide(pixels, name="a"), tmp_path / "a.zarr", EncodeOptions(model=str(model), quality=40))
     decoded: list[int] = []
-    plain = HyperChunkCodec.decode
+    plain = HyperChunkCodec.decode_used
 
     def counted(self: HyperChunkCodec, data: bytes, shape: tuple[int, ...], *dtype: np.dtype) -> np.ndarray:
         decoded.append(len(data))
         time.sleep(0.05)  # long enough for the others to ask for it
         return plain(self, data, shape, *dtype)
 
-    monkeypatch.setattr(HyperChunkCodec, "decode", counted)
+    monkeypatch.setattr(HyperChunkCodec, "decode_used", counted)
     with open_compressed(tmp_path / "a.zarr", workers=4) as slide:
         assert slide.read_array(0, 0, 1024, 1024).shape == (1024, 1024, 3)
     assert len(decoded) == 4

@@ -186,14 +186,14 @@ def test_direct_reads_find_damage(path: Path, tmp_path: Path) -> None:
 def test_all_workers_decode_what_one_window_needs(
     path: Path, whole: Pixels, monkeypatch: pytest.MonkeyPatch, region: Region
 ) -> None:
-    seen, plain = [], HyperChunkCodec.decode
+    seen, plain = [], HyperChunkCodec.decode_used
 
     def noted(self: HyperChunkCodec, data: bytes, shape: tuple[int, ...], *dtype: np.dtype) -> np.ndarray:
         seen.append(threading.current_thread().name)
         time.sleep(0.02)  # long enough for another to take the next
         return plain(self, data, shape, *dtype)
 
-    monkeypatch.setattr(HyperChunkCodec, "decode", noted)
+    monkeypatch.setattr(HyperChunkCodec, "decode_used", noted)
     with open_compressed(path, device="cpu", workers=2) as slide:
         assert np.array_equal(slide.read(region, 0), crop(whole, region))
     assert len(set(seen)) == 2

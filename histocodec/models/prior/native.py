@@ -15,17 +15,20 @@ from numpy.typing import NDArray
 
 from histocodec.entropy import RansDecoder
 from histocodec.entropy.tables import TableSet
+from histocodec.errors import FormatError
 from histocodec.kernels.distributions import CODES, LAST_SCALE, TABLE_BITS
-from histocodec.kernels.instructions import ready
+from histocodec.kernels.instructions import AMX, ready
 from histocodec.kernels.layers import EXTRA_ROWS, SUMS_BYTES
-from histocodec.kernels.pack import Packer, aligned, padded
+from histocodec.kernels.pack import GROUP, Packer, aligned, padded
 from histocodec.models.config import GROUPS, HyperConfig
-from histocodec.models.prior.exact import beyond, out_of_range
+from histocodec.models.prior.exact import out_of_range
 from histocodec.models.prior.fast import FastChunk, FastPrior, Integers, Product
 from histocodec.models.prior.graph import (
     ACTIVATION_BITS,
+    HYPER_CLIP,
     LINEAR_BITS,
     MEAN_BITS,
+    POSITIONS,
     SCALE_BITS,
     SCALES,
     layers,
@@ -33,31 +36,34 @@ from histocodec.models.prior.graph import (
 from histocodec.models.prior.native_kernels import (
     CELLS,
     END,
+    GAP,
     HYPER,
-    LATENTS_GAP,
-    SEEN_GAP,
+    POSITION_BYTES,
+    SEEN_QUADS,
     STEP,
-    collect,
+    forget,
     hyper,
     place,
     step,
 )
-from histocodec.models.prior.native_pricing import price_step, start_again
-from histocodec.models.prior.native_reading import BAD_LATENT, look_ups, read_step
+from histocodec.models.prior.native_pricing import price_step
+from histocodec.models.prior.native_reading import BAD_HYPER, BAD_LATENT, look_ups, read_chunk
 
 FIELDS = 6  # of a layer: weight, bias, shift, quads of inputs, groups of outputs, bytes of one quality's bias
 BLOCK = 32  # channels of a group whose heads are computed together
+SEEN_BLOCK = 16  # quads of latents, a multiple of which the contexts multiply
+LATENT_BYTES = 2  # of a latent, at most
 MOST_KEPT = 64  # working memories of chunks that are done; each has some megabytes
 
 assert LAST_SCALE == SCALES - 1
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
-    """The layers of one step, as `native_kernels.step` takes them: (2, FIELDS), (4, FIELDS), (4, blocks, 7), (2,)."""
+class Steps:
+    """The layers of all steps, as `native_kernels.step` takes those of each: (4, 2, FIELDS), (4, 4, blocks, 7),
+    (4, 2)."""
 
     layers: NDArray[np.int64]
-    contexts: NDArray[np.int64]
     heads: NDArray[np.int64]
     shifts: NDArray[np.int64]
 
@@ -78,46 +84,49 @@ class NativePrior(FastPrior):
         self.instructions = ready(instructions)
         self.width, self.context = padded(config.hyper_width), padded(config.context_width)
         self.inputs, self.slot = padded(config.hyper_channels), padded(config.latent_channels // GROUPS)
+        self.sizes = np.array([config.hyper_channels, self.inputs, self.width, self.context], np.int64)
         self._arrays, self._layers = arrays, {layer.name: layer for layer in layers(config)}
         self._packer = packer = Packer(self.instructions)
         h, n = np.arange(config.hyper_width), np.arange(config.context_width)
-        unfolded = [
-            [self._packed(name, slice(p, None, 4), h, self.width) for p in range(4)] for name in ("h_s.2", "h_s.4")
-        ]
-        first = self._packed("h_s.0", columns=np.arange(config.hyper_channels), inputs=self.inputs, raised=True)
+        unfolded = [[self._packed(name, slice(p, None, 4), h) for p in range(4)] for name in ("h_s.2", "h_s.4")]
+        first = self._packed("h_s.0", columns=np.arange(config.hyper_channels), raised=True)
         between = [self._packed(name) for name in ("h_s.1", "h_s.3")]
         self.hyper_layers = np.array([first, between[0], *unfolded[0], between[1], *unfolded[1]], np.int64)
-        self.steps: list[Step] = []
+        fields: list[list[Any]] = [[], [], []]
         base = self._base_indices()
         for k in range(GROUPS):
             neighbours = self._packed(f"step{k}.neighbours") if k else [0] * FIELDS
-            columns = np.concatenate([n, self.context + h]) if k else h
-            mix = self._packed(f"step{k}.mix", columns=columns, inputs=self.width + (self.context if k else 0))
-            contexts = [self._context(k, p) if k else [0] * FIELDS for p in range(GROUPS)]
+            mix = self._packed(f"step{k}.mix", columns=np.concatenate([n, self.context + h]) if k else h)
+            fields[0].append([neighbours, mix])
+            fields[1].append(
+                [[self._head(k, group, at, base) for at in range(0, self.slot, BLOCK)] for group in range(GROUPS)]
+            )
             shift = self._shift(f"step{k}.heads", 0)
-            shifts = [shift - MEAN_BITS, shift - SCALE_BITS]
-            heads = [[self._head(k, group, at, base) for at in range(0, self.slot, BLOCK)] for group in range(GROUPS)]
-            self.steps.append(Step(*(np.array(n, np.int64) for n in ([neighbours, mix], contexts, heads, shifts))))
+            fields[2].append([shift - MEAN_BITS, shift - SCALE_BITS])
+        self.steps = Steps(*(np.array(each, np.int64) for each in fields))
         self.parameters = packer.finish()
         self.layout, self.places = lru_cache(maxsize=64)(self._layout), lru_cache(maxsize=64)(self._places)
+        self.contexts = lru_cache(maxsize=16)(self._contexts)
         positive = 128 + self.compress[1:].astype(np.int64)
         self.lifted = np.concatenate([256 - positive[::-1], [128], positive]).astype(np.uint8)  # of -1023 … 1023
         self.memories: deque[NDArray[np.uint8]] = deque(maxlen=MOST_KEPT)
+
+    def _inputs(self, columns: Any) -> int:
+        """How many inputs a dense layer multiplies, of which those in `columns` have weights."""
+        return padded(int(columns[-1]) + 1, GROUP if self.instructions == AMX else 4)
 
     def _shift(self, name: str, bits: int) -> int:
         layer = self._layers[name]
         return layer.bits + layer.input_bits - bits
 
-    def _packed(
-        self, name: str, part: slice = slice(None), columns: Any = None, inputs: int = 0, *, raised: bool = False
-    ) -> list[int]:
+    def _packed(self, name: str, part: slice = slice(None), columns: Any = None, *, raised: bool = False) -> list[int]:
         """A layer, or `part` of its outputs; a dense layer's inputs are put into `columns`, and are 128 too high where
         they are `raised`."""
         weight = self._arrays[f"prior.{name}.weight"][part]
         bias = self._arrays[f"prior.{name}.bias"][:, part].astype(np.int64)
         shift, size = self._shift(name, ACTIVATION_BITS), 4 * padded(len(weight))
         bias = bias + (1 << shift >> 1)
-        depthwise = weight.ndim == 3
+        depthwise, inputs = weight.ndim == 3, 0 if columns is None else self._inputs(columns)
         if raised:
             bias = bias - 128 * weight.astype(np.int64).sum(axis=1)
         if depthwise:
@@ -129,19 +138,25 @@ class NativePrior(FastPrior):
         first, *_ = [self._packer.row(row, np.int32, interleaved=depthwise) for row in bias]
         return [where, first, shift, inputs // 4, size // 256, size]
 
-    def _context(self, k: int, p: int) -> list[int]:
+    def _contexts(self, quads: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The context's layers where the latents of a step have so many bytes in each cell: parameters, and the layer
+        of each step and position, (4, 4, FIELDS)."""
+        packer = Packer(self.instructions)
+        fields = [[self._context(packer, k, p, quads) if k else [0] * FIELDS for p in range(4)] for k in range(GROUPS)]
+        return packer.finish(), np.array(fields, np.int64)
+
+    def _context(self, packer: Packer, k: int, p: int, quads: int) -> list[int]:
         """The context's layer at position p, which has the groups that steps before k have coded there, in order."""
-        groups = [p ^ earlier for earlier in range(k)]
         weight = self._arrays[f"prior.step{k}.context.weight"]
-        columns = np.concatenate([np.arange(group, self.config.latent_channels, GROUPS) for group in groups])
-        places = np.concatenate([n * self.slot + np.arange(len(columns) // k) for n in range(k)])
-        full = np.zeros((len(weight), k * self.slot), np.int8)
-        full[:, places] = weight[:, columns]
+        count = min(quads, self.config.latent_channels // GROUPS)
+        full = np.zeros((len(weight), self._inputs([k * quads - 1])), np.int8)
+        for earlier in range(k):
+            full[:, earlier * quads : earlier * quads + count] = weight[:, p ^ earlier :: GROUPS][:, :count]
         shift, size = self._shift(f"step{k}.context", ACTIVATION_BITS), 4 * padded(len(weight))
         bias = self._arrays[f"prior.step{k}.context.bias"][0].astype(np.int64) + (1 << shift >> 1)
         bias = bias - 128 * full.astype(np.int64).sum(axis=1)
-        where = self._packer.dense(full), self._packer.row(bias, np.int32)
-        return [*where, shift, k * self.slot // 4, size // 256, size]
+        where = packer.dense(full), packer.row(bias, np.int32)
+        return [*where, shift, full.shape[1] // 4, size // 256, size]
 
     def _head(self, k: int, group: int, first: int, base: tuple[int, int]) -> list[int]:
         """The heads of BLOCK channels of a group, means before deviations, and their linear predictor."""
@@ -178,10 +193,14 @@ class NativePrior(FastPrior):
         return self._packer.row(by_group.reshape(-1), np.int32), by_group[0].nbytes
 
     def _layout(self, shape: tuple[int, int, int], extent: tuple[int, int, int]) -> NDArray[np.int64]:
-        """Where the parts of a chunk's working memory begin, and where the last one ends."""
+        """Where the parts of a chunk's working memory begin, where the last one ends, and what else
+        `native_kernels` says."""
         _, rows, columns = shape
-        positions, side, room = rows * columns, GROUPS * self.slot, padded(columns // 2, CELLS)
-        quads = padded(extent[0], BLOCK)
+        positions, room = rows * columns, padded(columns // 2, CELLS)
+        seen_quads, quads = padded(extent[0], SEEN_BLOCK), padded(extent[0], BLOCK)
+        cell_bytes = padded((GROUPS - 1) * seen_quads) + GAP
+        cell_bytes += GAP * (cell_bytes % (4 * GAP) == 0)
+        position_bytes = 2 * GROUPS * quads + GAP // 2
         sizes = [
             SUMS_BYTES,
             CELLS * CODES,
@@ -194,24 +213,61 @@ class NativePrior(FastPrior):
             (positions // 16 + EXTRA_ROWS) * self.width,
             (rows // 2 + 2) * (columns // 2 + 2) * self.width,
             (positions // 4 + EXTRA_ROWS) * self.width,
-            (positions + EXTRA_ROWS) * (side + SEEN_GAP),
-            (rows + 2) * (columns + 2) * (2 * side + LATENTS_GAP),
+            (positions + EXTRA_ROWS) * cell_bytes,
+            (rows + 2) * (columns + 2) * position_bytes,
             ((GROUPS - 1) * extent[0] + quads) * extent[1] * room * 4,
             4 * extent[1] * extent[2] + 4,
         ]
         assert len(sizes) == END
-        layout = np.concatenate([[0], np.cumsum([padded(size) for size in sizes])]).astype(np.int64)
-        layout.setflags(write=False)
-        return layout
+        layout = [0, *np.cumsum([padded(size) for size in sizes]), seen_quads, cell_bytes, quads, position_bytes]
+        assert len(layout) == POSITION_BYTES + 1
+        return _unchanging(np.array(layout, np.int64))
 
-    def _places(self, shape: tuple[int, int, int], extent: tuple[int, int, int]) -> NDArray[np.int32]:
-        """Where the latents of each cell lie among LATENTS and SEEN, in bytes from those of the first: (2, cells)."""
+    def _places(self, shape: tuple[int, int, int], extent: tuple[int, int, int], bytes_out: int) -> NDArray[np.int32]:
+        """The `places` of `native_reading.read_chunk`, where a position of the result has so many bytes."""
+        _, cell_bytes, _, position_bytes = self.layout(shape, extent)[SEEN_QUADS:].tolist()
         row, column = (axis.ravel() for axis in np.mgrid[: extent[1], : extent[2]])
-        latents = 2 * (row * (shape[2] + 2) + column) * (2 * GROUPS * self.slot + LATENTS_GAP)
-        places = np.stack([latents, (row * (shape[2] // 2) + column) * (GROUPS * self.slot + SEEN_GAP)])
-        places = places.astype(np.int32)
-        places.setflags(write=False)
-        return places
+        places = [
+            2 * (row * (shape[2] + 2) + column) * position_bytes,
+            (row * (shape[2] // 2) + column) * cell_bytes,
+            2 * (row * shape[2] + column) * bytes_out,
+        ]
+        return _unchanging(np.array(places, np.int32))
+
+    def read(
+        self, decoder: RansDecoder, z_codes: NDArray[np.int32], quality: int, extent: tuple[int, int, int],
+        latents: NDArray[np.signedinteger],
+    ) -> bool:  # fmt: skip
+        """Reads the segments of a chunk whose z have these codes: the `latents` (h, w, c) int8 or int16, which are
+        zeros so far. False where that type does not hold them. Raises FormatError where the stream is broken."""
+        rows, columns, channels = latents.shape
+        shape, size = (self.config.latent_channels, rows, columns), latents.itemsize
+        layout, (data, cursors, states), t = self.layout(shape, extent), decoder.state, decoder.tables
+        memory = self.memory(layout)
+        status = read_chunk(
+            self.instructions, quality, *extent, rows, columns, self.sizes, z_codes, data, cursors, states,
+            look_ups(t), (t.mode, t.low, t.size, t.freq, t.cdf, t.coarse), self.lifted,
+            self.places(shape, extent, size * channels), self.parameters, self.hyper_layers, self.steps.layers,
+            *self.contexts(int(layout[SEEN_QUADS])), self.steps.heads, self.steps.shifts, memory, layout,
+            latents.view(np.uint8), size,
+        )  # fmt: skip
+        self.memories.append(memory)
+        if status == BAD_HYPER:
+            raise FormatError(f"a latent chunk holds a z of {cursors[2]}; -{HYPER_CLIP} to {HYPER_CLIP} is allowed")
+        if status == BAD_LATENT:
+            if size < LATENT_BYTES:
+                return False
+            raise FormatError(f"a latent chunk holds a value beyond {latents.dtype}")
+        decoder.check(status)
+        return True
+
+    def memory(self, layout: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Working memory for a chunk, of one that is done where there is one."""
+        try:
+            memory = self.memories.pop()
+        except IndexError:
+            return aligned(int(layout[END]))
+        return memory if memory.size >= layout[END] else aligned(int(layout[END]))
 
     def chunk(self, quality: int, shape: tuple[int, int, int], extent: tuple[int, int, int]) -> "NativeChunk":
         """See `FastPrior.chunk`."""
@@ -228,24 +284,18 @@ class NativeChunk(FastChunk):
     ) -> None:
         self.prior, self.quality, self.shape, self.extent = prior, quality, shape, extent
         self._layout = prior.layout(shape, extent)
-        try:  # of a chunk that is done
-            self._memory = prior.memories.pop()
-        except IndexError:
-            self._memory = np.empty(0, np.uint8)
-        if self._memory.size < self._layout[-1]:
-            self._memory = aligned(int(self._layout[-1]))
+        self._memory = prior.memory(self._layout)
+        self._placed: list[tuple[int, Integers]] = []
 
     @property
     def latents(self) -> NDArray[np.int16]:
-        """The latents placed so far, (C, h, w), channels last in memory."""
-        return self._collected(np.dtype(np.int16))[0]
-
-    def _collected(self, dtype: "np.dtype[np.signedinteger]") -> tuple[NDArray[Any], bool]:
-        """`latents` in another type, and whether that holds them."""
-        channels, rows, columns = self.shape
-        y = np.zeros((rows, columns, channels), dtype)
-        fit = collect(self._memory, self._layout, self.prior.slot, self.extent[0], y)
-        return y.transpose(2, 0, 1), bool(fit)
+        """The latents placed so far, (C, h, w)."""
+        y, (quads, rows, columns) = np.zeros(self.shape, np.int16), self.extent
+        for k, values in self._placed:
+            for p, part in enumerate(values.reshape(GROUPS, quads, rows, columns)):
+                i, j = POSITIONS[p]
+                y[p ^ k : GROUPS * quads : GROUPS, i : 2 * rows : 2, j : 2 * columns : 2] = part
+        return y
 
     def begin(self, z: NDArray[np.int64]) -> None:
         """See `FastChunk.begin`."""
@@ -266,19 +316,20 @@ class NativeChunk(FastChunk):
 
     def _prepare(self, k: int) -> None:
         """The codes of what step k codes, in the working memory."""
-        prior, (_, rows, columns) = self.prior, self.shape
-        of_step, (quads, cell_rows, cell_columns) = prior.steps[k], self.extent
+        prior, (_, rows, columns), (quads, cell_rows, cell_columns) = self.prior, self.shape, self.extent
+        steps, (of_contexts, contexts) = prior.steps, prior.contexts(int(self._layout[SEEN_QUADS]))
         step(
-            prior.instructions, k, prior.parameters, of_step.layers, of_step.contexts, of_step.heads, of_step.shifts,
-            self.quality, rows, columns, prior.context, prior.context + prior.width, prior.slot, self._memory,
+            prior.instructions, k, prior.parameters, steps.layers[k], of_contexts, contexts[k], steps.heads[k],
+            steps.shifts[k], self.quality, rows, columns, prior.context, prior.context + prior.width, self._memory,
             self._layout, quads, cell_rows, cell_columns,
         )  # fmt: skip
 
     def place(self, k: int, values: Integers) -> None:
         """See `FastChunk.place`."""
-        prior, size = self.prior, self.shape[1:]
-        if not place(values, k, *self.extent, *size, prior.slot, prior.compress, self._memory, self._layout):
+        prior = self.prior
+        if not place(values, k, *self.extent, *self.shape[1:], prior.lifted, self._memory, self._layout):
             raise out_of_range(values)
+        self._placed.append((k, values))
 
     def price(
         self, latents: NDArray[np.int16], tables: TableSet, near: NDArray[np.float32], codes: Integers,
@@ -289,36 +340,19 @@ class NativeChunk(FastChunk):
         again and again. `near` are the `near_bits` of the tables."""
         prior, (_, rows, columns) = self.prior, self.shape
         by_position[:] = 0
-        start_again(self._memory, self._layout)
+        forget(self._memory, self._layout)
         for k in range(GROUPS):
             self._prepare(k)
             price_step(
-                latents, k, *self.extent, rows, columns, prior.slot, prior.compress, self._memory, self._layout,
-                near, tables.low, tables.size, tables.offset, tables.cost, codes, bits, by_position,
+                latents, k, *self.extent, rows, columns, prior.lifted, self._memory, self._layout, near, tables.low,
+                tables.size, tables.offset, tables.cost, codes, bits, by_position,
             )  # fmt: skip
 
     def done(self) -> None:
         """Gives the working memory to the next chunk. Nothing else may be called after it."""
         self.prior.memories.append(self._memory)
 
-    def read(self, decoder: RansDecoder, dtype: "np.dtype[np.signedinteger]") -> NDArray[np.signedinteger]:
-        """Decodes all steps after `begin`: the latents (C, h, w). Raises FormatError where the stream is broken, or
-        `dtype` does not hold a latent."""
-        prior, (_, rows, columns) = self.prior, self.shape
-        tables, (data, cursors, states) = decoder.tables, decoder.state
-        looked_up, places = look_ups(tables), prior.places(self.shape, self.extent)
-        for k in range(GROUPS):
-            self._prepare(k)
-            status = read_step(
-                k, *self.extent, rows, columns, prior.slot, data, cursors, states, looked_up, tables.mode,
-                tables.low, tables.size, tables.freq, tables.cdf, tables.coarse, prior.lifted, places, self._memory,
-                self._layout,
-            )  # fmt: skip
-            if status == BAD_LATENT:
-                raise out_of_range(cursors[2:].astype(np.int32))
-            decoder.check(status)
-        latents, fit = self._collected(dtype)
-        if not fit:
-            raise beyond(self.latents, dtype)
-        self.done()
-        return latents
+
+def _unchanging(array: NDArray[Any]) -> NDArray[Any]:
+    array.setflags(write=False)
+    return array

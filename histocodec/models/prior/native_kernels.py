@@ -14,7 +14,7 @@ from histocodec.kernels.distributions import CODES, codes, predict, transpose
 from histocodec.kernels.epilogues import ACTIVATE_UP
 from histocodec.kernels.instructions import AMX
 from histocodec.kernels.jit import jit
-from histocodec.kernels.layers import address, clear, dense
+from histocodec.kernels.layers import address, clear, clear_raised, dense
 from histocodec.kernels.products import TALL_TILE, TILE, depthwise_row, products, tiles_off, tiles_on
 from histocodec.models.config import GROUPS
 from histocodec.models.prior.graph import LATENT_LIMIT, LINEAR_CLIP, POSITIONS
@@ -23,16 +23,19 @@ Row = NDArray[Any]
 
 # Parts of the working memory: sums of a tile; codes of 16 cells before they are transposed, and what is predicted for
 # them; what `mix` sees; the context with a border; what `mix` gives; z; `h_s` at a quarter and at half of the side,
-# with a border and without; the latents' bytes (4 positions, cells, 4 steps, quads); the latents with a border, int16
-# (rows, columns, 4 groups, quads); the codes of a step (4 positions, quads, cells) int32, which the values that are
-# read replace; which cells of a row of these are not 0, int32. Cells of the latents are a little more apart than they
-# need to be: with powers of two, all cells would share a few sets of the first-level cache.
+# with a border and without; the latents' bytes (4 positions, cells, 3 steps, quads); the latents with a border, limited
+# to what the predictor sees, int16 (rows, columns, 4 groups, quads); the codes of a step (4 positions, quads, cells)
+# int32, which the values that are read replace; which of a row of these are not 0, int32.
 SUMS, FLAT, PREDICTED, MIXED, CONTEXT, OUT, HYPER, SMALL, SMALL_OUT, HALF, HALF_OUT, SEEN, LATENTS, STEP, LISTED = (
     range(15)
 )
 END = 15
+# What the layout says besides: how many bytes a cell has for the latents of a step, and in all; how many quads the
+# latents have; and how many bytes a position has for them. Cells and positions are a little more apart than they need
+# to be: with powers of two, all would share a few sets of the first-level cache.
+SEEN_QUADS, CELL_BYTES, LATENT_QUADS, POSITION_BYTES = range(END + 1, END + 5)
 CELLS = 16  # that are done together
-SEEN_GAP, LATENTS_GAP = 64, 32  # bytes between cells, and between positions
+GAP = 64  # bytes at least between cells
 
 
 @jit
@@ -65,10 +68,21 @@ def _dense_up(
 
 @jit
 def forget(memory: Row, layout: Row) -> None:
-    """Has the context see no latents."""
-    words = memory.view(np.uint64)
-    for n in range(layout[SEEN] // 8, layout[SEEN + 1] // 8):
-        words[n] = np.uint64(0x8080808080808080)  # zeros, 128 too high
+    """Forgets the latents placed so far, but not what `hyper` gave."""
+    base = address(memory)
+    clear(base + layout[LATENTS], layout[LATENTS + 1] - layout[LATENTS])
+    clear_raised(base + layout[SEEN], layout[SEEN + 1] - layout[SEEN])
+
+
+@jit
+def _clear_border(bordered: int, rows: int, columns: int, channels: int) -> None:
+    """Zeros around a buffer."""
+    across = (columns + 2) * channels
+    clear(bordered, across)
+    for row in range(1, rows + 1):
+        clear(bordered + row * across, channels)
+        clear(bordered + row * across + across - channels, channels)
+    clear(bordered + (rows + 1) * across, across)
 
 
 @jit
@@ -85,8 +99,9 @@ def hyper(
     half, half_out = base + layout[HALF], base + layout[HALF_OUT]
     if instructions == AMX:
         tiles_on(acc)
-    for part in (SMALL, HALF, LATENTS):
-        clear(base + layout[part], layout[part + 1] - layout[part])
+    _clear_border(small, rows // 4, columns // 4, width)
+    _clear_border(half, rows // 2, columns // 2, width)
+    _clear_border(base + layout[CONTEXT], rows, columns, first)
     forget(memory, layout)
     r, c = rows // 4, columns // 4
     for row in range(r):
@@ -116,43 +131,39 @@ def hyper(
 
 @jit
 def step(
-    instructions: int, k: int, parameters: Row, layers: Row, contexts: Row, heads: Row, shifts: Row, quality: int,
-    rows: int, columns: int, context: int, stride: int, slot: int, memory: Row, layout: Row, quads: int,
+    instructions: int, k: int, parameters: Row, layers: Row, of_contexts: Row, contexts: Row, heads: Row, shifts: Row,
+    quality: int, rows: int, columns: int, context: int, stride: int, memory: Row, layout: Row, quads: int,
     cell_rows: int, cell_columns: int,
 ) -> None:  # fmt: skip
     """The codes of what step k codes, from the latents placed so far: (4, quads, cells) int32, without gaps, into the
-    working memory's last part. `layers` are the context's neighbours and the mix; `contexts` the context's layer of
-    each position; `heads` (4 groups, blocks of 32 channels) are [w, bias, quads, weights and bias of the predictor,
-    base index, bytes of a quality's]; `shifts` those of means and deviations. `slot` is how many bytes a position has
-    for a step."""
+    working memory. `layers` are the context's neighbours and the mix; `contexts` the context's layer of each
+    position, with parameters `of_contexts`; `heads` (4 groups, blocks of 32 channels) are [w, bias, quads, weights and
+    bias of the predictor, base index, bytes of a quality's]; `shifts` those of means and deviations."""
     start, base = address(parameters), address(memory)
     acc, flat, predicted = base + layout[SUMS], base + layout[FLAT], base + layout[PREDICTED]
     mixed, bordered, out = base + layout[MIXED], base + layout[CONTEXT], base + layout[OUT]
     seen, latents, coded = base + layout[SEEN], base + layout[LATENTS], base + layout[STEP]
-    across, cell_bytes = columns // 2, GROUPS * slot + SEEN_GAP
+    across, cell_bytes, slot, contexts_at = columns // 2, layout[CELL_BYTES], layout[LATENT_QUADS], address(of_contexts)
     if instructions == AMX:
         tiles_on(acc)
     if k:
-        clear(bordered, layout[CONTEXT + 1] - layout[CONTEXT])
         for p in range(GROUPS):
             i, j = POSITIONS[p][0], POSITIONS[p][1]
             for row in range(min(rows // 2, cell_rows + 1)):
                 at = seen + (p * rows // 2 + row) * across * cell_bytes
                 to = bordered + ((2 * row + i + 1) * (columns + 2) + j + 1) * context
                 _dense_up(
-                    instructions, at, cell_bytes, across, start, contexts[p], contexts[p, 1], acc, to, 2 * context
+                    instructions, at, cell_bytes, across, contexts_at, contexts[p], contexts[p, 1], acc, to, 2 * context
                 )  # fmt: skip
         _spatial(instructions, bordered, 2 * cell_rows, columns, context, start, layers[0], mixed, stride)
     else:
         clear(predicted, CELLS * CODES)
     source, mix = mixed if k else mixed + context, layers[1]
-    for row in range(2 * cell_rows):
-        _dense_up(
-            instructions, source + row * columns * stride, stride, columns, start, mix, mix[1] + quality * mix[5], acc,
-            out + row * columns * context, context,
-        )  # fmt: skip
+    _dense_up(
+        instructions, source, stride, 2 * cell_rows * columns, start, mix, mix[1] + quality * mix[5], acc, out, context
+    )  # fmt: skip
     tile = TALL_TILE if instructions == AMX else TILE
-    position_bytes = 2 * GROUPS * slot + LATENTS_GAP
+    position_bytes = layout[POSITION_BYTES]
     row_bytes = (columns + 2) * position_bytes
     room = -(-cell_columns // CELLS) * CELLS
     plane = 4 * cell_rows * room
@@ -193,27 +204,27 @@ def step(
 
 @jit
 def put(
-    value: Any, k: int, p: int, quad: int, cell: int, columns: int, cell_columns: int, positions: int, slot: int,
-    compress: Row, memory: Row, halves: Row, seen: int, latents: int,
+    value: Any, k: int, p: int, quad: int, cell: int, rows: int, columns: int, cell_columns: int, lifted: Row,
+    memory: Row, halves: Row, layout: Row,
 ) -> None:  # fmt: skip
-    """Writes one latent that is not 0 where the next steps look for it, and `finish`. `positions` are cells at each
-    position of a cell; `halves` is the memory as int16; `seen` and `latents` are indices in the two."""
+    """Writes one latent that is not 0 where the next steps look for it. `halves` is the memory as int16; `lifted` are
+    the bytes of latents from -LINEAR_CLIP on."""
     row, column = cell // cell_columns, cell % cell_columns
-    place = (2 * row + POSITIONS[p][0] + 1) * (columns + 2) + 2 * column + POSITIONS[p][1] + 1
-    halves[latents + place * (GROUPS * slot + LATENTS_GAP // 2) + (p ^ k) * slot + quad] = value
-    small = np.int64(compress[min(abs(value), LINEAR_CLIP)])
-    at = p * positions + row * (columns // 2) + column
-    memory[seen + at * (GROUPS * slot + SEEN_GAP) + k * slot + quad] = 128 + (small if value > 0 else -small)
+    limited: Any = min(max(value, -LINEAR_CLIP), LINEAR_CLIP)
+    at = (2 * row + POSITIONS[p][0] + 1) * (columns + 2) + 2 * column + POSITIONS[p][1] + 1
+    at = (layout[LATENTS] + at * layout[POSITION_BYTES]) // 2 + (p ^ k) * layout[LATENT_QUADS] + quad
+    halves[at] = limited
+    at = p * rows * columns // 4 + row * (columns // 2) + column
+    memory[layout[SEEN] + at * layout[CELL_BYTES] + k * layout[SEEN_QUADS] + quad] = lifted[limited + LINEAR_CLIP]
 
 
 @jit
 def place(
-    values: Row, k: int, quads: int, cell_rows: int, cell_columns: int, rows: int, columns: int, slot: int,
-    compress: Row, memory: Row, layout: Row,
+    values: Row, k: int, quads: int, cell_rows: int, cell_columns: int, rows: int, columns: int, lifted: Row,
+    memory: Row, layout: Row,
 ) -> bool:  # fmt: skip
     """Writes one step's elements, in coding order, where `put` does; False where one is not int16."""
-    halves, seen, latents, n = memory.view(np.int16), layout[SEEN], layout[LATENTS] // 2, 0
-    positions = rows * columns // 4
+    halves, n = memory.view(np.int16), 0
     for p in range(GROUPS):
         for quad in range(quads):
             for cell in range(cell_rows * cell_columns):
@@ -222,37 +233,5 @@ def place(
                 if value != 0:
                     if value < -LATENT_LIMIT or value >= LATENT_LIMIT:
                         return False
-                    put(
-                        value, k, p, quad, cell, columns, cell_columns, positions, slot, compress, memory, halves, seen,
-                        latents,
-                    )  # fmt: skip
+                    put(value, k, p, quad, cell, rows, columns, cell_columns, lifted, memory, halves, layout)
     return True
-
-
-@jit
-def collect(memory: Row, layout: Row, slot: int, quads: int, y: Row) -> bool:
-    """The latents placed so far, of which the first `quads` may be other than 0 → y (rows, columns, channels), int8 or
-    int16, where there are zeros; False where it does not hold them."""
-    lost = np.int16(0)
-    halves, per = memory.view(np.int16), GROUPS * slot + LATENTS_GAP // 2
-    for row in range(y.shape[0]):
-        for column in range(y.shape[1]):
-            first = layout[LATENTS] // 2 + ((row + 1) * (y.shape[1] + 2) + column + 1) * per
-            a, b, c, d = (
-                halves[first : first + quads],
-                halves[first + slot : first + slot + quads],
-                halves[first + 2 * slot : first + 2 * slot + quads],
-                halves[first + 3 * slot : first + 3 * slot + quads],
-            )
-            out = y[row, column]
-            for quad in range(quads):
-                out[4 * quad] = a[quad]
-                out[4 * quad + 1] = b[quad]
-                out[4 * quad + 2] = c[quad]
-                out[4 * quad + 3] = d[quad]
-            for quad in range(quads):
-                at = 4 * quad
-                lost |= (
-                    (out[at] ^ a[quad]) | (out[at + 1] ^ b[quad]) | (out[at + 2] ^ c[quad]) | (out[at + 3] ^ d[quad])
-                )
-    return bool(lost == 0)

@@ -5,30 +5,22 @@ import numpy as np
 from histocodec.entropy.cost import NEAR, bits_of
 from histocodec.kernels.distributions import TABLE_BITS
 from histocodec.kernels.jit import jit
-from histocodec.kernels.layers import address, clear
 from histocodec.models.config import GROUPS
 from histocodec.models.prior.graph import POSITIONS
-from histocodec.models.prior.native_kernels import LATENTS, SEEN, STEP, Row, forget, put
-
-
-@jit
-def start_again(memory: Row, layout: Row) -> None:
-    """Forgets the latents placed so far, but not what `hyper` gave."""
-    clear(address(memory) + layout[LATENTS], layout[LATENTS + 1] - layout[LATENTS])
-    forget(memory, layout)
+from histocodec.models.prior.native_kernels import STEP, Row, put
 
 
 @jit
 def price_step(
-    latents: Row, k: int, quads: int, cell_rows: int, cell_columns: int, rows: int, columns: int, slot: int,
-    compress: Row, memory: Row, layout: Row, near: Row, low: Row, size: Row, offset: Row, cost: Row, codes: Row,
+    latents: Row, k: int, quads: int, cell_rows: int, cell_columns: int, rows: int, columns: int, lifted: Row,
+    memory: Row, layout: Row, near: Row, low: Row, size: Row, offset: Row, cost: Row, codes: Row,
     bits: Row, by_position: Row,
 ) -> None:  # fmt: skip
     """Of the latents (h, w, C) int16 that step k codes: writes code and bits of each, (h, w, C) int32 and float32, adds
     the bits to those of its position, (h, w), and places them for the next steps. Elements beyond (h, w) are 0, and
     cost nothing. `near` is what `near_bits` gives."""
     numbers, halves, first = memory.view(np.int32), memory.view(np.int16), layout[STEP] // 4
-    seen, placed, positions, cells = layout[SEEN], layout[LATENTS] // 2, rows * columns // 4, cell_rows * cell_columns
+    cells = cell_rows * cell_columns
     for p in range(GROUPS):
         i, j = POSITIONS[p][0], POSITIONS[p][1]
         for cell in range(cells):
@@ -48,10 +40,7 @@ def price_step(
                 found_codes[channel], found_bits[channel] = code, found
                 total += found
                 if value != 0 and k + 1 < GROUPS:
-                    put(
-                        value, k, p, quad, cell, columns, cell_columns, positions, slot, compress, memory, halves, seen,
-                        placed,
-                    )  # fmt: skip
+                    put(value, k, p, quad, cell, rows, columns, cell_columns, lifted, memory, halves, layout)
                 at += cells
                 channel += GROUPS
             by_position[row, column] += total
