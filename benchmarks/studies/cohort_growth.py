@@ -10,7 +10,6 @@ reports on it.
 """
 
 import random
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -184,6 +183,8 @@ def measure_ledger(rows: int) -> LedgerCost:
         began = time.perf_counter()
         write_report(path, Path(text) / "report", pictures=0)
         reported = time.perf_counter() - began
+        import resource  # here: Windows has none
+
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return LedgerCost(rows, path.stat().st_size, made, speed, pending, reported, peak)
 
