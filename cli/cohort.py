@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from histocodec.cli.cohort_run import INCOMPLETE, MAX_LISTED, embed_command, run_command, verify_command
+from histocodec.cli.cohort_run import INCOMPLETE, embed_command, list_errors, run_command, verify_command
 from histocodec.cli.cohort_search import index_command, tune_command
 from histocodec.cli.options import (
     Location,
+    OrderedGroup,
     device_option,
     integer,
     json_option,
@@ -25,12 +26,7 @@ if TYPE_CHECKING:
     from histocodec.formats.cohort.plan import PlanReport
 
 
-class _Group(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order below, where click would sort them
-
-
-@click.group("cohort", cls=_Group, short_help="Compress many slides, on many machines.")
+@click.group("cohort", cls=OrderedGroup, short_help="Compress many slides, on many machines.")
 def command() -> None:
     """Compress a whole archive of slides, on one machine or a cluster.
 
@@ -108,10 +104,7 @@ def plan_command(
         print_json(report)
     else:
         print_facts(_plan_facts(report))
-        for problem in report.unreadable[:MAX_LISTED]:
-            say(f"  {problem.error}")
-        if len(report.unreadable) > MAX_LISTED:
-            say(f"  and {len(report.unreadable) - MAX_LISTED} more; --json lists all")
+        list_errors([problem.error for problem in report.unreadable], "--json lists all")
     if report.unreadable:
         say(f"histocodec: error: {count_text(len(report.unreadable), 'slide')} cannot be opened")
         context.exit(INCOMPLETE)

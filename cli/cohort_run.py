@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,13 +210,22 @@ def _run(
         print_json(report)
     else:
         print_facts(_run_facts(report))
-        for failure in report.failures[:MAX_LISTED]:
-            say(f"  {failure.error if failure.source in failure.error else f'{failure.source}: {failure.error}'}")
-        if len(report.failures) > MAX_LISTED:
-            say(f"  and {len(report.failures) - MAX_LISTED} more; --json and `cohort report` list all")
+        errors = [
+            failure.error if failure.source in failure.error else f"{failure.source}: {failure.error}"
+            for failure in report.failures
+        ]
+        list_errors(errors, "--json and `cohort report` list all")
     if report.failures:
         say(f"histocodec: error: {count_text(report.failed, 'slide')} failed")
         context.exit(INCOMPLETE)
+
+
+def list_errors(errors: Sequence[str], rest: str) -> None:
+    """Print the first errors to stderr, and how many more there are; `rest` says where those are listed."""
+    for error in errors[:MAX_LISTED]:
+        say(f"  {error}")
+    if len(errors) > MAX_LISTED:
+        say(f"  and {len(errors) - MAX_LISTED} more; {rest}")
 
 
 def _progress_note(progress: "Progress") -> str:

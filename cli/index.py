@@ -8,6 +8,7 @@ import click
 
 from histocodec.cli.options import (
     Location,
+    OrderedGroup,
     json_option,
     label_option,
     location_arguments,
@@ -27,12 +28,7 @@ if TYPE_CHECKING:
 slides_argument = location_arguments("slides", "SLIDE...")
 
 
-class _Group(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order below, where click would sort them
-
-
-@click.group("index", cls=_Group, short_help="Gather the vectors of many slides.")
+@click.group("index", cls=OrderedGroup, short_help="Gather the vectors of many slides.")
 def command() -> None:
     """Build or change an index: a folder with the vectors of many slides.
 

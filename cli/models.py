@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from histocodec.cli.options import json_option, option, overwrite_option, path_argument
+from histocodec.cli.options import OrderedGroup, json_option, option, overwrite_option, path_argument
 from histocodec.report import print_facts, print_json, say
 from histocodec.text import size_text
 
@@ -14,12 +14,7 @@ if TYPE_CHECKING:
     from histocodec.formats.container.model_files import InstalledModel
 
 
-class _Group(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order below, where click would sort them
-
-
-@click.group("models", cls=_Group, short_help="List, export and add models.")
+@click.group("models", cls=OrderedGroup, short_help="List, export and add models.")
 def command() -> None:
     """List the installed models, write one to a file, or add one.
 

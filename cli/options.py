@@ -54,6 +54,14 @@ class SectionedCommand(click.Command):
                 formatter.write_dl([(names.ljust(width), text) for names, text in section])
 
 
+class OrderedGroup(click.Group):
+    """Commands in the order in which they are declared, where click would sort them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, in the order of the help."""
+        return list(self.commands)
+
+
 def option(*names: str, **attributes: Any) -> Callable[[Command], Command]:
     """Declare an option, as `click.option` does."""
     return click.option(*names, cls=Option, **attributes)
