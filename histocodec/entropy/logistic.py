@@ -1,7 +1,7 @@
 """Frequency tables of logistic distributions, made in whole numbers alone, so that no file need store them.
 
 Table 8 i + p has the scale 2^((i - 17) / 5) and the mean p / 8: like a model's tables, for a caller that subtracts the
-integer part of the mean. Follows "Tables of exact pixels" in SPEC.md.
+integer part of the mean. The bytes of `histocodec.codec.exact` are coded with them.
 """
 
 from functools import lru_cache
@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from histocodec.entropy.tables import PRECISION, TOTAL, TableSet
+from histocodec.entropy.tables import TOTAL, TableSet
 
 SCALES, PHASES = 48, 8
 MOST_REACH = 255
@@ -30,12 +30,15 @@ RARE = 12
 @lru_cache(maxsize=1)
 def logistic_tables() -> TableSet:
     """The 384 tables."""
-    rows = [_table(shares, reach, phase) for shares, reach in map(_shares, range(SCALES)) for phase in range(PHASES)]
-    low = [-reach for reach in (_shares(i)[1] for i in range(SCALES)) for _ in range(PHASES)]
+    rows = [
+        (reach, _table(shares, reach, phase))
+        for shares, reach in map(_shares, range(SCALES))
+        for phase in range(PHASES)
+    ]
     return TableSet(
-        low=np.array(low, np.int16),
-        size=np.array([len(row) - 1 for row in rows], np.uint16),
-        freq=np.concatenate(rows),
+        low=np.array([-reach for reach, _ in rows], np.int16),
+        size=np.array([len(row) - 1 for _, row in rows], np.uint16),
+        freq=np.concatenate([row for _, row in rows]),
     )
 
 
@@ -50,7 +53,6 @@ def costs() -> NDArray[np.float64]:
     return cost
 
 
-@lru_cache(maxsize=SCALES)
 def _shares(scale: int) -> tuple[tuple[int, ...], int]:
     """The share of all, in 2^-48, of what lies above the mean by less than n - 1/2 eighths, for n = 0 … ; and the reach
     of the scale's tables."""
@@ -72,6 +74,3 @@ def _table(shares: tuple[int, ...], reach: int, phase: int) -> NDArray[np.uint16
     free = TOTAL - len(edges)  # each value and ESCAPE have 1 at least
     starts = [number + ((edge - edges[0]) * free >> 48) for number, edge in enumerate(edges)]
     return np.diff([*starts, TOTAL]).astype(np.uint16)
-
-
-assert PRECISION == 14
