@@ -166,6 +166,12 @@ def test_the_border_is_swiped_by_pointer_and_keys(page: "Page", address: str) ->
     until(page, "document.getElementById('psnr').textContent.startsWith('PSNR')")
 
 
+def test_a_place_that_was_asked_for_is_shown_though_the_page_wrote_its_own(page: "Page", address: str) -> None:
+    opened(page, address, "#1200,800,1")
+    page.evaluate("location.hash = '#700,900,2'; history.replaceState(null, '', '#1200,800,1')")
+    until(page, "Math.round(osd.viewport.getCenter(true).x * 2400) === 700")
+
+
 def test_side_by_side_both_show_the_same_place(page: "Page", address: str) -> None:
     opened(page, address, "#1200,800,1")
     page.get_by_text("Side by side", exact=True).click()

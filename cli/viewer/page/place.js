@@ -41,8 +41,9 @@ export function follow(viewer, slide) {
     clearTimeout(timer);
     timer = setTimeout(write, 200);
   });
-  addEventListener("hashchange", () => {
-    const place = parse(location.hash);
-    if (place && location.hash !== own) go(viewer, slide, place, false);
+  addEventListener("hashchange", (event) => {
+    const asked = new URL(event.newURL).hash; // `write` may have replaced the address since
+    const place = parse(asked);
+    if (place && asked !== own) go(viewer, slide, place, false);
   });
 }
